@@ -1,1 +1,24 @@
-//! x
+//! Starling: an etcd v3 server without a leader.
+//!
+//! To its clients every member is an etcd of its own; between members changes travel by gossip. The layers,
+//! in reading order, each of which may name those before it:
+//!
+//! * [`types`], [`time`], [`error`]: the words that all layers share.
+//! * [`storage`]: bytes on disk, by fjall.
+//! * [`engine`]: what etcd clients may observe: revisions, transactions, watches, leases. Pure: no
+//!   clock, thread, socket or random source of its own.
+//! * [`node`]: the runtime around it: the one writer, clocks, background work.
+//! * [`api`] and [`http`]: etcd's gRPC services, and the plain HTTP paths on the same port.
+//! * [`config`]: etcd's flags, environment and configuration file.
+//!
+//! `docs/architecture.md` has the map with its invariants.
+
+pub mod api;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod http;
+pub mod node;
+pub mod storage;
+pub mod time;
+pub mod types;

@@ -1,0 +1,4 @@
+//! What etcd clients may observe.
+
+pub mod command;
+pub mod watch;

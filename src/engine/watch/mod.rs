@@ -1,0 +1,105 @@
+//! Watch: every change of a set of keys, in order, without gaps.
+
+use crate::types::{KeyRange, KeyValue, Revision};
+
+/// A watcher to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchCreate {
+    /// The keys.
+    pub range: KeyRange,
+    /// From which revision on, inclusive, as the client sent it; zero is from now on.
+    pub start_revision: i64,
+    /// The id that the client chose; zero takes the next free one.
+    pub id: i64,
+    /// Whether events carry the pair as it was before.
+    pub prev_kv: bool,
+    /// Leave out puts.
+    pub no_put: bool,
+    /// Leave out deletes.
+    pub no_delete: bool,
+    /// Report the revision now and then when nothing happens.
+    pub progress_notify: bool,
+    /// Split large replies.
+    pub fragment: bool,
+}
+
+/// What a watch stream says to its client.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WatchReply {
+    /// The watcher is there; events follow.
+    Created {
+        /// Its id.
+        id: i64,
+        /// The current revision.
+        revision: Revision,
+    },
+    /// There is no watcher.
+    Refused {
+        /// Why.
+        reason: WatchRefusal,
+        /// The current revision.
+        revision: Revision,
+    },
+    /// Changes, whole revisions at a time.
+    Events {
+        /// Whose.
+        id: i64,
+        /// At least the revision of the last event.
+        revision: Revision,
+        /// In order.
+        events: Vec<Event>,
+        /// Whether the client wants it split where it is large.
+        fragment: bool,
+    },
+    /// The watcher has ended at the client's wish.
+    Canceled {
+        /// Which.
+        id: i64,
+        /// The current revision.
+        revision: Revision,
+    },
+    /// The watcher has ended because what it needs next is compacted.
+    Compacted {
+        /// Which.
+        id: i64,
+        /// The last compaction.
+        compacted: Revision,
+    },
+    /// Everything up to this revision has been sent.
+    Progress {
+        /// To this watcher, or to all of the stream.
+        id: Option<i64>,
+        /// The revision.
+        revision: Revision,
+    },
+}
+
+/// Why a watcher could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchRefusal {
+    /// The stream has a watcher of that id.
+    DuplicateId,
+    /// No key can be in the range.
+    EmptyRange,
+    /// The start revision is negative.
+    NegativeStart,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Put or delete.
+    pub kind: EventKind,
+    /// The pair after the change; of a delete only key and mod revision mean anything.
+    pub kv: KeyValue,
+    /// The pair before, if asked for and still there.
+    pub prev_kv: Option<KeyValue>,
+}
+
+/// What happened to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "etcd's names say it")]
+pub enum EventKind {
+    Put,
+    Delete,
+}

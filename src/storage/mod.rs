@@ -1,0 +1,160 @@
+//! Bytes on disk: an ordered, atomic, durable map, and the records that are kept in it.
+//!
+//! ```text
+//! engine ──▶ Store ──▶ Disk (fjall: journal, memtable, tables)
+//!               └────▶ Memory (the simulator, `--volatile`, and the double that loses power)
+//! ```
+//!
+//! There are two spaces: the [`Space::Log`], where every entry lives under its revision and which *is* the
+//! data, and [`Space::Meta`], a few rows about the store itself. [`schema`] has every record,
+//! `docs/storage-format.md` describes them byte by byte.
+//!
+//! Contract, the same for every kind of store:
+//! * A [`Batch`] is atomic over both spaces: after a crash either all of it is there or nothing.
+//! * [`Store::commit`] with [`Durability::Fsync`] returns after the batch, and every batch before it, would
+//!   survive a loss of power. [`Durability::Buffered`] survives a crash of the process only.
+//! * A batch becomes visible to readers as a whole, no later than `commit` returns.
+//! * Rows of the log are written once and never changed; they may be deleted.
+//! * After an error of `commit` the store is unusable: what it holds is unknown until it is opened again.
+//!
+//! Nothing here knows etcd, a clock or a thread of its own (fjall has some).
+
+mod codec;
+mod disk;
+mod journal;
+mod memory;
+pub mod schema;
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+pub use disk::{Disk, DiskOptions};
+pub use memory::{Fault, Memory};
+
+use crate::error::StoreError;
+
+/// The result of an access to the store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// A part of the store with keys of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Space {
+    /// Entries by revision: append-only, so that the tables on disk never overlap.
+    Log,
+    /// Rows about the store: format, identity, compaction.
+    Meta,
+}
+
+/// What a commit outlives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The loss of power.
+    Fsync,
+    /// The end of the process, for work that is done again if it gets lost.
+    Buffered,
+}
+
+/// One change of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Writes a row.
+    Put(Space, Bytes, Bytes),
+    /// Removes a row, present or not.
+    Delete(Space, Bytes),
+}
+
+/// Changes that become durable and visible together. A later change of a row wins over an earlier one.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    changes: Vec<Change>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Adds a row.
+    pub fn put(&mut self, space: Space, key: Bytes, value: Bytes) {
+        self.bytes += key.len() + value.len();
+        self.changes.push(Change::Put(space, key, value));
+    }
+
+    /// Adds the removal of a row.
+    pub fn delete(&mut self, space: Space, key: Bytes) {
+        self.bytes += key.len();
+        self.changes.push(Change::Delete(space, key));
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// How many changes it has.
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Keys and values together, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The changes, in order.
+    pub fn into_changes(self) -> Vec<Change> {
+        self.changes
+    }
+}
+
+/// Rows in key order.
+pub type Rows = Box<dyn Iterator<Item = Result<(Bytes, Bytes)>> + Send>;
+
+/// An open store. Cheap to clone; all clones are the same store.
+#[derive(Clone)]
+pub enum Store {
+    /// On disk, by fjall.
+    Disk(Disk),
+    /// In memory.
+    Memory(Memory),
+}
+
+impl Store {
+    /// Makes a batch durable and visible. Blocks for as long as the disk takes.
+    pub fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
+        match self {
+            Self::Disk(disk) => disk.commit(batch, durability),
+            Self::Memory(memory) => memory.commit(batch, durability),
+        }
+    }
+
+    /// One row, as of now. The bytes share no memory with larger blocks.
+    pub fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
+        match self {
+            Self::Disk(disk) => disk.row(space, key),
+            Self::Memory(memory) => memory.row(space, key),
+        }
+    }
+
+    /// The rows between two keys, as of now, in key order; later commits do not show up in it.
+    pub fn rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
+        match self {
+            Self::Disk(disk) => disk.rows(space, from, to),
+            Self::Memory(memory) => memory.rows(space, from, to),
+        }
+    }
+
+    /// The bytes that the store takes on disk now (in memory: of its rows).
+    pub fn disk_bytes(&self) -> u64 {
+        match self {
+            Self::Disk(disk) => disk.disk_bytes(),
+            Self::Memory(memory) => memory.disk_bytes(),
+        }
+    }
+
+    /// The bytes that the file system below still has for us, where there is one.
+    pub fn free_bytes(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Disk(disk) => disk.free_bytes().map(Some),
+            Self::Memory(memory) => Ok(memory.free_bytes()),
+        }
+    }
+}

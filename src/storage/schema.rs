@@ -1,0 +1,372 @@
+//! Every record that a store holds: key layout, value layout, one type each.
+//!
+//! The log's key is `(revision, n)`, both big-endian, so that rows are appended in key order. One row is one
+//! op; the ops of an entry are neighbours, and each row carries its entry's origin, seq and time, so that a
+//! row can go without a look at the others. An entry that shows takes the next revision and starts at `n = 0`;
+//! what takes none (internal records, and later losers) stands under the current revision with the next `n`.
+//!
+//! `docs/storage-format.md` has the bytes. Change it, [`FORMAT_VERSION`] and this file together.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::codec::{Reader, corrupt, put_bytes, put_varint, put_zigzag};
+use crate::error::StoreError;
+use crate::time::Timestamp;
+use crate::types::{ClusterId, KeyValue, LeaseId, MemberId, Revision};
+
+/// The version of everything in this file. A store of a greater one is refused.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The bytes of a log key.
+const PLACE_BYTES: usize = 12;
+/// The bytes of a row that hold neither key nor value, roughly, for a first allocation.
+const ROW_HEADER_BYTES: usize = 40;
+
+/// Where a row of the log stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The revision of the entry, or the one that was current.
+    pub revision: Revision,
+    /// Its number under that revision.
+    pub n: u32,
+}
+
+impl Place {
+    /// The first place of a revision.
+    pub fn first_of(revision: Revision) -> Self {
+        Self { revision, n: 0 }
+    }
+
+    /// The key of the row.
+    pub fn encode(self) -> Bytes {
+        let mut key = [0; PLACE_BYTES];
+        key[..8].copy_from_slice(&self.revision.0.to_be_bytes());
+        key[8..].copy_from_slice(&self.n.to_be_bytes());
+        Bytes::copy_from_slice(&key)
+    }
+
+    /// Reads a key.
+    pub fn decode(key: &[u8]) -> Result<Self, StoreError> {
+        let (revision, n) = key.split_first_chunk().ok_or_else(|| corrupt("log key is too short"))?;
+        let n = n.try_into().map_err(|_| corrupt("log key has the wrong length"))?;
+        Ok(Self { revision: Revision(u64::from_be_bytes(*revision)), n: u32::from_be_bytes(n) })
+    }
+}
+
+/// An origin by its number in this store: see [`Meta::Origin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OriginIndex(pub u32);
+
+/// What orders entries everywhere, as a row stores it. `(time, origin, seq)` is the total order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// When the entry was accepted.
+    pub time: Timestamp,
+    /// By which run of which member.
+    pub origin: OriginIndex,
+    /// As which of its entries; the first is 1.
+    pub seq: u64,
+}
+
+/// One row of the log: one op of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Of the entry.
+    pub stamp: Stamp,
+    /// Which of the entry's ops this is.
+    pub op_number: u32,
+    /// Whether it is the entry's last op.
+    pub last: bool,
+    /// What it does.
+    pub op: Op,
+}
+
+/// What a row does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a key. `mod_revision` is the revision of the row's place.
+    Put(KeyValue),
+    /// Removes a key.
+    Delete {
+        /// The key.
+        key: Bytes,
+        /// The put that it removed.
+        seen: Stamp,
+    },
+    /// Writes an internal record, which takes no revision.
+    InternalPut {
+        /// Of which kind.
+        table: Table,
+        /// Its key within that kind.
+        key: Bytes,
+        /// Its value.
+        value: Bytes,
+    },
+    /// Removes an internal record.
+    InternalDelete {
+        /// Of which kind.
+        table: Table,
+        /// Its key within that kind.
+        key: Bytes,
+    },
+}
+
+/// The kinds of internal records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// Leases: `id (i64 big-endian) -> ttl in seconds (varint)`.
+    Lease = 1,
+}
+
+const KIND_PUT: u8 = 1;
+const KIND_DELETE: u8 = 2;
+const KIND_INTERNAL_PUT: u8 = 3;
+const KIND_INTERNAL_DELETE: u8 = 4;
+const KIND_MASK: u8 = 0x3f;
+/// Set on the last op of an entry.
+const FLAG_LAST: u8 = 0x80;
+
+impl Row {
+    /// The value of the row at `place`.
+    pub fn encode(&self, place: Place) -> Bytes {
+        let mut out = BytesMut::with_capacity(ROW_HEADER_BYTES + self.op.payload_bytes());
+        let last = if self.last { FLAG_LAST } else { 0 };
+        out.put_u8(self.op.kind() | last);
+        put_stamp(&mut out, self.stamp);
+        put_varint(&mut out, u64::from(self.op_number));
+        self.op.encode(place, &mut out);
+        out.freeze()
+    }
+
+    /// Reads the row at `place`. Keys and values share the memory of `row`.
+    pub fn decode(place: Place, row: Bytes) -> Result<Self, StoreError> {
+        let mut reader = Reader::new(row);
+        let kind = reader.u8()?;
+        let stamp = take_stamp(&mut reader)?;
+        let op_number = take_u32(&mut reader)?;
+        let op = Op::decode(kind & KIND_MASK, place, reader)?;
+        Ok(Self { stamp, op_number, last: kind & FLAG_LAST != 0, op })
+    }
+}
+
+impl Op {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Put(_) => KIND_PUT,
+            Self::Delete { .. } => KIND_DELETE,
+            Self::InternalPut { .. } => KIND_INTERNAL_PUT,
+            Self::InternalDelete { .. } => KIND_INTERNAL_DELETE,
+        }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Put(kv) => kv.key.len() + kv.value.len(),
+            Self::Delete { key, .. } | Self::InternalDelete { key, .. } => key.len(),
+            Self::InternalPut { key, value, .. } => key.len() + value.len(),
+        }
+    }
+
+    fn encode(&self, place: Place, out: &mut BytesMut) {
+        match self {
+            Self::Put(kv) => {
+                let age = place.revision.0.checked_sub(kv.create_revision.0);
+                put_varint(out, age.expect("a key is created before it is modified"));
+                put_varint(out, kv.version);
+                put_zigzag(out, kv.lease.0);
+                put_bytes(out, &kv.key);
+                out.put_slice(&kv.value);
+            }
+            Self::Delete { key, seen } => {
+                put_stamp(out, *seen);
+                put_bytes(out, key);
+            }
+            Self::InternalPut { table, key, value } => {
+                out.put_u8(*table as u8);
+                put_bytes(out, key);
+                out.put_slice(value);
+            }
+            Self::InternalDelete { table, key } => {
+                out.put_u8(*table as u8);
+                put_bytes(out, key);
+            }
+        }
+    }
+
+    fn decode(kind: u8, place: Place, mut reader: Reader) -> Result<Self, StoreError> {
+        match kind {
+            KIND_PUT => {
+                let age = reader.varint()?;
+                let create = place.revision.0.checked_sub(age);
+                let create = create.ok_or_else(|| corrupt("key is older than the store"))?;
+                let version = reader.varint()?;
+                let lease = LeaseId(reader.zigzag()?);
+                let key = reader.bytes()?;
+                Ok(Self::Put(KeyValue {
+                    key,
+                    create_revision: Revision(create),
+                    mod_revision: place.revision,
+                    version,
+                    value: reader.rest(),
+                    lease,
+                }))
+            }
+            KIND_DELETE => {
+                let seen = take_stamp(&mut reader)?;
+                let key = reader.bytes()?;
+                reader.end()?;
+                Ok(Self::Delete { key, seen })
+            }
+            KIND_INTERNAL_PUT => {
+                let table = take_table(&mut reader)?;
+                let key = reader.bytes()?;
+                Ok(Self::InternalPut { table, key, value: reader.rest() })
+            }
+            KIND_INTERNAL_DELETE => {
+                let table = take_table(&mut reader)?;
+                let key = reader.bytes()?;
+                reader.end()?;
+                Ok(Self::InternalDelete { table, key })
+            }
+            _ => Err(StoreError::Corrupt(format!("row at {place:?} is of unknown kind {kind}"))),
+        }
+    }
+}
+
+/// A lease as it is stored: everything but its deadline, which only memory knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRecord {
+    /// Its id.
+    pub id: LeaseId,
+    /// Its time to live, in seconds, as granted.
+    pub ttl_seconds: u64,
+}
+
+impl LeaseRecord {
+    /// The key of the record of lease `id`.
+    pub fn key(id: LeaseId) -> Bytes {
+        Bytes::copy_from_slice(&id.0.to_be_bytes())
+    }
+
+    /// The value of this record.
+    pub fn value(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        put_varint(&mut out, self.ttl_seconds);
+        out.freeze()
+    }
+
+    /// Reads the id out of a key.
+    pub fn id(key: &[u8]) -> Result<LeaseId, StoreError> {
+        let id = key.try_into().map_err(|_| corrupt("lease id has the wrong length"))?;
+        Ok(LeaseId(i64::from_be_bytes(id)))
+    }
+
+    /// Reads a record.
+    pub fn decode(key: &[u8], value: Bytes) -> Result<Self, StoreError> {
+        let mut reader = Reader::new(value);
+        let record = Self { id: Self::id(key)?, ttl_seconds: reader.varint()? };
+        reader.end()?;
+        Ok(record)
+    }
+}
+
+/// The rows about the store itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meta {
+    /// Who this store belongs to.
+    Identity(Identity),
+    /// An origin whose entries are here, by its number.
+    Origin(OriginIndex, Origin),
+    /// The last compaction: older revisions cannot be read.
+    Compacted(Revision),
+}
+
+/// Whose store it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The member.
+    pub member: MemberId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+}
+
+/// One run of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// The member.
+    pub member: MemberId,
+    /// How often it had been started, this start included.
+    pub run: u64,
+}
+
+const META_IDENTITY: u8 = 1;
+const META_ORIGIN: u8 = 2;
+const META_COMPACTED: u8 = 3;
+
+impl Meta {
+    /// The key and value of the row.
+    pub fn encode(self) -> (Bytes, Bytes) {
+        let (mut key, mut value) = (BytesMut::new(), BytesMut::new());
+        match self {
+            Self::Identity(identity) => {
+                key.put_u8(META_IDENTITY);
+                value.put_u64_le(identity.member.0);
+                value.put_u64_le(identity.cluster.0);
+            }
+            Self::Origin(index, origin) => {
+                key.put_u8(META_ORIGIN);
+                key.put_u32(index.0);
+                value.put_u64_le(origin.member.0);
+                value.put_u64_le(origin.run);
+            }
+            Self::Compacted(revision) => {
+                key.put_u8(META_COMPACTED);
+                value.put_u64_le(revision.0);
+            }
+        }
+        (key.freeze(), value.freeze())
+    }
+
+    /// Reads a row.
+    pub fn decode(key: &[u8], value: Bytes) -> Result<Self, StoreError> {
+        let mut reader = Reader::new(value);
+        let meta = match key {
+            [META_IDENTITY] => Self::Identity(Identity {
+                member: MemberId(reader.u64()?),
+                cluster: ClusterId(reader.u64()?),
+            }),
+            [META_ORIGIN, index @ ..] => {
+                let index = index.try_into().map_err(|_| corrupt("origin key has the wrong length"))?;
+                let origin = Origin { member: MemberId(reader.u64()?), run: reader.u64()? };
+                Self::Origin(OriginIndex(u32::from_be_bytes(index)), origin)
+            }
+            [META_COMPACTED] => Self::Compacted(Revision(reader.u64()?)),
+            _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
+        };
+        reader.end()?;
+        Ok(meta)
+    }
+}
+
+fn put_stamp(out: &mut BytesMut, stamp: Stamp) {
+    put_varint(out, u64::from(stamp.origin.0));
+    put_varint(out, stamp.seq);
+    out.put_u64_le(stamp.time.0);
+}
+
+fn take_stamp(reader: &mut Reader) -> Result<Stamp, StoreError> {
+    let origin = OriginIndex(take_u32(reader)?);
+    let seq = reader.varint()?;
+    Ok(Stamp { time: Timestamp(reader.u64()?), origin, seq })
+}
+
+fn take_u32(reader: &mut Reader) -> Result<u32, StoreError> {
+    u32::try_from(reader.varint()?).map_err(|_| corrupt("number is out of range"))
+}
+
+fn take_table(reader: &mut Reader) -> Result<Table, StoreError> {
+    match reader.u8()? {
+        1 => Ok(Table::Lease),
+        table => Err(StoreError::Corrupt(format!("unknown internal table {table}"))),
+    }
+}

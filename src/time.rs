@@ -1,0 +1,92 @@
+//! Hybrid logical time: a clock that follows the wall clock and never goes back.
+//!
+//! Each entry carries one [`Timestamp`]. It is greater than everything its origin had seen, so
+//! "happened before" implies "smaller"; among concurrent entries it follows wall clocks as well as
+//! those agree. See Kulkarni et al., "Logical Physical Clocks" (2014).
+
+use std::fmt;
+
+/// Bits of a packed timestamp that count within one millisecond.
+const COUNTER_BITS: u32 = 16;
+
+/// Milliseconds since 1970 and a counter within the millisecond, packed so that integer order is
+/// time order. 48 bits of milliseconds last until the year 10889.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The first timestamp of a millisecond.
+    pub fn from_millis(millis: u64) -> Self {
+        Self(millis << COUNTER_BITS)
+    }
+
+    /// The wall-clock part, in milliseconds since 1970.
+    pub fn millis(self) -> u64 {
+        self.0 >> COUNTER_BITS
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.millis(), self.0 & ((1 << COUNTER_BITS) - 1))
+    }
+}
+
+/// What the shell tells the core about time: it never asks for it itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds since 1970 by the wall clock, for timestamps.
+    pub wall_millis: u64,
+    /// Milliseconds since some fixed point by a clock that never jumps, for deadlines.
+    pub monotonic_millis: u64,
+}
+
+/// The hybrid clock of one member.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HybridClock {
+    last: Timestamp,
+}
+
+impl HybridClock {
+    /// A clock that is already past `last`.
+    pub fn after(last: Timestamp) -> Self {
+        Self { last }
+    }
+
+    /// The time of a new entry: past everything seen, and not behind the wall clock.
+    pub fn tick(&mut self, now: Now) -> Timestamp {
+        let next = Timestamp(self.last.0 + 1).max(Timestamp::from_millis(now.wall_millis));
+        assert!(next > self.last, "hybrid time went from {} to {next}", self.last);
+        self.last = next;
+        next
+    }
+
+    /// Takes note of a time that someone else used.
+    pub fn observe(&mut self, seen: Timestamp) {
+        self.last = self.last.max(seen);
+    }
+
+    /// The greatest time given out or seen.
+    pub fn last(&self) -> Timestamp {
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(wall_millis: u64) -> Now {
+        Now { wall_millis, monotonic_millis: 0 }
+    }
+
+    #[test]
+    fn never_repeats_or_goes_back() {
+        let mut clock = HybridClock::default();
+        let times = [5, 5, 3, 9, 1].map(|wall| clock.tick(at(wall)));
+        assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
+        assert_eq!(times.map(Timestamp::millis), [5, 5, 5, 9, 9]);
+        clock.observe(Timestamp::from_millis(50));
+        assert!(clock.tick(at(10)) > Timestamp::from_millis(50));
+    }
+}

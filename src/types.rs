@@ -1,0 +1,167 @@
+//! Identifiers and bounds that every layer may name.
+
+use std::fmt;
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+/// One running server; random, persisted with its data, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId(pub u64);
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// The set of members that share one keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub u64);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// A lease as clients name it. 0 is "no lease"; negative ids are legal when a client chooses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct LeaseId(pub i64);
+
+impl LeaseId {
+    /// The lease of a key that has none.
+    pub const NONE: Self = Self(0);
+
+    /// Whether this names a lease at all.
+    pub fn is_some(self) -> bool {
+        self != Self::NONE
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// A member's own dense counter of visible changes. A fresh store is at 1, its first write makes 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Revision(pub u64);
+
+impl Revision {
+    /// The revision of a store that was never written.
+    pub const FIRST: Self = Self(1);
+
+    /// The next revision.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// The revision before this one; that of zero is zero.
+    #[must_use]
+    pub fn prev(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// As clients see it. Counters stay below 2^41, so nothing is lost.
+    #[expect(clippy::cast_possible_wrap, reason = "counters stay below 2^41")]
+    pub fn shown(self) -> i64 {
+        debug_assert!(self.0 <= i64::MAX as u64, "revision {} out of range", self.0);
+        self.0 as i64
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A set of keys as etcd's requests describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    /// The first key of the range.
+    pub start: Bytes,
+    /// Where it ends.
+    pub end: RangeEnd,
+}
+
+/// The end of a [`KeyRange`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RangeEnd {
+    /// Only the key `start`.
+    Single,
+    /// Every key from `start` up to this one, which is left out.
+    Before(Bytes),
+    /// Every key from `start` on.
+    Unbounded,
+}
+
+impl KeyRange {
+    /// The range of one key.
+    pub fn single(key: Bytes) -> Self {
+        Self { start: key, end: RangeEnd::Single }
+    }
+
+    /// Every key there is.
+    pub fn all() -> Self {
+        Self { start: Bytes::new(), end: RangeEnd::Unbounded }
+    }
+
+    /// Reads etcd's pair of fields: an empty `range_end` is one key, a single zero byte is "no end".
+    pub fn from_request(key: Bytes, range_end: Bytes) -> Self {
+        let end = match range_end.as_ref() {
+            [] => RangeEnd::Single,
+            [0] => RangeEnd::Unbounded,
+            _ => RangeEnd::Before(range_end),
+        };
+        Self { start: key, end }
+    }
+
+    /// Whether this range names one key only.
+    pub fn is_single(&self) -> bool {
+        self.end == RangeEnd::Single
+    }
+
+    /// Whether no key can be in it.
+    pub fn is_empty(&self) -> bool {
+        matches!(&self.end, RangeEnd::Before(end) if *end <= self.start)
+    }
+
+    /// Whether `key` is in it.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        match &self.end {
+            RangeEnd::Single => key == self.start,
+            RangeEnd::Before(end) => key >= self.start.as_ref() && key < end.as_ref(),
+            RangeEnd::Unbounded => key >= self.start.as_ref(),
+        }
+    }
+
+    /// The upper bound, for ordered collections.
+    pub fn upper(&self) -> Bound<&[u8]> {
+        match &self.end {
+            RangeEnd::Single => Bound::Included(&self.start),
+            RangeEnd::Before(end) => Bound::Excluded(end),
+            RangeEnd::Unbounded => Bound::Unbounded,
+        }
+    }
+}
+
+/// A live key at some revision, as clients see it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct KeyValue {
+    /// The key.
+    pub key: Bytes,
+    /// The revision at which the key last came into being.
+    pub create_revision: Revision,
+    /// The revision of its last put.
+    pub mod_revision: Revision,
+    /// How many puts since it came into being, that one included.
+    pub version: u64,
+    /// Its value.
+    pub value: Bytes,
+    /// Its lease, if any.
+    pub lease: LeaseId,
+}
