@@ -1,4 +1,57 @@
-//! What etcd clients may observe.
+//! What etcd clients may observe: one keyspace with dense revisions, transactions, watches and leases.
+//!
+//! ```text
+//!   Command ──▶ Writer ── evaluates, fills a batch ──▶ commit (one fsync) ──▶ publish ──▶ replies, events
+//!                 │                                                            │
+//!                 └──────────────── Mvcc (index, log, cache) ◀── readers ──────┘──▶ watch::Hub ──▶ streams
+//! ```
+//!
+//! One [`Writer`] changes everything, one command after the other; [`Mvcc`] is what it shares with readers.
+//! [`lease::Lessor`] keeps deadlines, [`watch::Hub`] tells watchers what happened. Nothing here waits, sleeps, draws
+//! a random number or asks for the time: the `node` layer passes that in.
+//!
+//! Vocabulary: a *revision* counts visible changes of the store, a *version* the puts of one key since it came into
+//! being. A *compaction* gives up what was current before its revision.
+//!
+//! Invariants
+//! * A change is visible (to readers, watchers and in replies) only after it is durable.
+//! * A command that is refused has changed nothing.
+//! * Every visible change takes exactly one revision; all of a transaction's changes share one.
 
 pub mod command;
+pub mod lease;
+pub mod mvcc;
+pub mod txn;
 pub mod watch;
+mod writer;
+
+use crate::error::{Error, Invalid, StoreError};
+
+pub use writer::{Options, Writer};
+
+/// Why an operation did not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The client gets an answer, and nothing has changed.
+    Refused(Error),
+    /// The store is broken: the member must stop.
+    Broken(StoreError),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        Self::Refused(invalid.into())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Broken(error)
+    }
+}

@@ -1,16 +1,33 @@
 //! The one way into a running member, for the `api` layer: cheap to clone, safe to use from any thread.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::TrySendError;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::clock::SystemClock;
+use super::driver::{Queue, Task};
 use crate::engine::command::{
-    DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put, PutReply, Range, RangeReply, Reply, Txn,
-    TxnReply,
+    Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put, PutReply, Range,
+    RangeReply, Reply, Txn, TxnOp, TxnReply,
 };
-use crate::engine::watch::{WatchCreate, WatchReply};
-use crate::error::Result;
+use crate::engine::lease::{KeepAlive, Lessor};
+use crate::engine::mvcc::{Mvcc, Reader, StateHash};
+use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
+use crate::engine::{Failure, Writer, txn};
+use crate::error::{Error, Result, StoreError};
 use crate::types::{ClusterId, LeaseId, MemberId, Revision};
 
-/// A running member.
-#[derive(Clone)]
-pub struct Handle {}
+/// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
+const INLINE_KEYS_MAX: u64 = 512;
+/// How long a keep-alive waits for the revocation of a lease that has run out.
+const REVOCATION_POLL: Duration = Duration::from_millis(20);
+/// How often a watch stream looks whether a progress notification is due, as a part of the interval.
+const PROGRESS_LOOKS: u32 = 10;
+const PROGRESS_LOOK_MIN: Duration = Duration::from_millis(10);
 
 /// Who this member is, for headers and member lists.
 #[derive(Clone, Debug)]
@@ -48,60 +65,349 @@ pub struct Status {
     pub term: u64,
     /// The keys that live now.
     pub keys: u64,
+    /// Open watch streams.
+    pub watch_streams: u64,
+    /// Watchers that have been told everything.
+    pub watchers: u64,
+    /// Leases.
+    pub leases: u64,
 }
 
-/// A hash over the live keys at a revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HashKv {
-    /// CRC-32C over keys, values, stamps and leases.
-    pub hash: u32,
-    /// The revision that was hashed.
-    pub revision: Revision,
-    /// The last compaction; zero if there was none.
-    pub compacted: Revision,
+/// What requests need to know.
+#[derive(Clone, Debug)]
+pub struct RequestOptions {
+    /// Operations that one transaction may have.
+    pub txn_ops_max: usize,
+    /// How long a request may take.
+    pub timeout: Duration,
+    /// After how long without events a watcher that wants it is told the revision.
+    pub progress_interval: Duration,
+}
+
+/// What all handles of a member share with its writer.
+pub(super) struct Shared {
+    pub(super) mvcc: Arc<Mvcc>,
+    pub(super) lessor: Arc<Lessor>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) clock: SystemClock,
+    pub(super) member: Member,
+    pub(super) options: RequestOptions,
+    pub(super) quota_bytes: Option<u64>,
+    pub(super) term: u64,
+    entries: AtomicU64,
+    no_space: AtomicBool,
+    stopping: watch::Sender<bool>,
+    failure: Mutex<Option<StoreError>>,
+    failed: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(
+        writer: &Writer,
+        member: Member,
+        options: RequestOptions,
+        quota_bytes: Option<u64>,
+        clock: SystemClock,
+    ) -> Self {
+        Self {
+            mvcc: Arc::clone(writer.mvcc()),
+            lessor: Arc::clone(writer.lessor()),
+            hub: Arc::clone(writer.hub()),
+            clock,
+            member,
+            options,
+            quota_bytes,
+            term: writer.run() + 1,
+            entries: AtomicU64::new(writer.entries()),
+            no_space: AtomicBool::new(writer.is_out_of_space()),
+            stopping: watch::Sender::new(false),
+            failure: Mutex::new(None),
+            failed: Notify::new(),
+        }
+    }
+
+    /// Takes over what the writer knows after a commit.
+    pub(super) fn observe(&self, writer: &Writer) {
+        self.entries.store(writer.entries(), Ordering::Relaxed);
+        self.no_space.store(writer.is_out_of_space(), Ordering::Relaxed);
+    }
+
+    /// The store is broken: whoever owns the member must stop the process.
+    pub(super) fn fail(&self, error: StoreError) {
+        let mut failure = self.failure.lock();
+        failure.get_or_insert(error);
+        self.stopping.send_replace(true);
+        self.failed.notify_waiters();
+        self.failed.notify_one();
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    pub(super) async fn failed(&self) -> StoreError {
+        loop {
+            if let Some(error) = self.failure.lock().take() {
+                return error;
+            }
+            self.failed.notified().await;
+        }
+    }
+
+    fn refuse(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Refused(error) => error,
+            Failure::Broken(error) => {
+                self.fail(error);
+                Error::Stopped
+            }
+        }
+    }
+}
+
+/// A running member.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) queue: Queue,
 }
 
 impl Handle {
-    pub fn member(&self) -> &Member { unimplemented!() }
-    pub fn revision(&self) -> Revision { unimplemented!() }
+    /// Who this is.
+    pub fn member(&self) -> &Member {
+        &self.shared.member
+    }
+
+    /// The current revision.
+    pub fn revision(&self) -> Revision {
+        self.shared.mvcc.revision()
+    }
+
     /// etcd's raft term, for headers.
-    pub fn term(&self) -> u64 { unimplemented!() }
-    pub fn status(&self) -> Status { unimplemented!() }
-    pub async fn put(&self, put: Put) -> Result<Reply<PutReply>> { unimplemented!() }
-    pub async fn delete_range(&self, delete: DeleteRange) -> Result<Reply<DeleteRangeReply>> { unimplemented!() }
-    /// Checks the transaction's rules (operation count, duplicate keys) itself.
-    pub async fn txn(&self, txn: Txn) -> Result<Reply<TxnReply>> { unimplemented!() }
-    pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> { unimplemented!() }
-    /// `physical`: answer after the space has been given up, too.
-    pub async fn compact(&self, revision: i64, physical: bool) -> Result<Revision> { unimplemented!() }
-    /// `id` zero draws one.
-    pub async fn lease_grant(&self, id: LeaseId, ttl_seconds: i64) -> Result<Reply<LeaseGrantReply>> { unimplemented!() }
-    pub async fn lease_revoke(&self, id: LeaseId) -> Result<Revision> { unimplemented!() }
-    /// The time to live that the lease starts anew, in seconds; `None` for no such lease.
-    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>> { unimplemented!() }
-    /// `None` for no such lease; keys only if asked for.
-    pub fn lease_status(&self, id: LeaseId, keys: bool) -> Option<LeaseStatus> { unimplemented!() }
-    pub fn leases(&self) -> Vec<LeaseId> { unimplemented!() }
-    /// Hashes the state at a revision (zero or less: the current one).
-    pub async fn hash_kv(&self, revision: i64) -> Result<HashKv> { unimplemented!() }
+    pub fn term(&self) -> u64 {
+        self.shared.term
+    }
+
+    /// How the member is. Asks the file system for sizes.
+    pub fn status(&self) -> Status {
+        let Shared { mvcc, hub, lessor, .. } = &*self.shared;
+        let (watch_streams, watchers) = hub.counts();
+        Status {
+            revision: mvcc.revision(),
+            compacted: mvcc.compacted(),
+            disk_bytes: mvcc.disk_bytes(),
+            live_bytes: mvcc.live_bytes(),
+            quota_bytes: self.shared.quota_bytes,
+            no_space: self.shared.no_space.load(Ordering::Relaxed),
+            entries: self.shared.entries.load(Ordering::Relaxed),
+            term: self.shared.term,
+            keys: mvcc.keys(),
+            watch_streams,
+            watchers,
+            leases: lessor.len(),
+        }
+    }
+
+    /// Writes a key. Returns after its fsync.
+    pub async fn put(&self, put: Put) -> Result<Reply<PutReply>> {
+        match self.execute(Command::Put(put)).await? {
+            Reply { revision, body: CommandReply::Put(body) } => Ok(Reply { revision, body }),
+            other => unreachable!("a put got {other:?}"),
+        }
+    }
+
+    /// Deletes the keys of a range. Returns after its fsync.
+    pub async fn delete_range(&self, delete: DeleteRange) -> Result<Reply<DeleteRangeReply>> {
+        match self.execute(Command::DeleteRange(delete)).await? {
+            Reply { revision, body: CommandReply::DeleteRange(body) } => Ok(Reply { revision, body }),
+            other => unreachable!("a delete got {other:?}"),
+        }
+    }
+
+    /// Does a transaction, on the caller's side if it only reads. Checks its operations first.
+    pub async fn txn(&self, txn: Txn) -> Result<Reply<TxnReply>> {
+        txn.check(self.shared.options.txn_ops_max)?;
+        if txn.is_read_only() {
+            let cost = txn_cost(&txn, &self.shared.mvcc.reader());
+            return self.read(cost, move |reader| txn::read_only(&txn, reader)).await;
+        }
+        match self.execute(Command::Txn(txn)).await? {
+            Reply { revision, body: CommandReply::Txn(body) } => Ok(Reply { revision, body }),
+            other => unreachable!("a transaction got {other:?}"),
+        }
+    }
+
+    /// Reads a range, without the writer.
+    pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
+        let cost = self.shared.mvcc.reader().cost(&range);
+        self.read(cost, move |reader| Ok(Reply { revision: reader.revision(), body: reader.range(&range)? })).await
+    }
+
+    /// Gives up the history before a revision; answers the current one. `physical`: after the space is given up, too.
+    pub async fn compact(&self, revision: i64, physical: bool) -> Result<Revision> {
+        let reply = self.execute(Command::Compact { revision }).await?;
+        if physical {
+            let (done, wait) = oneshot::channel();
+            self.send(Task::AwaitReclaim(self.shared.mvcc.compacted(), done))?;
+            wait.await.map_err(|_| Error::Stopped)??;
+        }
+        Ok(reply.revision)
+    }
+
+    /// Grants a lease; id zero draws one.
+    pub async fn lease_grant(&self, id: LeaseId, ttl_seconds: i64) -> Result<Reply<LeaseGrantReply>> {
+        let id = if id.is_some() { id } else { draw_lease_id() };
+        match self.execute(Command::LeaseGrant { id, ttl_seconds }).await? {
+            Reply { revision, body: CommandReply::LeaseGrant(body) } => Ok(Reply { revision, body }),
+            other => unreachable!("a grant got {other:?}"),
+        }
+    }
+
+    /// Revokes a lease and deletes its keys; answers the revision of that.
+    pub async fn lease_revoke(&self, id: LeaseId) -> Result<Revision> {
+        Ok(self.execute(Command::LeaseRevoke { id }).await?.revision)
+    }
+
+    /// Starts a lease's time anew; answers how many seconds that is, `None` for no such lease. For a lease that has just
+    /// run out it waits until that is settled.
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>> {
+        loop {
+            match self.shared.lessor.keep_alive(id, self.shared.clock.now()) {
+                KeepAlive::Renewed(seconds) => return Ok(Some(seconds)),
+                KeepAlive::Unknown => return Ok(None),
+                KeepAlive::Expiring if *self.shared.stopping.borrow() => return Err(Error::Stopped),
+                KeepAlive::Expiring => tokio::time::sleep(REVOCATION_POLL).await,
+            }
+        }
+    }
+
+    /// What is known of a lease; its keys only if asked for. `None` for no such lease.
+    pub fn lease_status(&self, id: LeaseId, keys: bool) -> Option<LeaseStatus> {
+        self.shared.lessor.status(id, keys, self.shared.clock.now())
+    }
+
+    /// All leases.
+    pub fn leases(&self) -> Vec<LeaseId> {
+        self.shared.lessor.ids()
+    }
+
+    /// Hashes the live state at a revision (zero or less: the current one).
+    pub async fn hash_kv(&self, revision: i64) -> Result<StateHash> {
+        self.read(u64::MAX, move |reader| reader.hash(revision)).await
+    }
+
+    /// Hashes everything that is stored.
+    pub async fn hash(&self) -> Result<u32> {
+        self.read(u64::MAX, |reader| Ok(reader.hash_log()?)).await
+    }
+
     /// A new watch stream: the state of one client's Watch RPC.
-    pub fn watch(&self) -> WatchStream { unimplemented!() }
+    pub fn watch(&self) -> WatchStream {
+        let mail = Arc::new(Notify::new());
+        let waker = Arc::clone(&mail);
+        let waker = Box::new(move || waker.notify_one());
+        let stream = Stream::new(Arc::clone(&self.shared.hub), Arc::clone(&self.shared.mvcc), waker);
+        WatchStream { stream, mail, shared: Arc::clone(&self.shared) }
+    }
+
     /// Resolves when the member starts to stop: streams end then.
-    pub async fn stopping(&self) { unimplemented!() }
+    pub async fn stopping(&self) {
+        let mut stopping = self.shared.stopping.subscribe();
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+
+    /// Reads on the caller's thread if it is quick, on one that may block if not.
+    async fn read<T, F>(&self, cost: u64, f: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Reader<'_>) -> Result<T, Failure> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        let read = move || f(&shared.mvcc.reader()).map_err(|failure| shared.refuse(failure));
+        if cost <= INLINE_KEYS_MAX {
+            return read();
+        }
+        tokio::task::spawn_blocking(read).await.map_err(|_| Error::Stopped)?
+    }
+
+    async fn execute(&self, command: Command) -> Result<Reply<CommandReply>> {
+        let (reply, wait) = oneshot::channel();
+        self.send(Task::Command(command, reply))?;
+        match tokio::time::timeout(self.shared.options.timeout, wait).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    fn send(&self, task: Task) -> Result<()> {
+        self.queue.try_send(task).map_err(|error| match error {
+            TrySendError::Full(_) => Error::TooManyRequests,
+            TrySendError::Disconnected(_) => Error::Stopped,
+        })
+    }
+}
+
+fn txn_cost(txn: &Txn, reader: &Reader<'_>) -> u64 {
+    let compares = txn.compares.iter().map(|compare| reader.cost(&Range::new(compare.range.clone())));
+    let ranges = txn.success.iter().chain(&txn.failure).map(|op| match op {
+        TxnOp::Range(range) => reader.cost(range),
+        _ => 0,
+    });
+    compares.chain(ranges).fold(0, u64::saturating_add)
+}
+
+/// A random positive id, as etcd draws them.
+fn draw_lease_id() -> LeaseId {
+    LeaseId(rand::random_range(1..=i64::MAX))
 }
 
 /// The watchers of one client stream. Dropping it ends them.
-pub struct WatchStream {}
+pub struct WatchStream {
+    stream: Stream,
+    mail: Arc<Notify>,
+    shared: Arc<Shared>,
+}
 
 impl WatchStream {
-    /// Adds a watcher. Its `Created` or `Refused` reply comes through [`Self::next`], before any of its events and in the order of the calls.
-    pub fn create(&mut self, create: WatchCreate) { unimplemented!() }
+    /// Adds a watcher. Its `Created` or `Refused` reply comes through [`Self::next`], before any of its events and in the
+    /// order of the calls.
+    pub fn create(&mut self, create: WatchCreate) {
+        self.stream.create(create);
+    }
+
     /// Ends a watcher; an unknown id is ignored.
-    pub fn cancel(&mut self, id: i64) { unimplemented!() }
+    pub fn cancel(&mut self, id: i64) {
+        self.stream.cancel(id);
+    }
+
     /// Asks for a progress reply for all watchers of the stream.
-    pub fn request_progress(&mut self) { unimplemented!() }
-    /// The next reply. Cancel-safe: a call that is dropped loses nothing. Never ends by itself.
-    pub async fn next(&mut self) -> WatchReply { unimplemented!() }
-    /// The next reply if one is there already, to fill a write with.
-    pub fn try_next(&mut self) -> Option<WatchReply> { unimplemented!() }
+    pub fn request_progress(&mut self) {
+        self.stream.request_progress();
+    }
+
+    /// How many replies wait to be taken: while there are many, the client's requests should wait, too.
+    pub fn backlog(&self) -> usize {
+        self.stream.backlog()
+    }
+
+    /// The next reply. Cancel-safe: a call that is dropped loses nothing. It waits for ever when nothing happens.
+    pub async fn next(&mut self) -> Result<WatchReply> {
+        let interval = self.shared.options.progress_interval;
+        let look = (interval / PROGRESS_LOOKS).max(PROGRESS_LOOK_MIN);
+        loop {
+            if let Some(reply) = self.try_next()? {
+                return Ok(reply);
+            }
+            // A timeout is only the time to look again.
+            let _ = tokio::time::timeout(look, self.mail.notified()).await;
+            let interval_millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+            self.stream.tick(self.shared.clock.now().monotonic_millis, interval_millis);
+        }
+    }
+
+    /// The next reply if there is one already, to fill a write with.
+    pub fn try_next(&mut self) -> Result<Option<WatchReply>> {
+        self.stream.poll().map_err(|error| self.shared.refuse(Failure::Broken(error)))
+    }
 }

@@ -1,5 +1,103 @@
 //! The runtime of a member: threads, queues and clocks. No rules of etcd's are decided here.
+//!
+//! ```text
+//!   Handle (many, async) ──bounded queue──▶ driver thread: Writer, one batch and one fsync at a time
+//!         └── reads ──▶ Mvcc, on the caller's thread
+//! ```
+//!
+//! Shutdown: [`Node::stop`] tells streams to end, lets the driver answer everything that is queued, and returns when the
+//! store is closed. If the store fails, [`Node::failed`] resolves, and the process must end: nothing is answered
+//! from a store that may have lost a write.
 
+mod clock;
+mod compactor;
+mod driver;
 mod handle;
 
-pub use handle::{Handle, HashKv, Member, Status};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+pub use clock::SystemClock;
+pub use compactor::Retention;
+pub use handle::{Handle, Member, RequestOptions, Status, WatchStream};
+
+pub use crate::engine::mvcc::StateHash as HashKv;
+
+use crate::engine::{Options as WriterOptions, Writer};
+use crate::error::StoreError;
+use crate::storage::Store;
+use compactor::Compactor;
+use driver::{Driver, QUEUE_MAX, Task};
+use handle::Shared;
+
+/// Settings of a member.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Its name.
+    pub name: String,
+    /// Where its peers reach it.
+    pub peer_urls: Vec<String>,
+    /// Where its clients reach it.
+    pub client_urls: Vec<String>,
+    /// The engine's settings.
+    pub writer: WriterOptions,
+    /// What requests need to know.
+    pub request: RequestOptions,
+    /// How much history is kept by auto-compaction.
+    pub retention: Retention,
+}
+
+/// A running member.
+pub struct Node {
+    handle: Handle,
+    driver: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    /// Starts a member on a store: reads the log back into memory, then takes requests.
+    pub fn start(store: Store, options: NodeOptions) -> Result<Self, StoreError> {
+        let clock = SystemClock::new();
+        let now = clock.now();
+        let writer = Writer::open(store, &options.writer, now)?;
+        let identity = writer.identity();
+        let member = Member {
+            id: identity.member,
+            cluster: identity.cluster,
+            name: options.name,
+            peer_urls: options.peer_urls,
+            client_urls: options.client_urls,
+        };
+        let shared = Shared::new(&writer, member, options.request, options.writer.quota_bytes, clock);
+        let shared = Arc::new(shared);
+        let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
+        let compactor = Compactor::new(options.retention, now.monotonic_millis);
+        let driver = Driver::new(writer, tasks, Arc::clone(&shared), clock, compactor);
+        let driver = std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
+        Ok(Self { handle: Handle { shared, queue }, driver: Some(driver) })
+    }
+
+    /// A way in.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Resolves when the store has failed, with the reason. The process must end then.
+    pub async fn failed(&self) -> StoreError {
+        self.handle.shared.failed().await
+    }
+
+    /// Tells streams that the member stops. Requests are still answered.
+    pub fn begin_stop(&self) {
+        self.handle.shared.stop();
+    }
+
+    /// Answers what is queued, makes it durable and ends the writer. Blocks until that is done.
+    pub fn stop(mut self) {
+        self.begin_stop();
+        // If the queue is full or gone, the writer is on its way out by itself or will see the hang-up.
+        let _ = self.handle.queue.send(Task::Stop);
+        if let Some(driver) = self.driver.take() {
+            let _ = driver.join();
+        }
+    }
+}

@@ -57,22 +57,23 @@ impl Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OriginIndex(pub u32);
 
-/// What orders entries everywhere, as a row stores it. `(time, origin, seq)` is the total order.
+/// What orders entries everywhere, as a row stores it. An origin never gives two entries the same time, so time and
+/// origin name an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// When the entry was accepted.
     pub time: Timestamp,
     /// By which run of which member.
     pub origin: OriginIndex,
-    /// As which of its entries; the first is 1.
-    pub seq: u64,
 }
 
 /// One row of the log: one op of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Of the entry.
+    /// When and where the entry was accepted.
     pub stamp: Stamp,
+    /// As which entry of its origin; the first is 1.
+    pub seq: u64,
     /// Which of the entry's ops this is.
     pub op_number: u32,
     /// Whether it is the entry's last op.
@@ -133,6 +134,7 @@ impl Row {
         let last = if self.last { FLAG_LAST } else { 0 };
         out.put_u8(self.op.kind() | last);
         put_stamp(&mut out, self.stamp);
+        put_varint(&mut out, self.seq);
         put_varint(&mut out, u64::from(self.op_number));
         self.op.encode(place, &mut out);
         out.freeze()
@@ -143,9 +145,10 @@ impl Row {
         let mut reader = Reader::new(row);
         let kind = reader.u8()?;
         let stamp = take_stamp(&mut reader)?;
+        let seq = reader.varint()?;
         let op_number = take_u32(&mut reader)?;
         let op = Op::decode(kind & KIND_MASK, place, reader)?;
-        Ok(Self { stamp, op_number, last: kind & FLAG_LAST != 0, op })
+        Ok(Self { stamp, seq, op_number, last: kind & FLAG_LAST != 0, op })
     }
 }
 
@@ -279,6 +282,8 @@ pub enum Meta {
     Origin(OriginIndex, Origin),
     /// The last compaction: older revisions cannot be read.
     Compacted(Revision),
+    /// How many entries this member had accepted before its newest run.
+    Entries(u64),
 }
 
 /// Whose store it is.
@@ -302,6 +307,7 @@ pub struct Origin {
 const META_IDENTITY: u8 = 1;
 const META_ORIGIN: u8 = 2;
 const META_COMPACTED: u8 = 3;
+const META_ENTRIES: u8 = 4;
 
 impl Meta {
     /// The key and value of the row.
@@ -323,6 +329,10 @@ impl Meta {
                 key.put_u8(META_COMPACTED);
                 value.put_u64_le(revision.0);
             }
+            Self::Entries(entries) => {
+                key.put_u8(META_ENTRIES);
+                value.put_u64_le(entries);
+            }
         }
         (key.freeze(), value.freeze())
     }
@@ -341,6 +351,7 @@ impl Meta {
                 Self::Origin(OriginIndex(u32::from_be_bytes(index)), origin)
             }
             [META_COMPACTED] => Self::Compacted(Revision(reader.u64()?)),
+            [META_ENTRIES] => Self::Entries(reader.u64()?),
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
         reader.end()?;
@@ -350,14 +361,12 @@ impl Meta {
 
 fn put_stamp(out: &mut BytesMut, stamp: Stamp) {
     put_varint(out, u64::from(stamp.origin.0));
-    put_varint(out, stamp.seq);
     out.put_u64_le(stamp.time.0);
 }
 
 fn take_stamp(reader: &mut Reader) -> Result<Stamp, StoreError> {
     let origin = OriginIndex(take_u32(reader)?);
-    let seq = reader.varint()?;
-    Ok(Stamp { time: Timestamp(reader.u64()?), origin, seq })
+    Ok(Stamp { time: Timestamp(reader.u64()?), origin })
 }
 
 fn take_u32(reader: &mut Reader) -> Result<u32, StoreError> {

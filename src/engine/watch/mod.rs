@@ -1,6 +1,47 @@
 //! Watch: every change of a set of keys, in order, without gaps.
+//!
+//! ```text
+//!   Writer ──publish──▶ Hub ──match──▶ Mailbox of each stream that is concerned ──▶ Stream ──▶ replies
+//!                                                                       log ──▶ (catching up)
+//! ```
+//!
+//! A watcher is *synced* when it has been told everything up to the published revision; then the [`Hub`] matches
+//! each new change against it and puts what concerns it into its stream's mailbox. A watcher that starts in the past,
+//! or whose client reads so slowly that the mailbox overflows, is *behind*: its [`Stream`] reads the log from the
+//! revision that the watcher needs next until it has caught up. So a slow client costs memory up to the bound of
+//! its mailbox, and otherwise only itself.
+//!
+//! Source: etcd `server/storage/mvcc/watchable_store.go`; the rules that clients see are in etcd's
+//! documentation, "Watch API guarantees".
+//!
+//! Invariants
+//! * A synced watcher has been told (or has in its stream's mailbox) everything from its start to the hub's
+//!   published revision; a watcher that is behind everything below its `next`.
+//! * A reply holds whole revisions.
+//! * Nothing below a watcher's start revision is told, no progress either.
+
+mod hub;
+mod matcher;
+mod stream;
+
+use std::sync::Arc;
+
+pub use hub::{Hub, Waker};
+pub use stream::Stream;
 
 use crate::types::{KeyRange, KeyValue, Revision};
+
+/// A visible change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Put or delete.
+    pub kind: EventKind,
+    /// The pair after it; of a delete only key and mod revision mean anything.
+    pub kv: KeyValue,
+}
+
+/// Changes that were published together.
+pub type Changes = Arc<[Change]>;
 
 /// A watcher to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,264 @@
+//! Leases: who holds which keys, and until when.
+//!
+//! A lease is granted and revoked through the log; its deadline is memory only and starts anew with its full time
+//! to live after a start of the member, as etcd's does after an election. A keep-alive therefore writes nothing.
+//!
+//! Source: etcd `server/lease/lessor.go`.
+//!
+//! Invariants
+//! * A key is attached to at most one lease, the one that its newest put names.
+//! * `deadlines` has exactly one entry per lease, unless its revocation is under way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::command::LeaseStatus;
+use crate::error::{Error, Invalid};
+use crate::storage::schema::Place;
+use crate::time::Now;
+use crate::types::LeaseId;
+
+/// The longest time to live that can be granted, in seconds (etcd `MaxLeaseTTL`).
+const TTL_SECONDS_MAX: i64 = 9_000_000_000;
+const MILLIS_PER_SECOND: u64 = 1000;
+
+#[derive(Debug)]
+struct Lease {
+    ttl_seconds: u64,
+    deadline_millis: u64,
+    /// It is overdue, and its revocation is on the way.
+    expiring: bool,
+    keys: BTreeSet<Bytes>,
+    /// Where its record stands in the log.
+    place: Place,
+}
+
+impl Lease {
+    fn ttl_millis(&self) -> u64 {
+        self.ttl_seconds.saturating_mul(MILLIS_PER_SECOND)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    leases: BTreeMap<LeaseId, Lease>,
+    /// By deadline, all leases that may still expire.
+    deadlines: BTreeSet<(u64, LeaseId)>,
+}
+
+/// The leases of this member. The writer grants and revokes; keep-alives come from any thread.
+#[derive(Debug)]
+pub struct Lessor {
+    table: Mutex<Table>,
+    ttl_seconds_min: u64,
+}
+
+/// What came of a keep-alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// It lives for so many seconds more.
+    Renewed(i64),
+    /// It has run out, and its revocation is on the way: ask again when that is done.
+    Expiring,
+    /// There is no such lease.
+    Unknown,
+}
+
+impl Lessor {
+    /// No leases yet. Shorter grants than the minimum are raised to it.
+    pub(super) fn new(ttl_seconds_min: u64) -> Self {
+        Self { table: Mutex::default(), ttl_seconds_min }
+    }
+
+    /// Checks a grant; answers the time to live that it would get, in seconds.
+    pub(super) fn check_grant(&self, id: LeaseId, ttl_seconds: i64) -> Result<u64, Error> {
+        if ttl_seconds > TTL_SECONDS_MAX {
+            return Err(Invalid::LeaseTtlTooLarge.into());
+        }
+        if self.exists(id) {
+            return Err(Error::LeaseExists);
+        }
+        Ok(u64::try_from(ttl_seconds).unwrap_or(0).max(self.ttl_seconds_min))
+    }
+
+    /// Adds a lease with its whole time before it.
+    pub(super) fn grant(&self, id: LeaseId, ttl_seconds: u64, place: Place, now: Now) {
+        let mut table = self.table.lock();
+        let mut lease =
+            Lease { ttl_seconds, deadline_millis: 0, expiring: false, keys: BTreeSet::new(), place };
+        lease.deadline_millis = now.monotonic_millis.saturating_add(lease.ttl_millis());
+        table.deadlines.insert((lease.deadline_millis, id));
+        let before = table.leases.insert(id, lease);
+        assert!(before.is_none(), "lease {id} is granted twice");
+    }
+
+    /// Ends a lease. Answers the place of its record; its keys are the caller's to delete.
+    pub(super) fn revoke(&self, id: LeaseId) -> Result<Place, Error> {
+        let mut table = self.table.lock();
+        let lease = table.leases.remove(&id).ok_or(Error::LeaseNotFound)?;
+        table.deadlines.remove(&(lease.deadline_millis, id));
+        Ok(lease.place)
+    }
+
+    /// Whether there is such a lease.
+    pub fn exists(&self, id: LeaseId) -> bool {
+        self.table.lock().leases.contains_key(&id)
+    }
+
+    /// The keys of a lease, in order.
+    pub(super) fn keys(&self, id: LeaseId) -> Option<Vec<Bytes>> {
+        Some(self.table.lock().leases.get(&id)?.keys.iter().cloned().collect())
+    }
+
+    /// Moves a key from one lease to another; either may be none, or gone.
+    pub(super) fn reattach(&self, key: &[u8], from: LeaseId, to: LeaseId) {
+        if from == to {
+            return;
+        }
+        let mut table = self.table.lock();
+        if let Some(lease) = table.leases.get_mut(&from) {
+            lease.keys.remove(key);
+        }
+        if let Some(lease) = table.leases.get_mut(&to) {
+            lease.keys.insert(Bytes::copy_from_slice(key));
+        }
+    }
+
+    /// Starts a lease's time anew. O(log n), and nothing is written.
+    pub fn keep_alive(&self, id: LeaseId, now: Now) -> KeepAlive {
+        let mut table = self.table.lock();
+        let Table { leases, deadlines } = &mut *table;
+        let Some(lease) = leases.get_mut(&id) else { return KeepAlive::Unknown };
+        if lease.expiring || lease.deadline_millis <= now.monotonic_millis {
+            return KeepAlive::Expiring;
+        }
+        deadlines.remove(&(lease.deadline_millis, id));
+        lease.deadline_millis = now.monotonic_millis.saturating_add(lease.ttl_millis());
+        deadlines.insert((lease.deadline_millis, id));
+        KeepAlive::Renewed(seconds(lease.ttl_seconds))
+    }
+
+    /// Takes up to `max` leases that have run out. Each is given out once; the caller revokes it.
+    pub fn take_expired(&self, now: Now, max: usize) -> Vec<LeaseId> {
+        let mut table = self.table.lock();
+        let mut expired = Vec::new();
+        while expired.len() < max
+            && let Some(&(deadline, id)) = table.deadlines.first()
+            && deadline <= now.monotonic_millis
+        {
+            table.deadlines.pop_first();
+            if let Some(lease) = table.leases.get_mut(&id) {
+                lease.expiring = true;
+            }
+            expired.push(id);
+        }
+        expired
+    }
+
+    /// Gives every lease its full time again, for a member whose clock stood still.
+    pub fn extend_all(&self, now: Now) {
+        let mut table = self.table.lock();
+        let Table { leases, deadlines } = &mut *table;
+        deadlines.clear();
+        for (id, lease) in leases {
+            lease.expiring = false;
+            lease.deadline_millis = now.monotonic_millis.saturating_add(lease.ttl_millis());
+            deadlines.insert((lease.deadline_millis, *id));
+        }
+    }
+
+    /// What is known of a lease; its keys only if wanted.
+    pub fn status(&self, id: LeaseId, with_keys: bool, now: Now) -> Option<LeaseStatus> {
+        let table = self.table.lock();
+        let lease = table.leases.get(&id)?;
+        let left = i128::from(lease.deadline_millis) - i128::from(now.monotonic_millis);
+        let left = left.div_euclid(i128::from(MILLIS_PER_SECOND));
+        Some(LeaseStatus {
+            remaining_seconds: i64::try_from(left).unwrap_or(i64::MAX),
+            granted_seconds: seconds(lease.ttl_seconds),
+            keys: if with_keys { lease.keys.iter().cloned().collect() } else { Vec::new() },
+        })
+    }
+
+    /// How many leases there are.
+    pub fn len(&self) -> u64 {
+        self.table.lock().leases.len() as u64
+    }
+
+    /// All leases, in the order of their ids.
+    pub fn ids(&self) -> Vec<LeaseId> {
+        self.table.lock().leases.keys().copied().collect()
+    }
+}
+
+fn seconds(ttl_seconds: u64) -> i64 {
+    i64::try_from(ttl_seconds).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Revision;
+
+    const PLACE: Place = Place { revision: Revision(1), n: 0 };
+
+    fn at(seconds: u64) -> Now {
+        Now { wall_millis: 0, monotonic_millis: seconds * MILLIS_PER_SECOND }
+    }
+
+    fn lessor() -> Lessor {
+        let lessor = Lessor::new(2);
+        lessor.grant(LeaseId(7), 10, PLACE, at(0));
+        lessor
+    }
+
+    #[test]
+    fn grants_are_bounded() {
+        let lessor = lessor();
+        assert_eq!(lessor.check_grant(LeaseId(7), 10), Err(Error::LeaseExists));
+        assert_eq!(lessor.check_grant(LeaseId(8), -3), Ok(2));
+        assert_eq!(lessor.check_grant(LeaseId(8), TTL_SECONDS_MAX), Ok(9_000_000_000));
+        let too_long = lessor.check_grant(LeaseId(8), TTL_SECONDS_MAX + 1);
+        assert_eq!(too_long, Err(Invalid::LeaseTtlTooLarge.into()));
+    }
+
+    #[test]
+    fn a_lease_expires_once_unless_it_is_kept_alive() {
+        let lessor = lessor();
+        assert_eq!(lessor.keep_alive(LeaseId(7), at(9)), KeepAlive::Renewed(10));
+        assert_eq!(lessor.take_expired(at(18), 10), []);
+        assert_eq!(lessor.keep_alive(LeaseId(7), at(19)), KeepAlive::Expiring);
+        assert_eq!(lessor.take_expired(at(19), 10), [LeaseId(7)]);
+        assert_eq!(lessor.take_expired(at(19), 10), []);
+        assert_eq!(lessor.keep_alive(LeaseId(7), at(19)), KeepAlive::Expiring);
+        assert_eq!(lessor.revoke(LeaseId(7)), Ok(PLACE));
+        assert_eq!(lessor.keep_alive(LeaseId(7), at(19)), KeepAlive::Unknown);
+        assert_eq!(lessor.revoke(LeaseId(7)), Err(Error::LeaseNotFound));
+    }
+
+    #[test]
+    fn a_key_has_one_lease() {
+        let lessor = lessor();
+        lessor.grant(LeaseId(8), 10, PLACE, at(0));
+        lessor.reattach(b"k", LeaseId::NONE, LeaseId(7));
+        lessor.reattach(b"k", LeaseId(7), LeaseId(8));
+        assert_eq!(lessor.keys(LeaseId(7)).unwrap(), Vec::<Bytes>::new());
+        let status = lessor.status(LeaseId(8), true, at(3)).unwrap();
+        assert_eq!(status.keys, [&b"k"[..]]);
+        assert_eq!((status.remaining_seconds, status.granted_seconds), (7, 10));
+        assert_eq!(lessor.status(LeaseId(8), false, at(12)).unwrap().remaining_seconds, -2);
+        lessor.reattach(b"k", LeaseId(8), LeaseId::NONE);
+        assert_eq!(lessor.keys(LeaseId(8)).unwrap(), Vec::<Bytes>::new());
+    }
+
+    #[test]
+    fn after_a_long_sleep_every_lease_starts_anew() {
+        let lessor = lessor();
+        assert_eq!(lessor.take_expired(at(60), 10), [LeaseId(7)]);
+        lessor.extend_all(at(60));
+        assert_eq!(lessor.keep_alive(LeaseId(7), at(69)), KeepAlive::Renewed(10));
+        assert_eq!(lessor.take_expired(at(80), 10), [LeaseId(7)]);
+    }
+}

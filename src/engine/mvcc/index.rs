@@ -1,0 +1,538 @@
+//! The index: every key that has a history, and where in the log each of its versions stands.
+//!
+//! A B+tree in memory, rebuilt from the log at start. Values stay on disk. Each inner node keeps a
+//! [`Summary`] per child, so that the live keys of any range are counted in O(log n), and a walk over what
+//! compaction can free skips every subtree that has nothing to give.
+//!
+//! Invariants
+//! * Keys are in order, each once; every leaf but a lone root has at least one entry.
+//! * The versions of a key are in revision order, and a tombstone never follows a tombstone.
+//! * The summary of a child is the sum over its entries.
+
+use std::ops::ControlFlow;
+
+use crate::storage::schema::{Place, Stamp};
+use crate::types::{KeyRange, LeaseId, RangeEnd, Revision};
+
+/// The entries of a leaf at most. 64 entries are 4 KiB: an insertion moves 2 KiB on average.
+const LEAF_ENTRIES_MAX: usize = 64;
+/// The children of an inner node at most.
+const CHILDREN_MAX: usize = 64;
+/// Set in [`Version::tag`] for a tombstone; the rest is the size.
+const DEAD: u32 = 1 << 31;
+
+/// One version of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) struct Version {
+    revision: Revision,
+    n: u32,
+    tag: u32,
+}
+
+impl Version {
+    /// A put of a row of `size` bytes.
+    pub(super) fn put(place: Place, size: u32) -> Self {
+        assert!(size < DEAD, "a row of {size} bytes");
+        Self { revision: place.revision, n: place.n, tag: size }
+    }
+
+    /// A tombstone of a row of `size` bytes.
+    pub(super) fn tombstone(place: Place, size: u32) -> Self {
+        assert!(size < DEAD, "a row of {size} bytes");
+        Self { revision: place.revision, n: place.n, tag: size | DEAD }
+    }
+
+    /// Where its row stands.
+    pub(in crate::engine) fn place(self) -> Place {
+        Place { revision: self.revision, n: self.n }
+    }
+
+    /// The bytes of its row.
+    pub(super) fn size(self) -> u32 {
+        self.tag & !DEAD
+    }
+
+    /// Whether it is a tombstone.
+    pub(super) fn is_dead(self) -> bool {
+        self.tag & DEAD != 0
+    }
+}
+
+/// What the index knows of the newest version of a key beyond its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) struct Latest {
+    /// Where it stands. A tombstone leaves nothing else that matters.
+    pub(in crate::engine) head: Version,
+    /// When the key came into being.
+    pub(in crate::engine) create_revision: Revision,
+    /// How many puts since.
+    pub(in crate::engine) version: u64,
+    /// Its lease.
+    pub(in crate::engine) lease: LeaseId,
+    /// The stamp of the put, for deletes to name what they saw.
+    pub(in crate::engine) stamp: Stamp,
+}
+
+/// Every version of a key that is still kept.
+#[derive(Clone, Debug)]
+pub(super) struct History {
+    latest: Latest,
+    /// Older versions, oldest first. Boxed: most keys have none.
+    #[expect(clippy::box_collection, reason = "one word for the many keys that have no history")]
+    older: Option<Box<Vec<Version>>>,
+}
+
+impl History {
+    fn new(latest: Latest) -> Self {
+        Self { latest, older: None }
+    }
+
+    /// The newest version.
+    pub(super) fn latest(&self) -> &Latest {
+        &self.latest
+    }
+
+    /// The newest version if the key lives.
+    pub(super) fn alive(&self) -> Option<&Latest> {
+        (!self.latest.head.is_dead()).then_some(&self.latest)
+    }
+
+    /// The version that is current at `revision`, a tombstone too.
+    pub(super) fn at(&self, revision: Revision) -> Option<Version> {
+        if self.latest.head.revision <= revision {
+            return Some(self.latest.head);
+        }
+        let older = self.older.as_deref()?;
+        let newer = older.partition_point(|version| version.revision <= revision);
+        newer.checked_sub(1).map(|i| older[i])
+    }
+
+    fn push(&mut self, latest: Latest) {
+        let before = std::mem::replace(&mut self.latest, latest);
+        assert!(before.head.place() < latest.head.place(), "{before:?} then {latest:?}");
+        self.older.get_or_insert_default().push(before.head);
+    }
+
+    /// Whether compaction may find something to free here, now or later.
+    fn is_stale(&self) -> bool {
+        self.older.is_some() || self.latest.head.is_dead()
+    }
+
+    fn summary(&self) -> Summary {
+        Summary { keys: 1, live: u64::from(!self.latest.head.is_dead()), stale: u64::from(self.is_stale()) }
+    }
+
+    /// Gives up what nobody can read or watch once `floor` is compacted: every version before the one that is
+    /// current at `floor`, and that one too if it is a tombstone, unless it was made at `floor` itself, where a
+    /// watch may still start. Answers whether nothing is left.
+    fn prune(&mut self, floor: Revision, freed: &mut Vec<Version>) -> bool {
+        if let Some(older) = self.older.as_deref_mut() {
+            let mut keep = older.partition_point(|version| version.revision <= floor);
+            if self.latest.head.revision > floor && keep > 0 {
+                let current = older[keep - 1];
+                if !current.is_dead() || current.revision == floor {
+                    keep -= 1;
+                }
+            }
+            freed.extend(older.drain(..keep));
+            if older.is_empty() {
+                self.older = None;
+            } else {
+                older.shrink_to(older.len() * 2);
+            }
+        }
+        let gone = self.older.is_none() && self.latest.head.is_dead() && self.latest.head.revision < floor;
+        if gone {
+            freed.push(self.latest.head);
+        }
+        gone
+    }
+}
+
+/// Sums over a subtree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Summary {
+    /// Keys with any history.
+    pub(super) keys: u64,
+    /// Keys that live now.
+    pub(super) live: u64,
+    /// Keys where compaction may find something.
+    pub(super) stale: u64,
+}
+
+impl Summary {
+    fn add(&mut self, other: Self) {
+        self.keys += other.keys;
+        self.live += other.live;
+        self.stale += other.stale;
+    }
+
+    fn replace(&mut self, before: Self, after: Self) {
+        self.keys = self.keys + after.keys - before.keys;
+        self.live = self.live + after.live - before.live;
+        self.stale = self.stale + after.stale - before.stale;
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: Box<[u8]>,
+    history: History,
+}
+
+#[derive(Debug)]
+struct Child {
+    /// No key below this one is in the child; the first child of a node takes all that are smaller, too.
+    low: Box<[u8]>,
+    summary: Summary,
+    node: Node,
+}
+
+#[derive(Debug)]
+enum Node {
+    Leaf(Vec<Entry>),
+    Inner(Vec<Child>),
+}
+
+/// The right half of a node that grew too large.
+struct Split {
+    low: Box<[u8]>,
+    node: Node,
+}
+
+/// A walk's verdict on whether to go on.
+type Visit<'a> = &'a mut dyn FnMut(&[u8], &History) -> ControlFlow<()>;
+
+impl Node {
+    fn summary(&self) -> Summary {
+        let mut sum = Summary::default();
+        match self {
+            Self::Leaf(entries) => entries.iter().for_each(|entry| sum.add(entry.history.summary())),
+            Self::Inner(children) => children.iter().for_each(|child| sum.add(child.summary)),
+        }
+        sum
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(entries) => entries.len(),
+            Self::Inner(children) => children.len(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Leaf(entries) => entries.is_empty(),
+            Self::Inner(children) => children.iter().all(|child| child.node.is_empty()),
+        }
+    }
+
+    fn find(&self, key: &[u8]) -> Option<&History> {
+        match self {
+            Self::Leaf(entries) => {
+                let i = entries.binary_search_by(|entry| entry.key.as_ref().cmp(key)).ok()?;
+                Some(&entries[i].history)
+            }
+            Self::Inner(children) => children[child_of(children, key)].node.find(key),
+        }
+    }
+
+    /// Writes one key; answers what was there and is there now, for the sums above, and a split if it came to one.
+    fn write<F>(&mut self, key: &[u8], change: F) -> ([Summary; 2], Option<Split>)
+    where
+        F: FnOnce(Option<&Latest>) -> Option<Latest>,
+    {
+        match self {
+            Self::Leaf(entries) => write_leaf(entries, key, change),
+            Self::Inner(children) => {
+                let i = child_of(children, key);
+                let ([before, after], split) = children[i].node.write(key, change);
+                children[i].summary.replace(before, after);
+                let split = split.and_then(|split| adopt(children, i, split));
+                ([before, after], split)
+            }
+        }
+    }
+
+    fn visit(&self, low: &[u8], range: &KeyRange, f: Visit<'_>) -> ControlFlow<()> {
+        match self {
+            Self::Leaf(entries) => {
+                let first = entries.partition_point(|entry| entry.key.as_ref() < low);
+                for entry in &entries[first..] {
+                    if !range.contains(&entry.key) {
+                        return ControlFlow::Break(());
+                    }
+                    f(&entry.key, &entry.history)?;
+                }
+            }
+            Self::Inner(children) => {
+                for child in &children[child_of(children, low)..] {
+                    child.node.visit(low, range, f)?;
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// As `visit`, from the greatest key below `high` (none: no bound) down.
+    fn visit_back(&self, high: Option<&[u8]>, range: &KeyRange, f: Visit<'_>) -> ControlFlow<()> {
+        match self {
+            Self::Leaf(entries) => {
+                let end = high
+                    .map_or(entries.len(), |high| entries.partition_point(|entry| entry.key.as_ref() < high));
+                for entry in entries[..end].iter().rev() {
+                    if entry.key.as_ref() < range.start.as_ref() {
+                        return ControlFlow::Break(());
+                    }
+                    f(&entry.key, &entry.history)?;
+                }
+            }
+            Self::Inner(children) => {
+                let end = high.map_or(children.len(), |high| child_of(children, high) + 1);
+                for child in children[..end].iter().rev() {
+                    child.node.visit_back(high, range, f)?;
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The sums over the keys below `bound`.
+    fn below(&self, bound: &[u8]) -> Summary {
+        let mut sum = Summary::default();
+        match self {
+            Self::Leaf(entries) => {
+                let end = entries.partition_point(|entry| entry.key.as_ref() < bound);
+                entries[..end].iter().for_each(|entry| sum.add(entry.history.summary()));
+            }
+            Self::Inner(children) => {
+                let i = child_of(children, bound);
+                children[..i].iter().for_each(|child| sum.add(child.summary));
+                sum.add(children[i].node.below(bound));
+            }
+        }
+        sum
+    }
+
+    /// Prunes from `walk.from` on, as far as the budget goes.
+    fn prune(&mut self, walk: &mut PruneWalk<'_>) {
+        match self {
+            Self::Leaf(entries) => prune_leaf(entries, walk),
+            Self::Inner(children) => {
+                let first = walk.from.as_deref().map_or(0, |from| child_of(children, from));
+                for i in first..children.len() {
+                    if walk.is_over() {
+                        break;
+                    }
+                    if children[i].summary.stale > 0 {
+                        children[i].node.prune(walk);
+                        children[i].summary = children[i].node.summary();
+                    }
+                }
+                merge_small(children);
+            }
+        }
+    }
+}
+
+/// One slice of a walk that frees versions.
+struct PruneWalk<'a> {
+    floor: Revision,
+    /// The first key to look at.
+    from: Option<Box<[u8]>>,
+    /// How many more stale keys to look at.
+    budget: usize,
+    /// Where the next slice starts, once the budget is used up.
+    resume: Option<Box<[u8]>>,
+    freed: &'a mut Vec<Version>,
+}
+
+impl PruneWalk<'_> {
+    fn is_over(&self) -> bool {
+        self.resume.is_some()
+    }
+}
+
+fn write_leaf<F>(entries: &mut Vec<Entry>, key: &[u8], change: F) -> ([Summary; 2], Option<Split>)
+where
+    F: FnOnce(Option<&Latest>) -> Option<Latest>,
+{
+    match entries.binary_search_by(|entry| entry.key.as_ref().cmp(key)) {
+        Ok(i) => {
+            let history = &mut entries[i].history;
+            let before = history.summary();
+            if let Some(latest) = change(Some(history.latest())) {
+                history.push(latest);
+            }
+            ([before, history.summary()], None)
+        }
+        Err(i) => {
+            let Some(latest) = change(None) else { return ([Summary::default(); 2], None) };
+            let history = History::new(latest);
+            let after = history.summary();
+            entries.insert(i, Entry { key: key.into(), history });
+            let split = (entries.len() > LEAF_ENTRIES_MAX).then(|| {
+                let mut right = Vec::with_capacity(LEAF_ENTRIES_MAX + 1);
+                right.extend(entries.drain(split_point(i, entries.len())..));
+                Split { low: right[0].key.clone(), node: Node::Leaf(right) }
+            });
+            ([Summary::default(), after], split)
+        }
+    }
+}
+
+/// Takes the right half of a split child in; splits in turn if that is one too many.
+fn adopt(children: &mut Vec<Child>, i: usize, split: Split) -> Option<Split> {
+    let summary = split.node.summary();
+    let left = &mut children[i].summary;
+    left.replace(summary, Summary::default());
+    children.insert(i + 1, Child { low: split.low, summary, node: split.node });
+    (children.len() > CHILDREN_MAX).then(|| {
+        let right = children.split_off(split_point(i + 1, children.len()));
+        Split { low: right[0].low.clone(), node: Node::Inner(right) }
+    })
+}
+
+/// Where to cut a full node whose newest item is `i`. Keys that arrive in order fill their nodes: behind an
+/// append the left half stays full.
+fn split_point(i: usize, len: usize) -> usize {
+    if i + 1 == len { len - 1 } else { len / 2 }
+}
+
+fn child_of(children: &[Child], key: &[u8]) -> usize {
+    children.partition_point(|child| child.low.as_ref() <= key).saturating_sub(1)
+}
+
+fn prune_leaf(entries: &mut Vec<Entry>, walk: &mut PruneWalk<'_>) {
+    let first = walk.from.as_deref().map_or(0, |from| entries.partition_point(|entry| entry.key.as_ref() < from));
+    let mut i = 0;
+    entries.retain_mut(|entry| {
+        let skip = i < first || walk.is_over() || !entry.history.is_stale();
+        i += 1;
+        if skip {
+            return true;
+        }
+        if walk.budget == 0 {
+            walk.resume = Some(entry.key.clone());
+            return true;
+        }
+        walk.budget -= 1;
+        !entry.history.prune(walk.floor, walk.freed)
+    });
+}
+
+/// Joins neighbours that became small, and drops those that became empty.
+fn merge_small(children: &mut Vec<Child>) {
+    let mut i = 0;
+    while i < children.len() {
+        if children[i].node.is_empty() && children.len() > 1 {
+            children.remove(i);
+        } else if i > 0 && children[i - 1].node.len() + children[i].node.len() <= LEAF_ENTRIES_MAX / 2 {
+            let right = children.remove(i);
+            let left = &mut children[i - 1];
+            left.summary.add(right.summary);
+            match (&mut left.node, right.node) {
+                (Node::Leaf(left), Node::Leaf(right)) => left.extend(right),
+                (Node::Inner(left), Node::Inner(right)) => left.extend(right),
+                _ => unreachable!("siblings are of one height"),
+            }
+        } else {
+            i += 1;
+        }
+    }
+}
+
+/// The index of one member.
+#[derive(Debug)]
+pub(super) struct Index {
+    root: Node,
+    summary: Summary,
+}
+
+impl Index {
+    pub(super) fn new() -> Self {
+        Self { root: Node::Leaf(Vec::new()), summary: Summary::default() }
+    }
+
+    /// The sums over all keys.
+    pub(super) fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    /// The history of a key. O(log n).
+    pub(super) fn find(&self, key: &[u8]) -> Option<&History> {
+        self.root.find(key)
+    }
+
+    /// Adds a version to a key: `change` gets the newest one there is and says what follows it, if anything. O(log n).
+    pub(super) fn write<F>(&mut self, key: &[u8], change: F)
+    where
+        F: FnOnce(Option<&Latest>) -> Option<Latest>,
+    {
+        let ([before, after], split) = self.root.write(key, change);
+        self.summary.replace(before, after);
+        if let Some(Split { low, node }) = split {
+            let left = std::mem::replace(&mut self.root, Node::Leaf(Vec::new()));
+            let children = [(Box::default(), left), (low, node)];
+            let children = children.map(|(low, node)| Child { low, summary: node.summary(), node });
+            self.root = Node::Inner(Vec::from(children));
+        }
+    }
+
+    /// Walks the keys of a range in order, starting at `from` where given, until told to stop.
+    pub(super) fn visit(&self, range: &KeyRange, from: Option<&[u8]>, f: Visit<'_>) {
+        let _ = self.root.visit(from.unwrap_or(&range.start), range, f);
+    }
+
+    /// Walks the keys of a range backwards, starting below `high` where given, until told to stop.
+    pub(super) fn visit_back(&self, range: &KeyRange, high: Option<&[u8]>, f: Visit<'_>) {
+        let single = [&range.start, &[0][..]].concat();
+        let end = match &range.end {
+            RangeEnd::Single => Some(single.as_slice()),
+            RangeEnd::Before(end) => Some(end.as_ref()),
+            RangeEnd::Unbounded => None,
+        };
+        let _ = self.root.visit_back(high.or(end), range, f);
+    }
+
+    /// The sums over a range. O(log n).
+    pub(super) fn sum(&self, range: &KeyRange) -> Summary {
+        let mut sum = match &range.end {
+            RangeEnd::Single => {
+                return self.find(&range.start).map_or_else(Summary::default, History::summary);
+            }
+            RangeEnd::Before(_) if range.is_empty() => return Summary::default(),
+            RangeEnd::Before(end) => self.root.below(end),
+            RangeEnd::Unbounded => self.summary,
+        };
+        sum.replace(self.root.below(&range.start), Summary::default());
+        sum
+    }
+
+    /// Frees what compaction at `floor` gives up, looking at no more than `budget` keys from `from` on.
+    /// Answers where to go on, or `None` when all is done.
+    pub(super) fn prune(
+        &mut self,
+        floor: Revision,
+        from: Option<Box<[u8]>>,
+        budget: usize,
+        freed: &mut Vec<Version>,
+    ) -> Option<Box<[u8]>> {
+        let mut walk = PruneWalk { floor, from, budget, resume: None, freed };
+        self.root.prune(&mut walk);
+        let resume = walk.resume;
+        self.summary = self.root.summary();
+        while let Node::Inner(children) = &mut self.root {
+            if children.len() != 1 {
+                break;
+            }
+            let only = children.pop().expect("there is one child");
+            self.root = only.node;
+        }
+        resume
+    }
+}
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

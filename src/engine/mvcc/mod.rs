@@ -1,0 +1,402 @@
+//! Versions of keys: the index in memory, the rows in the log, and reading both at one revision.
+//!
+//! The writer changes the index as it evaluates, before anything is durable. That is safe because readers read
+//! at the *published* revision, which moves only after the fsync: a version above it is not there for them, and
+//! whatever it replaced is found among the older ones. So nobody waits for the disk, and the lock around
+//! the index is held for microseconds.
+//!
+//! A reader also holds on to the *era* in which it started. Compaction begins a new era and frees nothing before
+//! the last reader of the former one is done, so what a reader has found it can fetch.
+//!
+//! Invariants
+//! * `compacted <= published`, and neither goes back.
+//! * Every version in the index has a row in the log or in the writer's open batch.
+//! * `live_bytes` is the sum of the sizes of all versions in the index.
+
+mod compact;
+mod hash;
+mod history;
+mod index;
+mod range;
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering as Atomic};
+
+use bytes::Bytes;
+use parking_lot::{RwLock, RwLockReadGuard};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::Failure;
+use crate::error::{Error, StoreError};
+use crate::storage::schema::{Op, Place, Row};
+use crate::storage::{Space, Store};
+use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
+
+pub(super) use compact::Reclaim;
+pub use hash::StateHash;
+pub(super) use index::Latest;
+use index::{Index, Version};
+
+/// What a row costs beyond its key and value: header, key in the log and its share of table overhead.
+const ROW_OVERHEAD_BYTES: usize = 36;
+/// What a cached pair costs beyond its key and value.
+const CACHED_OVERHEAD_BYTES: u64 = 160;
+/// A typical cached pair, to size the cache's own tables.
+const CACHED_TYPICAL_BYTES: u64 = 512;
+/// How many births and deaths of keys are remembered, to count the keys of recent revisions without a walk.
+const RECENT_MAX: usize = 1 << 16;
+/// How many keys a reader takes from the index before it lets go of the lock.
+const CHUNK_KEYS: usize = 512;
+
+/// The bytes that a row counts for, against the quota and in `dbSizeInUse`.
+pub(super) fn row_bytes(op: &Op) -> u32 {
+    let payload = match op {
+        Op::Put(kv) => kv.key.len() + kv.value.len(),
+        Op::Delete { key, .. } | Op::InternalDelete { key, .. } => key.len(),
+        Op::InternalPut { key, value, .. } => key.len() + value.len(),
+    };
+    u32::try_from(payload + ROW_OVERHEAD_BYTES).unwrap_or(u32::MAX >> 1)
+}
+
+/// How much of a cache a pair takes.
+#[derive(Clone)]
+struct PairWeighter;
+
+impl Weighter<Place, KeyValue> for PairWeighter {
+    fn weight(&self, _place: &Place, kv: &KeyValue) -> u64 {
+        (kv.key.len() + kv.value.len()) as u64 + CACHED_OVERHEAD_BYTES
+    }
+}
+
+/// Readers of one stretch of time between two compactions.
+#[derive(Debug, Default)]
+struct Era;
+
+/// A key came to life or died.
+#[derive(Debug)]
+struct Turn {
+    revision: Revision,
+    born: bool,
+    key: Box<[u8]>,
+}
+
+/// The index, and what must change together with it.
+struct Guarded {
+    index: Index,
+    era: Arc<Era>,
+    /// The latest births and deaths, oldest first.
+    recent: VecDeque<Turn>,
+    /// All births and deaths above this revision are in `recent`.
+    recent_after: Revision,
+    live_bytes: u64,
+}
+
+/// The versions of all keys. Shared by the writer and all readers.
+pub struct Mvcc {
+    guarded: RwLock<Guarded>,
+    store: Store,
+    cache: Cache<Place, KeyValue, PairWeighter>,
+    published: AtomicU64,
+    /// The last compaction plus one; zero if there was none, since a fresh store may be compacted at 0, once.
+    compacted_mark: AtomicU64,
+}
+
+impl fmt::Debug for Mvcc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (revision, compacted) = (self.revision(), self.compacted());
+        f.debug_struct("Mvcc").field("revision", &revision).field("compacted", &compacted).finish_non_exhaustive()
+    }
+}
+
+impl Mvcc {
+    /// An empty keyspace on `store`, to be filled by [`Self::restore`]. `cache_bytes` bounds the values in memory.
+    pub(super) fn new(store: Store, cache_bytes: u64) -> Self {
+        let items = usize::try_from(cache_bytes / CACHED_TYPICAL_BYTES).unwrap_or(usize::MAX);
+        let guarded = Guarded {
+            index: Index::new(),
+            era: Arc::new(Era),
+            recent: VecDeque::new(),
+            recent_after: Revision(0),
+            live_bytes: 0,
+        };
+        Self {
+            guarded: RwLock::new(guarded),
+            store,
+            cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
+            published: AtomicU64::new(Revision::FIRST.0),
+            compacted_mark: AtomicU64::new(0),
+        }
+    }
+
+    /// The revision that readers see.
+    pub fn revision(&self) -> Revision {
+        Revision(self.published.load(Atomic::Acquire))
+    }
+
+    /// The last compaction; zero if there was none. It is the oldest revision that can be read.
+    pub fn compacted(&self) -> Revision {
+        Revision(self.compacted_mark.load(Atomic::Acquire).saturating_sub(1))
+    }
+
+    /// The bytes of all versions that are kept.
+    pub fn live_bytes(&self) -> u64 {
+        self.guarded.read().live_bytes
+    }
+
+    /// The keys that live now.
+    pub fn keys(&self) -> u64 {
+        self.guarded.read().index.summary().live
+    }
+
+    /// The bytes that the store takes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.store.disk_bytes()
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Takes a visible row back into the index at start; rows come in log order. Answers the lease that the key had
+    /// before.
+    pub(super) fn restore(&self, place: Place, row: &Row) -> LeaseId {
+        let mut guarded = self.guarded.write();
+        guarded.recent_after = place.revision;
+        let mut former = LeaseId::NONE;
+        guarded.add(place, row, |before| former = before.map_or(LeaseId::NONE, |latest| latest.lease));
+        former
+    }
+
+    /// What is known of a key's newest version, if the key lives. For the writer, who sees its own open batch.
+    pub(super) fn latest(&self, key: &[u8]) -> Option<Latest> {
+        self.guarded.read().index.find(key)?.alive().copied()
+    }
+
+    /// Adds a visible row of the open batch to the index.
+    pub(super) fn add(&self, place: Place, row: &Row) {
+        let mut guarded = self.guarded.write();
+        let mut was_alive = false;
+        guarded.add(place, row, |before| was_alive = before.is_some_and(|latest| !latest.head.is_dead()));
+        match &row.op {
+            Op::Put(kv) if !was_alive => guarded.remember(place.revision, true, &kv.key),
+            Op::Delete { key, .. } => {
+                assert!(was_alive, "{key:?} is deleted twice, at {place:?}");
+                guarded.remember(place.revision, false, key);
+            }
+            _ => {}
+        }
+    }
+
+    /// The live keys of a range and their places, as the writer sees them.
+    pub(super) fn live_keys(&self, range: &KeyRange) -> Vec<(Bytes, Latest)> {
+        let guarded = self.guarded.read();
+        let mut keys = Vec::new();
+        guarded.index.visit(range, None, &mut |key, history| {
+            if let Some(latest) = history.alive() {
+                keys.push((Bytes::copy_from_slice(key), *latest));
+            }
+            std::ops::ControlFlow::Continue(())
+        });
+        keys
+    }
+
+    /// Keeps a pair that was just written where readers find it without the disk.
+    pub(super) fn warm(&self, place: Place, kv: KeyValue) {
+        self.cache.insert(place, kv);
+    }
+
+    /// Lets readers see everything up to `revision`, which is durable now.
+    pub(super) fn publish(&self, revision: Revision) {
+        let before = self.published.swap(revision.0, Atomic::Release);
+        assert!(before <= revision.0, "revision went from {before} to {revision}");
+    }
+
+    /// A reader at the revision that is current now.
+    pub fn reader(&self) -> Reader<'_> {
+        let guarded = self.guarded.read();
+        Reader { mvcc: self, revision: self.revision(), era: Arc::clone(&guarded.era), open: &[] }
+    }
+
+    /// A reader that also sees the rows of the writer's open batch, up to `revision`.
+    pub(super) fn reader_of_open<'a>(&'a self, revision: Revision, open: &'a [(Place, Row)]) -> Reader<'a> {
+        let era = Arc::clone(&self.guarded.read().era);
+        Reader { mvcc: self, revision, era, open }
+    }
+}
+
+impl Guarded {
+    /// Adds a version; `before` gets to see what it follows.
+    fn add(&mut self, place: Place, row: &Row, before: impl FnOnce(Option<&Latest>)) {
+        let size = row_bytes(&row.op);
+        let (key, latest) = match &row.op {
+            Op::Put(kv) => {
+                let head = Version::put(place, size);
+                let KeyValue { create_revision, version, lease, .. } = *kv;
+                (&kv.key, Latest { head, create_revision, version, lease, stamp: row.stamp })
+            }
+            Op::Delete { key, seen } => {
+                let head = Version::tombstone(place, size);
+                let none = LeaseId::NONE;
+                (key, Latest { head, create_revision: Revision(0), version: 0, lease: none, stamp: *seen })
+            }
+            internal => unreachable!("{internal:?} is not visible"),
+        };
+        self.index.write(key, |former| {
+            before(former);
+            Some(latest)
+        });
+        self.live_bytes += u64::from(size);
+    }
+
+    fn remember(&mut self, revision: Revision, born: bool, key: &[u8]) {
+        if self.recent.len() == RECENT_MAX
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            self.recent_after = oldest.revision;
+        }
+        self.recent.push_back(Turn { revision, born, key: key.into() });
+    }
+
+    /// The keys of a range that live at `revision`. O(log n) where few keys came and went since.
+    fn count(&self, range: &KeyRange, revision: Revision) -> u64 {
+        let sum = self.index.sum(range);
+        let since = self.recent.partition_point(|turn| turn.revision <= revision);
+        let turns = self.recent.len() - since;
+        if revision < self.recent_after || turns as u64 > sum.keys {
+            return self.count_by_walk(range, revision);
+        }
+        self.recent.range(since..).filter(|turn| range.contains(&turn.key)).fold(sum.live, |live, turn| {
+            if turn.born { live - 1 } else { live + 1 }
+        })
+    }
+
+    fn count_by_walk(&self, range: &KeyRange, revision: Revision) -> u64 {
+        let mut count = 0;
+        self.index.visit(range, None, &mut |_, history| {
+            count += u64::from(history.at(revision).is_some_and(|version| !version.is_dead()));
+            std::ops::ControlFlow::Continue(())
+        });
+        count
+    }
+}
+
+/// Reads everything at one revision.
+pub struct Reader<'a> {
+    mvcc: &'a Mvcc,
+    revision: Revision,
+    /// Keeps compaction from freeing what this reader may still fetch.
+    #[expect(dead_code, reason = "it is held, not read")]
+    era: Arc<Era>,
+    /// The rows of the writer's open batch, in order.
+    open: &'a [(Place, Row)],
+}
+
+impl<'a> Reader<'a> {
+    /// The newest revision that it sees.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Checks a revision that a client asks for; zero and less is the current one.
+    pub(super) fn resolve(&self, revision: i64) -> Result<Revision, Error> {
+        let revision = match u64::try_from(revision) {
+            Err(_) | Ok(0) => self.revision,
+            Ok(revision) => Revision(revision),
+        };
+        if revision > self.revision {
+            return Err(Error::FutureRevision);
+        }
+        self.check_kept(revision)?;
+        Ok(revision)
+    }
+
+    /// Checks that a revision has not been compacted.
+    pub(super) fn check_kept(&self, revision: Revision) -> Result<(), Error> {
+        let compacted = self.mvcc.compacted();
+        if revision < compacted { Err(Error::Compacted { compacted }) } else { Ok(()) }
+    }
+
+    /// The last compaction; zero if there was none.
+    pub fn compacted(&self) -> Revision {
+        self.mvcc.compacted()
+    }
+
+    /// Whether a key lives at the reader's revision.
+    pub(super) fn exists(&self, key: &[u8]) -> bool {
+        let guarded = self.index();
+        let version = guarded.index.find(key).and_then(|history| history.at(self.revision));
+        version.is_some_and(|version| !version.is_dead())
+    }
+
+    /// One live pair at a revision that is kept.
+    pub(super) fn get(&self, key: &[u8], revision: Revision) -> Result<Option<KeyValue>, Failure> {
+        let place = {
+            let guarded = self.index();
+            guarded.index.find(key).and_then(|history| history.at(revision))
+        };
+        match place {
+            Some(version) if !version.is_dead() => self.fetch(version.place()).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The pair whose put stands at `place`, if that takes no look at the disk.
+    fn cached(&self, place: Place) -> Option<KeyValue> {
+        if let Some(kv) = self.mvcc.cache.get(&place) {
+            return Some(kv);
+        }
+        let i = self.open.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        if let Op::Put(kv) = &self.open[i].1.op { Some(kv.clone()) } else { None }
+    }
+
+    /// The pair whose put stands at `place`.
+    pub(super) fn fetch(&self, place: Place) -> Result<KeyValue, Failure> {
+        if let Some(kv) = self.cached(place) {
+            return Ok(kv);
+        }
+        let row = self.mvcc.store.row(Space::Log, &place.encode())?.ok_or_else(|| missing(place))?;
+        self.admit(place, row)
+    }
+
+    /// Fetches the pairs at some places, in order, by one sweep over the log between them.
+    fn sweep(&self, places: &[(Place, usize)], kvs: &mut [KeyValue]) -> Result<(), Failure> {
+        let [(first, _), .., (last, _)] = places else { return Ok(()) };
+        let (first, last) = (first.encode(), last.encode());
+        let mut rows = self.mvcc.store.rows(Space::Log, Bound::Included(&first), Bound::Included(&last));
+        for (place, i) in places {
+            let key = place.encode();
+            let value = loop {
+                let (at, value) = rows.next().ok_or_else(|| missing(*place))??;
+                match at.cmp(&key) {
+                    Ordering::Less => {}
+                    Ordering::Equal => break value,
+                    Ordering::Greater => return Err(missing(*place).into()),
+                }
+            };
+            kvs[*i] = self.admit(*place, value)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a row and keeps its pair in the cache.
+    fn admit(&self, place: Place, row: Bytes) -> Result<KeyValue, Failure> {
+        let Op::Put(kv) = Row::decode(place, row)?.op else {
+            return Err(StoreError::Corrupt(format!("the row at {place:?} is no put")).into());
+        };
+        self.mvcc.cache.insert(place, kv.clone());
+        Ok(kv)
+    }
+
+    fn index(&self) -> RwLockReadGuard<'a, Guarded> {
+        self.mvcc.guarded.read()
+    }
+}
+
+fn missing(place: Place) -> StoreError {
+    StoreError::Corrupt(format!("the row at {place:?} is missing"))
+}

@@ -1,0 +1,308 @@
+//! Range: the pairs of a range at one revision, counted, filtered, sorted and cut as etcd does.
+//!
+//! Sources: etcd `server/etcdserver/txn/range.go`. What a request does not return is not read: counts come from
+//! the index, `keys_only` needs no rows for current versions, and a limit ends the walk.
+
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::index::{History, Version};
+use super::{CHUNK_KEYS, Failure, Reader};
+use crate::engine::command::{Filter, Range, RangeReply, Sort, SortOrder, SortTarget};
+use crate::storage::schema::Place;
+use crate::types::{KeyRange, KeyValue, Revision};
+
+/// Rows are read in one sweep if there is at most this many revisions per row that is wanted.
+const SWEEP_GAP_MAX: u64 = 4;
+/// How many candidates a sorted range with a limit collects before it drops those that cannot win.
+const SORT_SLACK: usize = 1024;
+
+/// A key found by the walk: enough of it to decide whether its row is needed.
+struct Found {
+    place: Place,
+    /// Everything but the value, where the index knows it.
+    head: Option<KeyValue>,
+}
+
+/// In which direction a walk goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Up,
+    Down,
+}
+
+impl Reader<'_> {
+    /// Answers a Range at the revision it asks for. Costs O(log n) and what it returns; with a sort by another
+    /// field than the key, or filters, O(keys in the range).
+    pub fn range(&self, range: &Range) -> Result<RangeReply, Failure> {
+        let revision = self.resolve(range.revision)?;
+        let count = self.index().count(&range.range, revision);
+        if range.count_only {
+            return Ok(RangeReply { kvs: Vec::new(), more: false, count });
+        }
+        let (kvs, more) = match range.sort {
+            None | Some(Sort { target: SortTarget::Key, order: None | Some(SortOrder::Ascending) }) => {
+                self.take(range, revision, Direction::Up)?
+            }
+            Some(Sort { target: SortTarget::Key, order: Some(SortOrder::Descending) }) => {
+                self.take(range, revision, Direction::Down)?
+            }
+            Some(Sort { target, order: None }) if range.filter == Filter::default() => {
+                self.sort_prefix(range, revision, target)?
+            }
+            Some(Sort { target, order }) => {
+                self.sort(range, revision, target, order.unwrap_or(SortOrder::Ascending))?
+            }
+        };
+        Ok(RangeReply { kvs, more, count })
+    }
+
+    /// How many keys a range reply would look at: a measure of its cost.
+    pub fn cost(&self, range: &Range) -> u64 {
+        if range.count_only {
+            return 0;
+        }
+        let keys = self.index().index.sum(&range.range).keys;
+        let walks_all = range.filter != Filter::default()
+            || range.sort.is_some_and(|sort| sort.target != SortTarget::Key);
+        match range.limit {
+            Some(limit) if !walks_all => keys.min(limit as u64),
+            _ => keys,
+        }
+    }
+
+    /// The first pairs in the direction of the walk, and whether there are more.
+    fn take(&self, range: &Range, revision: Revision, way: Direction) -> Result<(Vec<KeyValue>, bool), Failure> {
+        let limit = range.limit.unwrap_or(usize::MAX);
+        let mut kvs = Vec::new();
+        let mut more = false;
+        let mut walk = Walk::new(range, revision, way, range.keys_only);
+        while !more {
+            // One more than wanted tells whether there are more; its row is not read.
+            let left = limit - kvs.len();
+            let Some(mut chunk) = walk.next(self, left.saturating_add(1)) else { break };
+            more = chunk.len() > left && range.filter == Filter::default();
+            if more {
+                chunk.truncate(left);
+            }
+            for kv in self.load(chunk, range.keys_only)? {
+                if range.filter.lets_through_create(kv.create_revision) {
+                    more = kvs.len() == limit;
+                    if more {
+                        break;
+                    }
+                    kvs.push(kv);
+                }
+            }
+        }
+        Ok((kvs, more))
+    }
+
+    /// etcd's quirk: a sort target without an order sorts only what the limit let through, in key order.
+    fn sort_prefix(
+        &self,
+        range: &Range,
+        revision: Revision,
+        target: SortTarget,
+    ) -> Result<(Vec<KeyValue>, bool), Failure> {
+        let cut = Range { limit: range.limit.map(|limit| limit.saturating_add(1)), keys_only: false, ..range.clone() };
+        let (mut kvs, _) = self.take(&cut, revision, Direction::Up)?;
+        kvs.sort_by(|a, b| compare(target, a, b));
+        Ok(cut_at(kvs, range))
+    }
+
+    /// The least pairs by some field, and whether there are more. Holds no more than it must return, and a slack.
+    fn sort(
+        &self,
+        range: &Range,
+        revision: Revision,
+        target: SortTarget,
+        order: SortOrder,
+    ) -> Result<(Vec<KeyValue>, bool), Failure> {
+        let with_value = target == SortTarget::Value;
+        let keep = range.limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
+        let by = |a: &(Place, KeyValue), b: &(Place, KeyValue)| match order {
+            SortOrder::Ascending => compare(target, &a.1, &b.1),
+            SortOrder::Descending => compare(target, &b.1, &a.1),
+        };
+        let mut all: Vec<(Place, KeyValue)> = Vec::new();
+        let mut walk = Walk::new(range, revision, Direction::Up, !with_value);
+        while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
+            let places: Vec<Place> = chunk.iter().map(|found| found.place).collect();
+            let kvs = places.into_iter().zip(self.load(chunk, !with_value)?);
+            all.extend(kvs.filter(|(_, kv)| range.filter.lets_through_create(kv.create_revision)));
+            if all.len() > keep.saturating_mul(2).saturating_add(SORT_SLACK) {
+                all.sort_by(by);
+                all.truncate(keep);
+            }
+        }
+        all.sort_by(by);
+        all.truncate(keep);
+        let kvs = if with_value || range.keys_only {
+            all.into_iter().map(|(_, kv)| kv).collect()
+        } else {
+            self.load(all.into_iter().map(|(place, _)| Found { place, head: None }).collect(), false)?
+        };
+        Ok(cut_at(kvs, range))
+    }
+
+    /// The pairs that were found, in their order; without values if `keys_only`. What is not in the cache is read in
+    /// the order of the log, in one sweep where it stands close together.
+    fn load(&self, found: Vec<Found>, keys_only: bool) -> Result<Vec<KeyValue>, Failure> {
+        let mut kvs = Vec::with_capacity(found.len());
+        let mut missing = Vec::new();
+        for (i, Found { place, head }) in found.into_iter().enumerate() {
+            let known = if keys_only && head.is_some() { head } else { self.cached(place) };
+            if known.is_none() {
+                missing.push((place, i));
+            }
+            kvs.push(known.unwrap_or_default());
+        }
+        missing.sort_unstable();
+        let span = match missing.as_slice() {
+            [(first, _), .., (last, _)] => last.revision.0 - first.revision.0,
+            _ => u64::MAX,
+        };
+        if span / SWEEP_GAP_MAX < missing.len() as u64 {
+            self.sweep(&missing, &mut kvs)?;
+        } else {
+            for (place, i) in missing {
+                kvs[i] = self.fetch(place)?;
+            }
+        }
+        if keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        Ok(kvs)
+    }
+
+    /// Every live pair of a range at a revision with its place, in key order; `f` may stop it. `heads`: values may be
+    /// left out.
+    pub(in crate::engine) fn for_each(
+        &self,
+        range: &KeyRange,
+        revision: Revision,
+        heads: bool,
+        mut f: impl FnMut(Place, KeyValue) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        let range = Range::new(range.clone());
+        let mut walk = Walk::new(&range, revision, Direction::Up, heads);
+        while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
+            let places: Vec<Place> = chunk.iter().map(|found| found.place).collect();
+            for (place, kv) in places.into_iter().zip(self.load(chunk, heads)?) {
+                if f(place, kv).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A walk over the live keys of a range at a revision, those that the filter on mod revisions lets through. The index
+/// is locked for a chunk of keys at a time only.
+struct Walk<'a> {
+    range: &'a Range,
+    revision: Revision,
+    way: Direction,
+    /// Whether to say what the index knows of each key.
+    heads: bool,
+    /// Where the next chunk starts: at this key, or below it on the way down.
+    bound: Option<Vec<u8>>,
+    done: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(range: &'a Range, revision: Revision, way: Direction, heads: bool) -> Self {
+        Self { range, revision, way, heads, bound: None, done: false }
+    }
+
+    /// The next keys, about `wanted` of them; fewer if many are passed over, `None` at the end.
+    fn next(&mut self, reader: &Reader<'_>, wanted: usize) -> Option<Vec<Found>> {
+        if self.done {
+            return None;
+        }
+        let Self { range, revision, heads, .. } = *self;
+        let (mut chunk, mut seen, mut next) = (Vec::new(), 0, None);
+        let mut visit = |key: &[u8], history: &History| {
+            if seen == CHUNK_KEYS || chunk.len() == wanted {
+                next = Some(key.to_vec());
+                return ControlFlow::Break(());
+            }
+            seen += 1;
+            let found = find(key, history, revision, heads);
+            chunk.extend(found.filter(|found| range.filter.lets_through_mod(found.place.revision)));
+            ControlFlow::Continue(())
+        };
+        match self.way {
+            Direction::Up => reader.index().index.visit(&range.range, self.bound.as_deref(), &mut visit),
+            Direction::Down => reader.index().index.visit_back(&range.range, self.bound.as_deref(), &mut visit),
+        }
+        match next {
+            None => self.done = true,
+            // The way down goes below its bound, but the key that ended this chunk is still to come.
+            Some(mut key) if self.way == Direction::Down => {
+                key.push(0);
+                self.bound = Some(key);
+            }
+            Some(key) => self.bound = Some(key),
+        }
+        Some(chunk)
+    }
+}
+
+fn find(key: &[u8], history: &History, revision: Revision, heads: bool) -> Option<Found> {
+    let version: Version = history.at(revision).filter(|version| !version.is_dead())?;
+    let latest = history.latest();
+    let head = (heads && latest.head == version).then(|| KeyValue {
+        key: Bytes::copy_from_slice(key),
+        create_revision: latest.create_revision,
+        mod_revision: version.place().revision,
+        version: latest.version,
+        value: Bytes::new(),
+        lease: latest.lease,
+    });
+    Some(Found { place: version.place(), head })
+}
+
+fn cut_at(mut kvs: Vec<KeyValue>, range: &Range) -> (Vec<KeyValue>, bool) {
+    let limit = range.limit.unwrap_or(usize::MAX);
+    let more = kvs.len() > limit;
+    kvs.truncate(limit);
+    if range.keys_only {
+        kvs = kvs.into_iter().map(without_value).collect();
+    }
+    (kvs, more)
+}
+
+fn without_value(kv: KeyValue) -> KeyValue {
+    KeyValue { value: Bytes::new(), ..kv }
+}
+
+fn compare(target: SortTarget, a: &KeyValue, b: &KeyValue) -> Ordering {
+    match target {
+        SortTarget::Key => a.key.cmp(&b.key),
+        SortTarget::Version => a.version.cmp(&b.version),
+        SortTarget::CreateRevision => a.create_revision.cmp(&b.create_revision),
+        SortTarget::ModRevision => a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => a.value.cmp(&b.value),
+    }
+}
+
+impl Filter {
+    fn lets_through_mod(&self, revision: Revision) -> bool {
+        within(self.min_mod_revision, revision, self.max_mod_revision)
+    }
+
+    fn lets_through_create(&self, revision: Revision) -> bool {
+        within(self.min_create_revision, revision, self.max_create_revision)
+    }
+}
+
+/// Inclusive bounds as etcd reads them: zero is none. A negative maximum lets nothing through.
+fn within(min: i64, revision: Revision, max: i64) -> bool {
+    let revision = revision.shown();
+    (min == 0 || revision >= min) && (max == 0 || revision <= max)
+}

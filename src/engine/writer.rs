@@ -1,0 +1,697 @@
+//! The one writer: evaluates commands in order, and makes them durable a batch at a time.
+//!
+//! [`Writer::execute`] evaluates a command against everything before it, durable or not, and adds its rows to the
+//! open batch. [`Writer::commit`] makes the batch durable with one fsync and then shows it to readers and watchers;
+//! only after that may the replies leave. There is one step for each of evaluate, commit and answer, so
+//! that a step can be put between them.
+//!
+//! Invariants
+//! * Rows enter the log in the order of their places; the newest row is never removed, so the current revision
+//!   can be read off the log at start.
+//! * An operation that has begun cannot fail any more: everything was checked before.
+//! * The rows of an open batch are in memory until the commit.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Failure;
+use super::command::{
+    Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, Put, PutReply, Reply, Txn, TxnOp,
+    TxnOpReply, TxnReply,
+};
+use super::lease::Lessor;
+use super::mvcc::{Latest, Mvcc, Reader, Reclaim, row_bytes};
+use super::txn::{self, Path};
+use super::watch::{Change, EventKind, Hub};
+use crate::error::{Error, StoreError};
+use crate::storage::schema::{
+    Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row, Stamp, Table,
+};
+use crate::storage::{Batch, Durability, Space, Store};
+use crate::time::{HybridClock, Now, Timestamp};
+use crate::types::{KeyValue, LeaseId, MemberId, Revision};
+
+/// What etcd counts for a pair beyond its key and value when it checks the quota.
+const QUOTA_PAIR_OVERHEAD_BYTES: u64 = 256;
+/// What etcd counts for a lease when it checks the quota.
+const QUOTA_LEASE_BYTES: u64 = 64;
+/// NOSPACE ends when the store is this fraction below its quota again.
+const QUOTA_CLEAR_FRACTION: u64 = 100;
+/// Commits stop when the disk has less than this left: room for the store's own work in the background.
+const DISK_RESERVE_BYTES: u64 = 64 << 20;
+
+/// Settings of a writer.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Who the store belongs to, if it is a new one.
+    pub identity: Identity,
+    /// The bytes that the data may take; `None` for no limit.
+    pub quota_bytes: Option<u64>,
+    /// The bytes of values that are kept in memory.
+    pub value_cache_bytes: u64,
+    /// Shorter leases live this long, in seconds.
+    pub lease_ttl_seconds_min: u64,
+    /// The free space below which commits stop, in bytes.
+    pub disk_reserve_bytes: u64,
+}
+
+impl Options {
+    /// Etcd's settings, for a store of `identity`.
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            quota_bytes: Some(2 << 30),
+            value_cache_bytes: 64 << 20,
+            lease_ttl_seconds_min: 2,
+            disk_reserve_bytes: DISK_RESERVE_BYTES,
+        }
+    }
+}
+
+/// Whether there is room for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Enough,
+    /// The quota is used up (etcd's NOSPACE alarm).
+    OverQuota,
+    /// The disk is full.
+    DiskFull,
+}
+
+/// The one writer of a member.
+pub struct Writer {
+    mvcc: Arc<Mvcc>,
+    lessor: Arc<Lessor>,
+    hub: Arc<Hub>,
+    identity: Identity,
+    origin: OriginIndex,
+    run: u64,
+    seq: u64,
+    /// Entries of all former runs of this member, as far as the log shows them.
+    entries_before: u64,
+    clock: HybridClock,
+    /// The revision after everything executed, durable or not.
+    revision: Revision,
+    /// The next number under the current revision.
+    next_n: u32,
+    batch: Batch,
+    /// The rows of the open batch, in order.
+    open: Vec<(Place, Row)>,
+    /// The newest row of the log, open or durable.
+    newest: Place,
+    /// That row, if it is there only to mark the end of the log: it goes as soon as another follows.
+    filler: Option<Place>,
+    /// Where the entry that is being executed starts in `open`.
+    entry_start: usize,
+    /// Whether that entry has taken a revision.
+    entry_shows: bool,
+    /// How many ops that entry has so far.
+    entry_ops: u32,
+    /// A compaction in the open batch.
+    compacting: Option<Revision>,
+    reclaim: Option<Reclaim>,
+    room: Room,
+    quota_bytes: Option<u64>,
+    disk_reserve_bytes: u64,
+}
+
+impl Writer {
+    /// Takes over a store: reads the log back into memory and starts a new run. Costs a read of the whole log.
+    pub fn open(store: Store, options: &Options, now: Now) -> Result<Self, StoreError> {
+        let meta = StoreMeta::read(&store)?;
+        let identity = meta.identity.unwrap_or(options.identity);
+        let former = meta.newest_run_of(identity.member);
+        let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes));
+        let lessor = Arc::new(Lessor::new(options.lease_ttl_seconds_min));
+        let end = restore(&mvcc, &lessor, now)?;
+        let seq_of_former = end.entry.filter(|(origin, _)| former.is_some_and(|(former, _)| former == *origin));
+        let revision = end.newest.revision;
+        let mut writer = Self {
+            hub: Arc::new(Hub::new(revision)),
+            mvcc,
+            lessor,
+            identity,
+            origin: meta.next_origin(),
+            run: former.map_or(0, |(_, run)| run) + 1,
+            seq: 0,
+            entries_before: meta.entries + seq_of_former.map_or(0, |(_, seq)| seq),
+            clock: HybridClock::after(end.time),
+            revision,
+            next_n: end.newest.n + 1,
+            newest: end.newest,
+            filler: end.filler,
+            batch: Batch::default(),
+            open: Vec::new(),
+            entry_start: 0,
+            entry_shows: false,
+            entry_ops: 0,
+            compacting: None,
+            reclaim: None,
+            room: Room::Enough,
+            quota_bytes: options.quota_bytes,
+            disk_reserve_bytes: options.disk_reserve_bytes,
+        };
+        writer.begin_run(&meta)?;
+        Ok(writer)
+    }
+
+    /// Records the run before it accepts anything, so that no two entries ever have the same origin and seq.
+    fn begin_run(&mut self, meta: &StoreMeta) -> Result<(), StoreError> {
+        if meta.identity.is_none() {
+            self.put_meta(Meta::Identity(self.identity));
+        }
+        let origin = Origin { member: self.identity.member, run: self.run };
+        self.put_meta(Meta::Origin(self.origin, origin));
+        self.put_meta(Meta::Entries(self.entries_before));
+        let batch = std::mem::take(&mut self.batch);
+        self.store().commit(batch, Durability::Fsync)?;
+        self.mvcc.publish(self.revision);
+        if let Some(compacted) = meta.compacted {
+            self.mvcc.set_compacted(compacted);
+            self.reclaim = Some(Reclaim::begin(&self.mvcc, compacted, None));
+        }
+        self.check_disk()
+    }
+
+    /// What readers share with the writer.
+    pub fn mvcc(&self) -> &Arc<Mvcc> {
+        &self.mvcc
+    }
+
+    /// The leases.
+    pub fn lessor(&self) -> &Arc<Lessor> {
+        &self.lessor
+    }
+
+    /// Where watchers register.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Whose store this is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// How often this member was started, this start included.
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// Entries that this member has accepted; never goes back while it runs.
+    pub fn entries(&self) -> u64 {
+        self.entries_before + self.seq
+    }
+
+    /// Whether writes are refused for want of space.
+    pub fn is_out_of_space(&self) -> bool {
+        self.room != Room::Enough
+    }
+
+    /// Evaluates a command and adds what it changes to the open batch. The reply may leave after the next commit.
+    pub fn execute(&mut self, command: Command, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        self.check_room(&command)?;
+        match command {
+            Command::Put(put) => self.execute_put(put, now),
+            Command::DeleteRange(delete) => self.execute_delete(&delete, now),
+            Command::Txn(txn) => self.execute_txn(&txn, now),
+            Command::Compact { revision } => self.execute_compact(revision),
+            Command::LeaseGrant { id, ttl_seconds } => self.execute_grant(id, ttl_seconds, now),
+            Command::LeaseRevoke { id } => self.execute_revoke(id, now),
+        }
+    }
+
+    fn execute_put(&mut self, put: Put, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        txn::check_put(&put, &self.reader(), &self.lessor)?;
+        let stamp = self.begin_entry(now);
+        let body = self.put(put, stamp)?;
+        Ok(self.end_entry(CommandReply::Put(body)))
+    }
+
+    fn execute_delete(&mut self, delete: &DeleteRange, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        let stamp = self.begin_entry(now);
+        let body = self.delete_range(delete, stamp)?;
+        Ok(self.end_entry(CommandReply::DeleteRange(body)))
+    }
+
+    fn execute_txn(&mut self, txn: &Txn, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        let path = {
+            let reader = self.reader();
+            let path = txn::choose(txn, &reader)?;
+            txn::check_branch(txn, &path, &reader, &self.lessor)?;
+            path
+        };
+        let stamp = self.begin_entry(now);
+        let body = self.txn(txn, &path, stamp)?;
+        Ok(self.end_entry(CommandReply::Txn(body)))
+    }
+
+    fn execute_compact(&mut self, revision: i64) -> Result<Reply<CommandReply>, Failure> {
+        if let Some(compacting) = self.compacting.filter(|compacting| revision <= compacting.shown()) {
+            return Err(Error::Compacted { compacted: compacting }.into());
+        }
+        let revision = self.mvcc.check_compaction(revision, self.revision)?;
+        self.compacting = Some(revision);
+        self.put_meta(Meta::Compacted(revision));
+        Ok(Reply { revision: self.revision, body: CommandReply::Compact })
+    }
+
+    fn execute_grant(&mut self, id: LeaseId, ttl_seconds: i64, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        let ttl = self.lessor.check_grant(id, ttl_seconds)?;
+        let stamp = self.begin_entry(now);
+        let record = LeaseRecord { id, ttl_seconds: ttl };
+        let op = Op::InternalPut { table: Table::Lease, key: LeaseRecord::key(id), value: record.value() };
+        let place = self.append(op, stamp, Visibility::Internal);
+        self.lessor.grant(id, ttl, place, now);
+        let granted = LeaseGrantReply { id, ttl_seconds: i64::try_from(ttl).unwrap_or(i64::MAX) };
+        Ok(self.end_entry(CommandReply::LeaseGrant(granted)))
+    }
+
+    /// Deletes the keys of a lease in one revision and removes its record in the same batch: a store without peers
+    /// needs no trace of it.
+    fn execute_revoke(&mut self, id: LeaseId, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        let keys = self.lessor.keys(id).ok_or(Error::LeaseNotFound)?;
+        let stamp = self.begin_entry(now);
+        for key in keys {
+            let latest = self.mvcc.latest(&key).expect("a key on a lease lives");
+            self.delete(key, latest, stamp);
+        }
+        let record = self.lessor.revoke(id)?;
+        self.remove_internal(record, stamp);
+        Ok(self.end_entry(CommandReply::LeaseRevoke))
+    }
+
+    /// Removes an internal record for good. If its row is the newest there is, another one must take that place, so
+    /// that the end of the log still tells how far this run has come.
+    fn remove_internal(&mut self, place: Place, stamp: Stamp) {
+        if place == self.newest {
+            let key = Bytes::new();
+            let filler = self.append(Op::InternalDelete { table: Table::Lease, key }, stamp, Visibility::Internal);
+            self.filler = Some(filler);
+        }
+        self.remove_row(place);
+    }
+
+    fn remove_row(&mut self, place: Place) {
+        if let Ok(i) = self.open.binary_search_by_key(&place, |(place, _)| *place) {
+            self.open.remove(i);
+            self.entry_start -= usize::from(i < self.entry_start);
+        } else {
+            self.batch.delete(Space::Log, place.encode());
+        }
+    }
+
+    fn txn(&mut self, txn: &Txn, path: &Path, stamp: Stamp) -> Result<TxnReply, Failure> {
+        let mut nested = path.nested.iter();
+        let mut responses = Vec::new();
+        for op in txn::branch(txn, path.succeeded) {
+            let response = match op {
+                TxnOp::Range(range) => {
+                    let body = self.reader().range(range)?;
+                    TxnOpReply::Range(self.reply_within(body))
+                }
+                TxnOp::Put(put) => {
+                    let body = self.put(put.clone(), stamp)?;
+                    TxnOpReply::Put(self.reply_within(body))
+                }
+                TxnOp::DeleteRange(delete) => {
+                    let body = self.delete_range(delete, stamp)?;
+                    TxnOpReply::DeleteRange(self.reply_within(body))
+                }
+                TxnOp::Txn(txn) => {
+                    let path = nested.next().expect("one path per nested transaction");
+                    let body = self.txn(txn, path, stamp)?;
+                    TxnOpReply::Txn(Reply { revision: Revision(0), body })
+                }
+            };
+            responses.push(response);
+        }
+        Ok(TxnReply { succeeded: path.succeeded, responses })
+    }
+
+    fn put(&mut self, put: Put, stamp: Stamp) -> Result<PutReply, Failure> {
+        let latest = self.mvcc.latest(&put.key);
+        let wants_before = put.prev_kv || put.ignore_value;
+        let before = match latest {
+            Some(latest) if wants_before => Some(self.reader().fetch(latest.head.place())?),
+            _ => None,
+        };
+        let value = if put.ignore_value {
+            before.as_ref().map(|kv| kv.value.clone()).unwrap_or_default()
+        } else {
+            put.value
+        };
+        let former_lease = latest.map_or(LeaseId::NONE, |latest| latest.lease);
+        let lease = if put.ignore_lease { former_lease } else { put.lease };
+        self.lessor.reattach(&put.key, former_lease, lease);
+        let next = self.next_visible();
+        let op = Op::Put(KeyValue {
+            key: put.key,
+            create_revision: latest.map_or(next, |latest| latest.create_revision),
+            mod_revision: next,
+            version: latest.map_or(0, |latest| latest.version) + 1,
+            value,
+            lease,
+        });
+        self.append(op, stamp, Visibility::Visible);
+        Ok(PutReply { prev_kv: before.filter(|_| put.prev_kv) })
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRange, stamp: Stamp) -> Result<DeleteRangeReply, Failure> {
+        let keys = self.mvcc.live_keys(&delete.range);
+        let mut reply = DeleteRangeReply { deleted: keys.len() as u64, prev_kvs: Vec::new() };
+        if delete.prev_kv {
+            reply.prev_kvs.reserve(keys.len());
+            let reader = self.reader();
+            for (_, latest) in &keys {
+                reply.prev_kvs.push(reader.fetch(latest.head.place())?);
+            }
+        }
+        for (key, latest) in keys {
+            self.delete(key, latest, stamp);
+        }
+        Ok(reply)
+    }
+
+    fn delete(&mut self, key: Bytes, latest: Latest, stamp: Stamp) {
+        self.lessor.reattach(&key, latest.lease, LeaseId::NONE);
+        self.append(Op::Delete { key, seen: latest.stamp }, stamp, Visibility::Visible);
+    }
+
+    /// Starts an entry. It takes a seq only if it comes to have rows.
+    fn begin_entry(&mut self, now: Now) -> Stamp {
+        self.entry_start = self.open.len();
+        self.entry_shows = false;
+        self.entry_ops = 0;
+        Stamp { time: self.clock.tick(now), origin: self.origin }
+    }
+
+    /// Ends an entry; the reply shows the revision that it has led to.
+    fn end_entry(&mut self, body: CommandReply) -> Reply<CommandReply> {
+        if let Some((_, row)) = self.open[self.entry_start..].last_mut() {
+            row.last = true;
+            self.seq += 1;
+        }
+        Reply { revision: self.revision, body }
+    }
+
+    /// Adds a row to the entry, at the end of the log.
+    fn append(&mut self, op: Op, stamp: Stamp, visibility: Visibility) -> Place {
+        let place = self.next_place(visibility);
+        let row = Row { stamp, seq: self.seq + 1, op_number: self.entry_ops, last: false, op };
+        self.entry_ops += 1;
+        if visibility == Visibility::Visible {
+            self.mvcc.add(place, &row);
+        }
+        if let Some(filler) = self.filler.take() {
+            self.remove_row(filler);
+        }
+        assert!(self.newest < place, "a row at {place:?} behind {:?}", self.newest);
+        self.newest = place;
+        self.open.push((place, row));
+        place
+    }
+
+    fn next_place(&mut self, visibility: Visibility) -> Place {
+        if visibility == Visibility::Visible && !self.entry_shows {
+            self.entry_shows = true;
+            self.revision = self.revision.next();
+            self.next_n = 0;
+        }
+        let n = self.next_n;
+        self.next_n = n.checked_add(1).expect("fewer rows under one revision than that");
+        Place { revision: self.revision, n }
+    }
+
+    /// The revision that a visible change of the current entry gets.
+    fn next_visible(&self) -> Revision {
+        if self.entry_shows { self.revision } else { self.revision.next() }
+    }
+
+    /// Reads the state after everything executed, the current entry's changes included.
+    fn reader(&self) -> Reader<'_> {
+        self.mvcc.reader_of_open(self.revision, &self.open)
+    }
+
+    /// A reply within a transaction: its header shows the next revision once something has changed.
+    fn reply_within<T>(&self, body: T) -> Reply<T> {
+        Reply { revision: self.revision, body }
+    }
+
+    /// Whether a commit would do anything.
+    pub fn has_open_batch(&self) -> bool {
+        !self.open.is_empty() || !self.batch.is_empty()
+    }
+
+    /// The bytes that the next commit writes, roughly.
+    pub fn open_bytes(&self) -> usize {
+        let rows: u64 = self.open.iter().map(|(_, row)| u64::from(row_bytes(&row.op))).sum();
+        self.batch.bytes() + usize::try_from(rows).unwrap_or(usize::MAX)
+    }
+
+    /// Makes everything executed so far durable, then visible. After an error the member must stop.
+    pub fn commit(&mut self) -> Result<(), StoreError> {
+        if !self.has_open_batch() {
+            return Ok(());
+        }
+        let only_reclaims = self.open.is_empty() && self.compacting.is_none();
+        let mut batch = std::mem::take(&mut self.batch);
+        let mut shown = Vec::with_capacity(self.open.len());
+        for (place, row) in self.open.drain(..) {
+            let bytes = row.encode(place);
+            shown.extend(Shown::of(place, row, &bytes));
+            batch.put(Space::Log, place.encode(), bytes);
+        }
+        let durability = if only_reclaims { Durability::Buffered } else { Durability::Fsync };
+        self.store().commit(batch, durability)?;
+        self.publish(shown);
+        Ok(())
+    }
+
+    /// Shows what has become durable: to readers first, so that whoever hears of a change can read it.
+    fn publish(&mut self, shown: Vec<Shown>) {
+        for Shown { place, change } in &shown {
+            if change.kind == EventKind::Put {
+                self.mvcc.warm(*place, change.kv.clone());
+            }
+        }
+        self.mvcc.publish(self.revision);
+        if let Some(compacted) = self.compacting.take() {
+            self.mvcc.set_compacted(compacted);
+            self.reclaim = Some(Reclaim::begin(&self.mvcc, compacted, self.reclaim.take()));
+        }
+        self.hub.publish(self.revision, shown.into_iter().map(|shown| shown.change).collect());
+    }
+
+    /// Adds a slice of the space that the last compaction gave up to the open batch. Answers whether there is
+    /// more to do.
+    pub fn reclaim(&mut self) -> bool {
+        let Some(reclaim) = &mut self.reclaim else { return false };
+        reclaim.step(&self.mvcc, &mut self.batch);
+        if reclaim.is_done() {
+            self.reclaim = None;
+            self.check_quota(0);
+        }
+        self.reclaim.is_some()
+    }
+
+    /// Whether readers from before the last compaction keep its space from being given up.
+    pub fn reclaim_is_waiting(&self) -> bool {
+        self.reclaim.as_ref().is_some_and(Reclaim::is_waiting)
+    }
+
+    /// Whether the space of a compaction at `revision` has been given up, and all before it.
+    pub fn is_reclaimed(&self, revision: Revision) -> bool {
+        self.reclaim.as_ref().is_none_or(|reclaim| reclaim.floor() < revision) && self.compacting.is_none()
+    }
+
+    /// Looks at the space that the disk has left. To be called now and then.
+    pub fn check_disk(&mut self) -> Result<(), StoreError> {
+        let free = self.store().free_bytes()?;
+        let full = free.is_some_and(|free| free < self.disk_reserve_bytes);
+        self.room = match self.room {
+            _ if full => Room::DiskFull,
+            Room::DiskFull => Room::Enough,
+            room => room,
+        };
+        self.check_quota(0);
+        Ok(())
+    }
+
+    /// Refuses what adds data when there is no room for it.
+    fn check_room(&mut self, command: &Command) -> Result<(), Error> {
+        let cost = cost(command);
+        if cost == 0 || self.check_quota(cost) { Ok(()) } else { Err(Error::NoSpace) }
+    }
+
+    /// Whether `cost` more bytes fit. As in etcd nothing more is taken once something did not fit; here that ends
+    /// by itself when there is room again.
+    fn check_quota(&mut self, cost: u64) -> bool {
+        let (Some(quota), false) = (self.quota_bytes, self.room == Room::DiskFull) else {
+            return self.room == Room::Enough;
+        };
+        let used = self.mvcc.live_bytes();
+        if self.room == Room::OverQuota && used < quota - quota / QUOTA_CLEAR_FRACTION {
+            self.room = Room::Enough;
+        }
+        if used.saturating_add(cost) >= quota && cost > 0 {
+            self.room = Room::OverQuota;
+        }
+        self.room == Room::Enough
+    }
+
+    fn put_meta(&mut self, meta: Meta) {
+        let (key, value) = meta.encode();
+        self.batch.put(Space::Meta, key, value);
+    }
+
+    fn store(&self) -> &Store {
+        self.mvcc.store()
+    }
+}
+
+/// Whether a row takes a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Visibility {
+    Visible,
+    Internal,
+}
+
+/// A change that readers and watchers get to see.
+struct Shown {
+    place: Place,
+    change: Change,
+}
+
+impl Shown {
+    /// The change of a row, on the memory of its encoded form: that of the request may belong to a much larger buffer.
+    fn of(place: Place, row: Row, encoded: &Bytes) -> Option<Self> {
+        let change = match row.op {
+            Op::Put(mut kv) => {
+                let value_at = encoded.len() - kv.value.len();
+                kv.value = encoded.slice(value_at..);
+                kv.key = encoded.slice(value_at - kv.key.len()..value_at);
+                Change { kind: EventKind::Put, kv }
+            }
+            Op::Delete { key, .. } => {
+                let key = encoded.slice(encoded.len() - key.len()..);
+                let kv = KeyValue { key, mod_revision: place.revision, ..KeyValue::default() };
+                Change { kind: EventKind::Delete, kv }
+            }
+            Op::InternalPut { .. } | Op::InternalDelete { .. } => return None,
+        };
+        Some(Self { place, change })
+    }
+}
+
+/// What a command may add to the data, in bytes, as etcd estimates it; zero for what only takes away.
+fn cost(command: &Command) -> u64 {
+    match command {
+        Command::Put(put) => put_cost(put),
+        Command::Txn(txn) => txn_cost(txn),
+        Command::LeaseGrant { .. } => QUOTA_LEASE_BYTES,
+        Command::DeleteRange(_) | Command::Compact { .. } | Command::LeaseRevoke { .. } => 0,
+    }
+}
+
+fn put_cost(put: &Put) -> u64 {
+    QUOTA_PAIR_OVERHEAD_BYTES + (put.key.len() + put.value.len()) as u64
+}
+
+/// The dearer branch counts.
+fn txn_cost(txn: &Txn) -> u64 {
+    let branch_cost = |ops: &[TxnOp]| {
+        ops.iter().fold(0, |sum, op| match op {
+            TxnOp::Put(put) => sum + put_cost(put),
+            TxnOp::Txn(txn) => sum + txn_cost(txn),
+            TxnOp::Range(_) | TxnOp::DeleteRange(_) => sum,
+        })
+    };
+    branch_cost(&txn.success).max(branch_cost(&txn.failure))
+}
+
+/// The rows about the store, read at start.
+#[derive(Debug, Default)]
+struct StoreMeta {
+    identity: Option<Identity>,
+    compacted: Option<Revision>,
+    origins: BTreeMap<OriginIndex, Origin>,
+    entries: u64,
+}
+
+impl StoreMeta {
+    fn read(store: &Store) -> Result<Self, StoreError> {
+        let mut meta = Self::default();
+        for row in store.rows(Space::Meta, Bound::Unbounded, Bound::Unbounded) {
+            let (key, value) = row?;
+            match Meta::decode(&key, value)? {
+                Meta::Identity(identity) => meta.identity = Some(identity),
+                Meta::Compacted(revision) => meta.compacted = Some(revision),
+                Meta::Entries(entries) => meta.entries = entries,
+                Meta::Origin(index, origin) => {
+                    meta.origins.insert(index, origin);
+                }
+            }
+        }
+        Ok(meta)
+    }
+
+    /// The newest run of a member, and its number here.
+    fn newest_run_of(&self, member: MemberId) -> Option<(OriginIndex, u64)> {
+        let runs = self.origins.iter().filter(|(_, origin)| origin.member == member);
+        runs.map(|(index, origin)| (*index, origin.run)).max_by_key(|(_, run)| *run)
+    }
+
+    fn next_origin(&self) -> OriginIndex {
+        OriginIndex(self.origins.keys().next_back().map_or(0, |last| last.0 + 1))
+    }
+}
+
+/// What the log says about how far the store has come.
+#[derive(Debug)]
+struct LogEnd {
+    newest: Place,
+    time: Timestamp,
+    /// The origin and seq of the newest row.
+    entry: Option<(OriginIndex, u64)>,
+    /// The newest row, if it only marks the end.
+    filler: Option<Place>,
+}
+
+/// Reads the whole log back into memory.
+fn restore(mvcc: &Mvcc, lessor: &Lessor, now: Now) -> Result<LogEnd, StoreError> {
+    let newest = Place { revision: Revision::FIRST, n: 0 };
+    let mut end = LogEnd { newest, time: Timestamp::default(), entry: None, filler: None };
+    for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
+        let (key, value) = item?;
+        let place = Place::decode(&key)?;
+        let row = Row::decode(place, value)?;
+        end.newest = place;
+        end.time = end.time.max(row.stamp.time);
+        end.entry = Some((row.stamp.origin, row.seq));
+        end.filler = None;
+        match &row.op {
+            Op::Put(kv) => {
+                let former = mvcc.restore(place, &row);
+                lessor.reattach(&kv.key, former, kv.lease);
+            }
+            Op::Delete { key, .. } => {
+                let former = mvcc.restore(place, &row);
+                lessor.reattach(key, former, LeaseId::NONE);
+            }
+            Op::InternalPut { table: Table::Lease, key, value } => {
+                let record = LeaseRecord::decode(key, value.clone())?;
+                lessor.grant(record.id, record.ttl_seconds, place, now);
+            }
+            Op::InternalDelete { .. } => end.filler = Some(place),
+        }
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

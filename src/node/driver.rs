@@ -1,0 +1,234 @@
+//! The writer's thread: drains the queue, evaluates, commits once, answers.
+//!
+//! A batch arises by itself: while one commit waits for the disk, the next commands queue up. Between two batches
+//! the thread does a slice of the background work, so that nothing else ever writes.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::clock::SystemClock;
+use super::compactor::Compactor;
+use super::handle::Shared;
+use crate::engine::command::{Command, CommandReply, Reply};
+use crate::engine::{Failure, Writer};
+use crate::error::{Error, Result, StoreError};
+use crate::time::Now;
+use crate::types::Revision;
+
+/// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
+pub(super) const QUEUE_MAX: usize = 8192;
+/// Commands that one commit takes at most.
+const BATCH_COMMANDS_MAX: usize = 1024;
+/// Bytes that one commit takes, give or take one command.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// How often the thread looks at leases, the disk and compaction when nothing else wakes it.
+const TICK: Duration = Duration::from_millis(100);
+/// How often leases are looked at (etcd: 500 ms).
+const EXPIRY_INTERVAL_MILLIS: u64 = 500;
+/// Leases that are revoked at one look (etcd: 1000 a second).
+const EXPIRY_MAX: usize = 500;
+/// How often the free space is looked at.
+const DISK_INTERVAL_MILLIS: u64 = 1000;
+/// A tick this late means that the whole process stood still: leases start anew instead of expiring.
+const LATE_MILLIS: u64 = 5000;
+
+/// What the thread is asked to do.
+pub(super) enum Task {
+    /// Evaluate a command.
+    Command(Command, oneshot::Sender<Result<Reply<CommandReply>>>),
+    /// Say when the space of a compaction has been given up.
+    AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
+    /// Answer everything that waits, and end.
+    Stop,
+}
+
+/// The sending end of the queue.
+pub(super) type Queue = SyncSender<Task>;
+
+type Answer = (oneshot::Sender<Result<Reply<CommandReply>>>, Result<Reply<CommandReply>>);
+
+/// The state of the thread.
+pub(super) struct Driver {
+    writer: Writer,
+    tasks: Receiver<Task>,
+    shared: Arc<Shared>,
+    clock: SystemClock,
+    compactor: Compactor,
+    answers: Vec<Answer>,
+    awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
+    /// Whether the last compaction has space left to give up.
+    reclaiming: bool,
+    next_tick_millis: u64,
+    next_expiry_millis: u64,
+    next_disk_millis: u64,
+    stopping: bool,
+}
+
+impl Driver {
+    pub(super) fn new(
+        writer: Writer,
+        tasks: Receiver<Task>,
+        shared: Arc<Shared>,
+        clock: SystemClock,
+        compactor: Compactor,
+    ) -> Self {
+        let now_millis = clock.now().monotonic_millis;
+        Self {
+            writer,
+            tasks,
+            shared,
+            clock,
+            compactor,
+            answers: Vec::new(),
+            awaiting_reclaim: Vec::new(),
+            reclaiming: true,
+            next_tick_millis: now_millis,
+            next_expiry_millis: now_millis + EXPIRY_INTERVAL_MILLIS,
+            next_disk_millis: now_millis,
+            stopping: false,
+        }
+    }
+
+    /// Runs until told to stop, or until the store fails.
+    pub(super) fn run(mut self) {
+        while !self.stopping {
+            if let Err(error) = self.round() {
+                self.shared.fail(error);
+                return;
+            }
+        }
+    }
+
+    /// One batch.
+    fn round(&mut self) -> Result<(), StoreError> {
+        self.gather()?;
+        let now = self.clock.now();
+        if now.monotonic_millis >= self.next_tick_millis {
+            self.tick(now)?;
+        }
+        if self.reclaiming && !self.writer.reclaim_is_waiting() {
+            self.reclaiming = self.writer.reclaim();
+        }
+        self.writer.commit()?;
+        self.answer();
+        Ok(())
+    }
+
+    /// Takes what waits in the queue, or waits for the first command until the next tick.
+    fn gather(&mut self) -> Result<(), StoreError> {
+        let first = if self.reclaiming && !self.writer.reclaim_is_waiting() {
+            self.tasks.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            })
+        } else {
+            self.tasks.recv_timeout(TICK)
+        };
+        let mut task = match first {
+            Ok(task) => Some(task),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Task::Stop),
+        };
+        let now = self.clock.now();
+        while let Some(next) = task {
+            self.take(next, now)?;
+            if self.answers.len() >= BATCH_COMMANDS_MAX || self.writer.open_bytes() >= BATCH_BYTES_MAX {
+                break;
+            }
+            task = self.tasks.try_recv().ok();
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, task: Task, now: Now) -> Result<(), StoreError> {
+        match task {
+            Task::Command(command, reply) => {
+                let is_compaction = matches!(command, Command::Compact { .. });
+                let result = self.execute(command, now)?;
+                self.reclaiming |= is_compaction;
+                self.answers.push((reply, result));
+            }
+            Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
+            Task::Stop => self.stopping = true,
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, command: Command, now: Now) -> Result<Result<Reply<CommandReply>>, StoreError> {
+        match self.writer.execute(command, now) {
+            Ok(reply) => Ok(Ok(reply)),
+            Err(Failure::Refused(error)) => Ok(Err(error)),
+            Err(Failure::Broken(error)) => Err(error),
+        }
+    }
+
+    /// After the commit: everybody gets an answer, and what readers see of the writer is renewed.
+    fn answer(&mut self) {
+        self.shared.observe(&self.writer);
+        for (reply, result) in self.answers.drain(..) {
+            // A client that has gone away needs no answer.
+            let _ = reply.send(result);
+        }
+        let writer = &self.writer;
+        for (_, reply) in self.awaiting_reclaim.extract_if(.., |(revision, _)| writer.is_reclaimed(*revision)) {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    fn tick(&mut self, now: Now) -> Result<(), StoreError> {
+        let millis = now.monotonic_millis;
+        if millis > self.next_tick_millis + LATE_MILLIS {
+            tracing::warn!(late_millis = millis - self.next_tick_millis, "the process stood still: leases start anew");
+            self.writer.lessor().extend_all(now);
+        }
+        self.next_tick_millis = millis + u64::try_from(TICK.as_millis()).unwrap_or(u64::MAX);
+        if millis >= self.next_expiry_millis {
+            self.next_expiry_millis = millis + EXPIRY_INTERVAL_MILLIS;
+            self.expire_leases(now)?;
+        }
+        if millis >= self.next_disk_millis {
+            self.next_disk_millis = millis + DISK_INTERVAL_MILLIS;
+            self.check_disk()?;
+        }
+        self.auto_compact(now)
+    }
+
+    fn expire_leases(&mut self, now: Now) -> Result<(), StoreError> {
+        for id in self.writer.lessor().take_expired(now, EXPIRY_MAX) {
+            tracing::debug!(lease = %id, "lease expired");
+            // It may have been revoked in this very batch.
+            let _ = self.execute(Command::LeaseRevoke { id }, now)?;
+        }
+        Ok(())
+    }
+
+    fn check_disk(&mut self) -> Result<(), StoreError> {
+        let was_out = self.writer.is_out_of_space();
+        self.writer.check_disk()?;
+        match (was_out, self.writer.is_out_of_space()) {
+            (false, true) => tracing::warn!("alarm raised: NOSPACE"),
+            (true, false) => tracing::info!("alarm cleared: NOSPACE"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn auto_compact(&mut self, now: Now) -> Result<(), StoreError> {
+        let Some(revision) = self.compactor.tick(now.monotonic_millis, self.shared.mvcc.revision()) else {
+            return Ok(());
+        };
+        match self.execute(Command::Compact { revision: revision.shown() }, now)? {
+            Ok(_) => {
+                self.reclaiming = true;
+                tracing::info!(revision = revision.0, "auto-compaction");
+            }
+            // A client was faster.
+            Err(Error::Compacted { .. }) => {}
+            Err(error) => tracing::warn!(revision = revision.0, %error, "auto-compaction failed"),
+        }
+        Ok(())
+    }
+}
