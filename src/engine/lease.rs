@@ -86,8 +86,13 @@ impl Lessor {
     /// Adds a lease with its whole time before it.
     pub(super) fn grant(&self, id: LeaseId, ttl_seconds: u64, place: Place, now: Now) {
         let mut table = self.table.lock();
-        let mut lease =
-            Lease { ttl_seconds, deadline_millis: 0, expiring: false, keys: BTreeSet::new(), place };
+        let mut lease = Lease {
+            ttl_seconds,
+            deadline_millis: 0,
+            expiring: false,
+            keys: BTreeSet::new(),
+            place,
+        };
         lease.deadline_millis = now.monotonic_millis.saturating_add(lease.ttl_millis());
         table.deadlines.insert((lease.deadline_millis, id));
         let before = table.leases.insert(id, lease);

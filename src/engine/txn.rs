@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::Failure;
 use super::command::{
-    Compare, CompareResult, CompareTarget, DeleteRange, Put, Range, RangeReply, Reply, Txn, TxnOp, TxnOpReply,
-    TxnReply,
+    Compare, CompareResult, CompareTarget, DeleteRange, Put, Range, RangeReply, Reply, Txn, TxnOp,
+    TxnOpReply, TxnReply,
 };
 use super::lease::Lessor;
 use super::mvcc::Reader;
@@ -38,9 +38,9 @@ impl Txn {
         let used = self.compares.len().max(self.success.len()).max(self.failure.len());
         let left = ops_max.checked_sub(used).ok_or(Invalid::TooManyOps)?;
         let nested = self.success.iter().chain(&self.failure);
-        nested.filter_map(|op| if let TxnOp::Txn(txn) = op { Some(txn) } else { None }).try_for_each(|txn| {
-            txn.check_ops(left)
-        })
+        nested
+            .filter_map(|op| if let TxnOp::Txn(txn) = op { Some(txn) } else { None })
+            .try_for_each(|txn| txn.check_ops(left))
     }
 
     /// What both branches may write. They exclude each other, so both may write the same key.
@@ -133,7 +133,9 @@ fn holds(compare: &Compare, reader: &Reader<'_>) -> Result<bool, Failure> {
 
 fn matches(compare: &Compare, kv: &KeyValue) -> bool {
     let order = match &compare.target {
-        CompareTarget::Version(version) => i64::try_from(kv.version).unwrap_or(i64::MAX).cmp(version),
+        CompareTarget::Version(version) => {
+            i64::try_from(kv.version).unwrap_or(i64::MAX).cmp(version)
+        }
         CompareTarget::CreateRevision(revision) => kv.create_revision.shown().cmp(revision),
         CompareTarget::ModRevision(revision) => kv.mod_revision.shown().cmp(revision),
         CompareTarget::Value(value) => kv.value.cmp(value),
@@ -148,7 +150,12 @@ fn matches(compare: &Compare, kv: &KeyValue) -> bool {
 }
 
 /// Checks the operations that will be done, so that none can fail once the first is.
-pub(super) fn check_branch(txn: &Txn, path: &Path, reader: &Reader<'_>, lessor: &Lessor) -> Result<(), Failure> {
+pub(super) fn check_branch(
+    txn: &Txn,
+    path: &Path,
+    reader: &Reader<'_>,
+    lessor: &Lessor,
+) -> Result<(), Failure> {
     let mut nested = path.nested.iter();
     for op in branch(txn, path.succeeded) {
         match op {

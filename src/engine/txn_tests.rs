@@ -5,7 +5,10 @@ fn put(key: &'static str) -> TxnOp {
 }
 
 fn delete(key: &'static str, end: &'static str) -> TxnOp {
-    TxnOp::DeleteRange(DeleteRange { range: KeyRange::from_request(key.into(), end.into()), prev_kv: false })
+    TxnOp::DeleteRange(DeleteRange {
+        range: KeyRange::from_request(key.into(), end.into()),
+        prev_kv: false,
+    })
 }
 
 fn txn(success: Vec<TxnOp>, failure: Vec<TxnOp>) -> Txn {
@@ -24,7 +27,10 @@ fn no_key_is_written_twice() {
         txn(vec![delete("a", "c"), put("c")], vec![]),
         txn(vec![nested(vec![put("a")], vec![put("a")])], vec![]),
         txn(vec![nested(vec![put("a")], vec![delete("a", "")])], vec![]),
-        txn(vec![nested(vec![delete("a", "")], vec![]), nested(vec![delete("a", "")], vec![])], vec![]),
+        txn(
+            vec![nested(vec![delete("a", "")], vec![]), nested(vec![delete("a", "")], vec![])],
+            vec![],
+        ),
         txn(vec![nested(vec![put("a")], vec![]), nested(vec![delete("a", "b")], vec![])], vec![]),
     ];
     for txn in fine {
@@ -53,5 +59,8 @@ fn nested_transactions_share_the_budget() {
     assert_eq!(txn(vec![inner(2), inner(2)], vec![]).check(4), Ok(()));
     assert_eq!(txn(vec![inner(2), inner(3)], vec![]).check(4), Err(Invalid::TooManyOps));
     assert_eq!(txn(vec![nested(vec![inner(1)], vec![])], vec![]).check(3), Ok(()));
-    assert_eq!(txn(vec![nested(vec![inner(2)], vec![])], vec![]).check(3), Err(Invalid::TooManyOps));
+    assert_eq!(
+        txn(vec![nested(vec![inner(2)], vec![])], vec![]).check(3),
+        Err(Invalid::TooManyOps)
+    );
 }

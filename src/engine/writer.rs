@@ -19,8 +19,8 @@ use bytes::Bytes;
 
 use super::Failure;
 use super::command::{
-    Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, Put, PutReply, Reply, Txn, TxnOp,
-    TxnOpReply, TxnReply,
+    Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, Put, PutReply, Reply,
+    Txn, TxnOp, TxnOpReply, TxnReply,
 };
 use super::lease::Lessor;
 use super::mvcc::{Latest, Mvcc, Reader, Reclaim, row_bytes};
@@ -127,7 +127,8 @@ impl Writer {
         let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes));
         let lessor = Arc::new(Lessor::new(options.lease_ttl_seconds_min));
         let end = restore(&mvcc, &lessor, now)?;
-        let seq_of_former = end.entry.filter(|(origin, _)| former.is_some_and(|(former, _)| former == *origin));
+        let seq_of_former =
+            end.entry.filter(|(origin, _)| former.is_some_and(|(former, _)| former == *origin));
         let revision = end.newest.revision;
         let mut writer = Self {
             hub: Arc::new(Hub::new(revision)),
@@ -231,7 +232,11 @@ impl Writer {
         Ok(self.end_entry(CommandReply::Put(body)))
     }
 
-    fn execute_delete(&mut self, delete: &DeleteRange, now: Now) -> Result<Reply<CommandReply>, Failure> {
+    fn execute_delete(
+        &mut self,
+        delete: &DeleteRange,
+        now: Now,
+    ) -> Result<Reply<CommandReply>, Failure> {
         let stamp = self.begin_entry(now);
         let body = self.delete_range(delete, stamp)?;
         Ok(self.end_entry(CommandReply::DeleteRange(body)))
@@ -250,7 +255,9 @@ impl Writer {
     }
 
     fn execute_compact(&mut self, revision: i64) -> Result<Reply<CommandReply>, Failure> {
-        if let Some(compacting) = self.compacting.filter(|compacting| revision <= compacting.shown()) {
+        if let Some(compacting) =
+            self.compacting.filter(|compacting| revision <= compacting.shown())
+        {
             return Err(Error::Compacted { compacted: compacting }.into());
         }
         let revision = self.mvcc.check_compaction(revision, self.revision)?;
@@ -259,11 +266,20 @@ impl Writer {
         Ok(Reply { revision: self.revision, body: CommandReply::Compact })
     }
 
-    fn execute_grant(&mut self, id: LeaseId, ttl_seconds: i64, now: Now) -> Result<Reply<CommandReply>, Failure> {
+    fn execute_grant(
+        &mut self,
+        id: LeaseId,
+        ttl_seconds: i64,
+        now: Now,
+    ) -> Result<Reply<CommandReply>, Failure> {
         let ttl = self.lessor.check_grant(id, ttl_seconds)?;
         let stamp = self.begin_entry(now);
         let record = LeaseRecord { id, ttl_seconds: ttl };
-        let op = Op::InternalPut { table: Table::Lease, key: LeaseRecord::key(id), value: record.value() };
+        let op = Op::InternalPut {
+            table: Table::Lease,
+            key: LeaseRecord::key(id),
+            value: record.value(),
+        };
         let place = self.append(op, stamp, Visibility::Internal);
         self.lessor.grant(id, ttl, place, now);
         let granted = LeaseGrantReply { id, ttl_seconds: i64::try_from(ttl).unwrap_or(i64::MAX) };
@@ -289,7 +305,11 @@ impl Writer {
     fn remove_internal(&mut self, place: Place, stamp: Stamp) {
         if place == self.newest {
             let key = Bytes::new();
-            let filler = self.append(Op::InternalDelete { table: Table::Lease, key }, stamp, Visibility::Internal);
+            let filler = self.append(
+                Op::InternalDelete { table: Table::Lease, key },
+                stamp,
+                Visibility::Internal,
+            );
             self.filler = Some(filler);
         }
         self.remove_row(place);
@@ -360,7 +380,11 @@ impl Writer {
         Ok(PutReply { prev_kv: before.filter(|_| put.prev_kv) })
     }
 
-    fn delete_range(&mut self, delete: &DeleteRange, stamp: Stamp) -> Result<DeleteRangeReply, Failure> {
+    fn delete_range(
+        &mut self,
+        delete: &DeleteRange,
+        stamp: Stamp,
+    ) -> Result<DeleteRangeReply, Failure> {
         let keys = self.mvcc.live_keys(&delete.range);
         let mut reply = DeleteRangeReply { deleted: keys.len() as u64, prev_kvs: Vec::new() };
         if delete.prev_kv {
@@ -505,7 +529,8 @@ impl Writer {
 
     /// Whether the space of a compaction at `revision` has been given up, and all before it.
     pub fn is_reclaimed(&self, revision: Revision) -> bool {
-        self.reclaim.as_ref().is_none_or(|reclaim| reclaim.floor() < revision) && self.compacting.is_none()
+        self.reclaim.as_ref().is_none_or(|reclaim| reclaim.floor() < revision)
+            && self.compacting.is_none()
     }
 
     /// Looks at the space that the disk has left. To be called now and then.

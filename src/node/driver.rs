@@ -135,7 +135,9 @@ impl Driver {
         let now = self.clock.now();
         while let Some(next) = task {
             self.take(next, now)?;
-            if self.answers.len() >= BATCH_COMMANDS_MAX || self.writer.open_bytes() >= BATCH_BYTES_MAX {
+            if self.answers.len() >= BATCH_COMMANDS_MAX
+                || self.writer.open_bytes() >= BATCH_BYTES_MAX
+            {
                 break;
             }
             task = self.tasks.try_recv().ok();
@@ -157,7 +159,11 @@ impl Driver {
         Ok(())
     }
 
-    fn execute(&mut self, command: Command, now: Now) -> Result<Result<Reply<CommandReply>>, StoreError> {
+    fn execute(
+        &mut self,
+        command: Command,
+        now: Now,
+    ) -> Result<Result<Reply<CommandReply>>, StoreError> {
         match self.writer.execute(command, now) {
             Ok(reply) => Ok(Ok(reply)),
             Err(Failure::Refused(error)) => Ok(Err(error)),
@@ -173,7 +179,9 @@ impl Driver {
             let _ = reply.send(result);
         }
         let writer = &self.writer;
-        for (_, reply) in self.awaiting_reclaim.extract_if(.., |(revision, _)| writer.is_reclaimed(*revision)) {
+        for (_, reply) in
+            self.awaiting_reclaim.extract_if(.., |(revision, _)| writer.is_reclaimed(*revision))
+        {
             let _ = reply.send(Ok(()));
         }
     }
@@ -181,7 +189,10 @@ impl Driver {
     fn tick(&mut self, now: Now) -> Result<(), StoreError> {
         let millis = now.monotonic_millis;
         if millis > self.next_tick_millis + LATE_MILLIS {
-            tracing::warn!(late_millis = millis - self.next_tick_millis, "the process stood still: leases start anew");
+            tracing::warn!(
+                late_millis = millis - self.next_tick_millis,
+                "the process stood still: leases start anew"
+            );
             self.writer.lessor().extend_all(now);
         }
         self.next_tick_millis = millis + u64::try_from(TICK.as_millis()).unwrap_or(u64::MAX);
@@ -217,7 +228,8 @@ impl Driver {
     }
 
     fn auto_compact(&mut self, now: Now) -> Result<(), StoreError> {
-        let Some(revision) = self.compactor.tick(now.monotonic_millis, self.shared.mvcc.revision()) else {
+        let Some(revision) = self.compactor.tick(now.monotonic_millis, self.shared.mvcc.revision())
+        else {
             return Ok(());
         };
         match self.execute(Command::Compact { revision: revision.shown() }, now)? {

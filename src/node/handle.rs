@@ -11,8 +11,8 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use crate::engine::command::{
-    Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put, PutReply, Range,
-    RangeReply, Reply, Txn, TxnOp, TxnReply,
+    Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put,
+    PutReply, Range, RangeReply, Reply, Txn, TxnOp, TxnReply,
 };
 use crate::engine::lease::{KeepAlive, Lessor};
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
@@ -219,7 +219,9 @@ impl Handle {
     /// Deletes the keys of a range. Returns after its fsync.
     pub async fn delete_range(&self, delete: DeleteRange) -> Result<Reply<DeleteRangeReply>> {
         match self.execute(Command::DeleteRange(delete)).await? {
-            Reply { revision, body: CommandReply::DeleteRange(body) } => Ok(Reply { revision, body }),
+            Reply { revision, body: CommandReply::DeleteRange(body) } => {
+                Ok(Reply { revision, body })
+            }
             other => unreachable!("a delete got {other:?}"),
         }
     }
@@ -240,7 +242,10 @@ impl Handle {
     /// Reads a range, without the writer.
     pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
         let cost = self.shared.mvcc.reader().cost(&range);
-        self.read(cost, move |reader| Ok(Reply { revision: reader.revision(), body: reader.range(&range)? })).await
+        self.read(cost, move |reader| {
+            Ok(Reply { revision: reader.revision(), body: reader.range(&range)? })
+        })
+        .await
     }
 
     /// Gives up the history before a revision; answers the current one. `physical`: after the space is given up, too.
@@ -255,10 +260,16 @@ impl Handle {
     }
 
     /// Grants a lease; id zero draws one.
-    pub async fn lease_grant(&self, id: LeaseId, ttl_seconds: i64) -> Result<Reply<LeaseGrantReply>> {
+    pub async fn lease_grant(
+        &self,
+        id: LeaseId,
+        ttl_seconds: i64,
+    ) -> Result<Reply<LeaseGrantReply>> {
         let id = if id.is_some() { id } else { draw_lease_id() };
         match self.execute(Command::LeaseGrant { id, ttl_seconds }).await? {
-            Reply { revision, body: CommandReply::LeaseGrant(body) } => Ok(Reply { revision, body }),
+            Reply { revision, body: CommandReply::LeaseGrant(body) } => {
+                Ok(Reply { revision, body })
+            }
             other => unreachable!("a grant got {other:?}"),
         }
     }
@@ -275,7 +286,9 @@ impl Handle {
             match self.shared.lessor.keep_alive(id, self.shared.clock.now()) {
                 KeepAlive::Renewed(seconds) => return Ok(Some(seconds)),
                 KeepAlive::Unknown => return Ok(None),
-                KeepAlive::Expiring if *self.shared.stopping.borrow() => return Err(Error::Stopped),
+                KeepAlive::Expiring if *self.shared.stopping.borrow() => {
+                    return Err(Error::Stopped);
+                }
                 KeepAlive::Expiring => tokio::time::sleep(REVOCATION_POLL).await,
             }
         }
@@ -306,7 +319,8 @@ impl Handle {
         let mail = Arc::new(Notify::new());
         let waker = Arc::clone(&mail);
         let waker = Box::new(move || waker.notify_one());
-        let stream = Stream::new(Arc::clone(&self.shared.hub), Arc::clone(&self.shared.mvcc), waker);
+        let stream =
+            Stream::new(Arc::clone(&self.shared.hub), Arc::clone(&self.shared.mvcc), waker);
         WatchStream { stream, mail, shared: Arc::clone(&self.shared) }
     }
 
@@ -349,7 +363,8 @@ impl Handle {
 }
 
 fn txn_cost(txn: &Txn, reader: &Reader<'_>) -> u64 {
-    let compares = txn.compares.iter().map(|compare| reader.cost(&Range::new(compare.range.clone())));
+    let compares =
+        txn.compares.iter().map(|compare| reader.cost(&Range::new(compare.range.clone())));
     let ranges = txn.success.iter().chain(&txn.failure).map(|op| match op {
         TxnOp::Range(range) => reader.cost(range),
         _ => 0,

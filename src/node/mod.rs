@@ -67,12 +67,14 @@ impl Node {
             peer_urls: options.peer_urls,
             client_urls: options.client_urls,
         };
-        let shared = Shared::new(&writer, member, options.request, options.writer.quota_bytes, clock);
+        let shared =
+            Shared::new(&writer, member, options.request, options.writer.quota_bytes, clock);
         let shared = Arc::new(shared);
         let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
         let compactor = Compactor::new(options.retention, now.monotonic_millis);
         let driver = Driver::new(writer, tasks, Arc::clone(&shared), clock, compactor);
-        let driver = std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
+        let driver =
+            std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
         Ok(Self { handle: Handle { shared, queue }, driver: Some(driver) })
     }
 

@@ -124,9 +124,9 @@ mod tests {
             let mut reader = Reader::new(out.freeze());
             prop_assert_eq!(reader.varint()?, a);
             prop_assert_eq!(reader.zigzag()?, b);
-            prop_assert_eq!(reader.bytes()?.as_ref(), bytes);
+            prop_assert_eq!(reader.bytes()?, bytes);
             prop_assert_eq!(reader.u64()?, a);
-            prop_assert_eq!(reader.rest().as_ref(), tail);
+            prop_assert_eq!(reader.rest(), tail);
         }
 
         #[test]

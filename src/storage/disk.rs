@@ -40,7 +40,11 @@ impl Disk {
     /// Opens or creates a store.
     pub fn open(options: DiskOptions) -> Result<Self> {
         std::fs::create_dir_all(&options.path)?;
-        let database = Database::builder(options.path.join("db")).cache_size(options.cache_bytes).worker_threads(2).open().map_err(broken)?;
+        let database = Database::builder(options.path.join("db"))
+            .cache_size(options.cache_bytes)
+            .worker_threads(2)
+            .open()
+            .map_err(broken)?;
         let log = database.keyspace("log", KeyspaceCreateOptions::default).map_err(broken)?;
         let meta = database.keyspace("meta", KeyspaceCreateOptions::default).map_err(broken)?;
         Ok(Self { inner: Arc::new(Inner { database, log, meta, path: options.path }) })

@@ -1,14 +1,18 @@
 //! The store in memory.
+use super::*;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use parking_lot::Mutex;
-use super::*;
 type Map = BTreeMap<(Space, Bytes), Bytes>;
 #[derive(Clone, Default)]
-pub struct Memory { rows: Arc<Mutex<Map>> }
+pub struct Memory {
+    rows: Arc<Mutex<Map>>,
+}
 pub enum Fault {}
 impl Memory {
-    pub fn new() -> Self { Self::default() }
+    pub fn new() -> Self {
+        Self::default()
+    }
     pub(super) fn commit(&self, batch: Batch, _durability: Durability) -> Result<()> {
         let mut rows = self.rows.lock();
         for change in batch.into_changes() {
@@ -24,13 +28,29 @@ impl Memory {
     }
     pub(super) fn rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
         let rows = self.rows.lock();
-        let all: Vec<_> = rows.iter().filter(|((s, key), _)| {
-            *s == space
-                && match from { Bound::Included(from) => key.as_ref() >= from, Bound::Excluded(from) => key.as_ref() > from, Bound::Unbounded => true }
-                && match to { Bound::Included(to) => key.as_ref() <= to, Bound::Excluded(to) => key.as_ref() < to, Bound::Unbounded => true }
-        }).map(|((_, key), value)| Ok((key.clone(), value.clone()))).collect();
+        let all: Vec<_> = rows
+            .iter()
+            .filter(|((s, key), _)| {
+                *s == space
+                    && match from {
+                        Bound::Included(from) => key.as_ref() >= from,
+                        Bound::Excluded(from) => key.as_ref() > from,
+                        Bound::Unbounded => true,
+                    }
+                    && match to {
+                        Bound::Included(to) => key.as_ref() <= to,
+                        Bound::Excluded(to) => key.as_ref() < to,
+                        Bound::Unbounded => true,
+                    }
+            })
+            .map(|((_, key), value)| Ok((key.clone(), value.clone())))
+            .collect();
         Box::new(all.into_iter())
     }
-    pub(super) fn disk_bytes(&self) -> u64 { 0 }
-    pub(super) fn free_bytes(&self) -> Option<u64> { None }
+    pub(super) fn disk_bytes(&self) -> u64 {
+        0
+    }
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        None
+    }
 }

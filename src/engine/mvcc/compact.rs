@@ -71,7 +71,11 @@ impl Reclaim {
 
 impl Mvcc {
     /// Checks that a client may compact at `revision`.
-    pub(in crate::engine) fn check_compaction(&self, revision: i64, current: Revision) -> Result<Revision, Error> {
+    pub(in crate::engine) fn check_compaction(
+        &self,
+        revision: i64,
+        current: Revision,
+    ) -> Result<Revision, Error> {
         let mark = self.compacted_mark.load(Ordering::Acquire);
         match u64::try_from(revision) {
             Ok(revision) if revision >= mark && revision > current.0 => Err(Error::FutureRevision),

@@ -53,7 +53,11 @@ impl Mvcc {
 
 impl Reader<'_> {
     /// The pair that a change at `revision` has replaced, if that revision is kept and there was one.
-    pub(in crate::engine) fn before(&self, key: &[u8], revision: Revision) -> Result<Option<KeyValue>, StoreError> {
+    pub(in crate::engine) fn before(
+        &self,
+        key: &[u8],
+        revision: Revision,
+    ) -> Result<Option<KeyValue>, StoreError> {
         let before = revision.prev();
         if self.check_kept(before).is_err() {
             return Ok(None);

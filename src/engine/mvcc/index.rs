@@ -119,7 +119,11 @@ impl History {
     }
 
     fn summary(&self) -> Summary {
-        Summary { keys: 1, live: u64::from(!self.latest.head.is_dead()), stale: u64::from(self.is_stale()) }
+        Summary {
+            keys: 1,
+            live: u64::from(!self.latest.head.is_dead()),
+            stale: u64::from(self.is_stale()),
+        }
     }
 
     /// Gives up what nobody can read or watch once `floor` is compacted: every version before the one that is
@@ -141,7 +145,8 @@ impl History {
                 older.shrink_to(older.len() * 2);
             }
         }
-        let gone = self.older.is_none() && self.latest.head.is_dead() && self.latest.head.revision < floor;
+        let gone =
+            self.older.is_none() && self.latest.head.is_dead() && self.latest.head.revision < floor;
         if gone {
             freed.push(self.latest.head);
         }
@@ -207,7 +212,9 @@ impl Node {
     fn summary(&self) -> Summary {
         let mut sum = Summary::default();
         match self {
-            Self::Leaf(entries) => entries.iter().for_each(|entry| sum.add(entry.history.summary())),
+            Self::Leaf(entries) => {
+                entries.iter().for_each(|entry| sum.add(entry.history.summary()))
+            }
             Self::Inner(children) => children.iter().for_each(|child| sum.add(child.summary)),
         }
         sum
@@ -278,8 +285,9 @@ impl Node {
     fn visit_back(&self, high: Option<&[u8]>, range: &KeyRange, f: Visit<'_>) -> ControlFlow<()> {
         match self {
             Self::Leaf(entries) => {
-                let end = high
-                    .map_or(entries.len(), |high| entries.partition_point(|entry| entry.key.as_ref() < high));
+                let end = high.map_or(entries.len(), |high| {
+                    entries.partition_point(|entry| entry.key.as_ref() < high)
+                });
                 for entry in entries[..end].iter().rev() {
                     if entry.key.as_ref() < range.start.as_ref() {
                         return ControlFlow::Break(());
@@ -404,7 +412,10 @@ fn child_of(children: &[Child], key: &[u8]) -> usize {
 }
 
 fn prune_leaf(entries: &mut Vec<Entry>, walk: &mut PruneWalk<'_>) {
-    let first = walk.from.as_deref().map_or(0, |from| entries.partition_point(|entry| entry.key.as_ref() < from));
+    let first = walk
+        .from
+        .as_deref()
+        .map_or(0, |from| entries.partition_point(|entry| entry.key.as_ref() < from));
     let mut i = 0;
     entries.retain_mut(|entry| {
         let skip = i < first || walk.is_over() || !entry.history.is_stale();
@@ -427,7 +438,9 @@ fn merge_small(children: &mut Vec<Child>) {
     while i < children.len() {
         if children[i].node.is_empty() && children.len() > 1 {
             children.remove(i);
-        } else if i > 0 && children[i - 1].node.len() + children[i].node.len() <= LEAF_ENTRIES_MAX / 2 {
+        } else if i > 0
+            && children[i - 1].node.len() + children[i].node.len() <= LEAF_ENTRIES_MAX / 2
+        {
             let right = children.remove(i);
             let left = &mut children[i - 1];
             left.summary.add(right.summary);

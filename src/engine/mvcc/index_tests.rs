@@ -37,7 +37,8 @@ fn latest(head: Version) -> Latest {
 }
 
 fn write(index: &mut Index, model: &mut Model, key: &[u8], head: Version) {
-    let alive = model.get(key).and_then(|versions| versions.last()).is_some_and(|last| !last.is_dead());
+    let alive =
+        model.get(key).and_then(|versions| versions.last()).is_some_and(|last| !last.is_dead());
     if head.is_dead() && !alive {
         return;
     }

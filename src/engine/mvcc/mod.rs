@@ -109,7 +109,10 @@ pub struct Mvcc {
 impl fmt::Debug for Mvcc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (revision, compacted) = (self.revision(), self.compacted());
-        f.debug_struct("Mvcc").field("revision", &revision).field("compacted", &compacted).finish_non_exhaustive()
+        f.debug_struct("Mvcc")
+            .field("revision", &revision)
+            .field("compacted", &compacted)
+            .finish_non_exhaustive()
     }
 }
 
@@ -168,7 +171,8 @@ impl Mvcc {
         let mut guarded = self.guarded.write();
         guarded.recent_after = place.revision;
         let mut former = LeaseId::NONE;
-        guarded.add(place, row, |before| former = before.map_or(LeaseId::NONE, |latest| latest.lease));
+        guarded
+            .add(place, row, |before| former = before.map_or(LeaseId::NONE, |latest| latest.lease));
         former
     }
 
@@ -181,7 +185,9 @@ impl Mvcc {
     pub(super) fn add(&self, place: Place, row: &Row) {
         let mut guarded = self.guarded.write();
         let mut was_alive = false;
-        guarded.add(place, row, |before| was_alive = before.is_some_and(|latest| !latest.head.is_dead()));
+        guarded.add(place, row, |before| {
+            was_alive = before.is_some_and(|latest| !latest.head.is_dead())
+        });
         match &row.op {
             Op::Put(kv) if !was_alive => guarded.remember(place.revision, true, &kv.key),
             Op::Delete { key, .. } => {
@@ -223,7 +229,11 @@ impl Mvcc {
     }
 
     /// A reader that also sees the rows of the writer's open batch, up to `revision`.
-    pub(super) fn reader_of_open<'a>(&'a self, revision: Revision, open: &'a [(Place, Row)]) -> Reader<'a> {
+    pub(super) fn reader_of_open<'a>(
+        &'a self,
+        revision: Revision,
+        open: &'a [(Place, Row)],
+    ) -> Reader<'a> {
         let era = Arc::clone(&self.guarded.read().era);
         Reader { mvcc: self, revision, era, open }
     }
@@ -242,7 +252,16 @@ impl Guarded {
             Op::Delete { key, seen } => {
                 let head = Version::tombstone(place, size);
                 let none = LeaseId::NONE;
-                (key, Latest { head, create_revision: Revision(0), version: 0, lease: none, stamp: *seen })
+                (
+                    key,
+                    Latest {
+                        head,
+                        create_revision: Revision(0),
+                        version: 0,
+                        lease: none,
+                        stamp: *seen,
+                    },
+                )
             }
             internal => unreachable!("{internal:?} is not visible"),
         };
@@ -270,9 +289,12 @@ impl Guarded {
         if revision < self.recent_after || turns as u64 > sum.keys {
             return self.count_by_walk(range, revision);
         }
-        self.recent.range(since..).filter(|turn| range.contains(&turn.key)).fold(sum.live, |live, turn| {
-            if turn.born { live - 1 } else { live + 1 }
-        })
+        self.recent.range(since..).filter(|turn| range.contains(&turn.key)).fold(
+            sum.live,
+            |live, turn| {
+                if turn.born { live - 1 } else { live + 1 }
+            },
+        )
     }
 
     fn count_by_walk(&self, range: &KeyRange, revision: Revision) -> u64 {
@@ -359,7 +381,8 @@ impl<'a> Reader<'a> {
         if let Some(kv) = self.cached(place) {
             return Ok(kv);
         }
-        let row = self.mvcc.store.row(Space::Log, &place.encode())?.ok_or_else(|| missing(place))?;
+        let row =
+            self.mvcc.store.row(Space::Log, &place.encode())?.ok_or_else(|| missing(place))?;
         self.admit(place, row)
     }
 
@@ -367,7 +390,8 @@ impl<'a> Reader<'a> {
     fn sweep(&self, places: &[(Place, usize)], kvs: &mut [KeyValue]) -> Result<(), Failure> {
         let [(first, _), .., (last, _)] = places else { return Ok(()) };
         let (first, last) = (first.encode(), last.encode());
-        let mut rows = self.mvcc.store.rows(Space::Log, Bound::Included(&first), Bound::Included(&last));
+        let mut rows =
+            self.mvcc.store.rows(Space::Log, Bound::Included(&first), Bound::Included(&last));
         for (place, i) in places {
             let key = place.encode();
             let value = loop {

@@ -43,7 +43,8 @@ impl Reader<'_> {
             return Ok(RangeReply { kvs: Vec::new(), more: false, count });
         }
         let (kvs, more) = match range.sort {
-            None | Some(Sort { target: SortTarget::Key, order: None | Some(SortOrder::Ascending) }) => {
+            None
+            | Some(Sort { target: SortTarget::Key, order: None | Some(SortOrder::Ascending) }) => {
                 self.take(range, revision, Direction::Up)?
             }
             Some(Sort { target: SortTarget::Key, order: Some(SortOrder::Descending) }) => {
@@ -74,7 +75,12 @@ impl Reader<'_> {
     }
 
     /// The first pairs in the direction of the walk, and whether there are more.
-    fn take(&self, range: &Range, revision: Revision, way: Direction) -> Result<(Vec<KeyValue>, bool), Failure> {
+    fn take(
+        &self,
+        range: &Range,
+        revision: Revision,
+        way: Direction,
+    ) -> Result<(Vec<KeyValue>, bool), Failure> {
         let limit = range.limit.unwrap_or(usize::MAX);
         let mut kvs = Vec::new();
         let mut more = false;
@@ -107,7 +113,11 @@ impl Reader<'_> {
         revision: Revision,
         target: SortTarget,
     ) -> Result<(Vec<KeyValue>, bool), Failure> {
-        let cut = Range { limit: range.limit.map(|limit| limit.saturating_add(1)), keys_only: false, ..range.clone() };
+        let cut = Range {
+            limit: range.limit.map(|limit| limit.saturating_add(1)),
+            keys_only: false,
+            ..range.clone()
+        };
         let (mut kvs, _) = self.take(&cut, revision, Direction::Up)?;
         kvs.sort_by(|a, b| compare(target, a, b));
         Ok(cut_at(kvs, range))
@@ -143,7 +153,10 @@ impl Reader<'_> {
         let kvs = if with_value || range.keys_only {
             all.into_iter().map(|(_, kv)| kv).collect()
         } else {
-            self.load(all.into_iter().map(|(place, _)| Found { place, head: None }).collect(), false)?
+            self.load(
+                all.into_iter().map(|(place, _)| Found { place, head: None }).collect(),
+                false,
+            )?
         };
         Ok(cut_at(kvs, range))
     }
@@ -237,8 +250,12 @@ impl<'a> Walk<'a> {
             ControlFlow::Continue(())
         };
         match self.way {
-            Direction::Up => reader.index().index.visit(&range.range, self.bound.as_deref(), &mut visit),
-            Direction::Down => reader.index().index.visit_back(&range.range, self.bound.as_deref(), &mut visit),
+            Direction::Up => {
+                reader.index().index.visit(&range.range, self.bound.as_deref(), &mut visit)
+            }
+            Direction::Down => {
+                reader.index().index.visit_back(&range.range, self.bound.as_deref(), &mut visit)
+            }
         }
         match next {
             None => self.done = true,

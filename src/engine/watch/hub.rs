@@ -77,7 +77,8 @@ impl Mailbox {
             return;
         }
         let bytes = bytes_of(&delivery.changes);
-        let is_full = mail.changes + delivery.hits.len() > MAILBOX_CHANGES_MAX || mail.bytes + bytes > MAILBOX_BYTES_MAX;
+        let is_full = mail.changes + delivery.hits.len() > MAILBOX_CHANGES_MAX
+            || mail.bytes + bytes > MAILBOX_BYTES_MAX;
         // One delivery is always taken: it is in memory anyway, and reading it back would cost as much.
         if is_full && !mail.queue.is_empty() {
             mail.dropped_from = delivery.changes.first().map(|change| change.kv.mod_revision);
@@ -178,7 +179,12 @@ impl Hub {
 
     /// Makes a watcher synced if it needs nothing that is published already. Answers the published revision, and
     /// whether it is synced now.
-    pub(super) fn sync(&self, watcher: Watcher, range: &KeyRange, next: Revision) -> (Revision, bool) {
+    pub(super) fn sync(
+        &self,
+        watcher: Watcher,
+        range: &KeyRange,
+        next: Revision,
+    ) -> (Revision, bool) {
         let mut state = self.state.lock();
         let synced = next > state.published;
         if synced {

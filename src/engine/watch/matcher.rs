@@ -36,7 +36,10 @@ impl<T> Default for Matcher<T> {
 impl<T: Copy + PartialEq> Matcher<T> {
     /// Whether nobody watches anything.
     pub(super) fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.prefixes.is_empty() && self.from_keys.is_empty() && self.spans.is_empty()
+        self.keys.is_empty()
+            && self.prefixes.is_empty()
+            && self.from_keys.is_empty()
+            && self.spans.is_empty()
     }
 
     pub(super) fn insert(&mut self, range: &KeyRange, watcher: T) {
@@ -52,7 +55,9 @@ impl<T: Copy + PartialEq> Matcher<T> {
                 }
                 watchers.push(watcher);
             }
-            RangeEnd::Before(end) => self.spans.entry((start, end.clone())).or_default().push(watcher),
+            RangeEnd::Before(end) => {
+                self.spans.entry((start, end.clone())).or_default().push(watcher)
+            }
         }
     }
 
@@ -70,7 +75,9 @@ impl<T: Copy + PartialEq> Matcher<T> {
                     }
                 }
             }
-            RangeEnd::Before(end) => drop(take(&mut self.spans, &(start.clone(), end.clone()), watcher)),
+            RangeEnd::Before(end) => {
+                drop(take(&mut self.spans, &(start.clone(), end.clone()), watcher))
+            }
         }
     }
 
@@ -126,7 +133,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn key() -> impl Strategy<Value = Vec<u8>> {
-        prop::collection::vec(prop_oneof![Just(0_u8), Just(1), Just(b'a'), Just(b'b'), Just(0xff)], 1..4)
+        prop::collection::vec(
+            prop_oneof![Just(0_u8), Just(1), Just(b'a'), Just(b'b'), Just(0xff)],
+            1..4,
+        )
     }
 
     fn prefix_end(prefix: &[u8]) -> Vec<u8> {

@@ -86,7 +86,8 @@ impl Stream {
         match self.check(&create) {
             Ok(id) => self.add(id, create),
             Err(reason) => {
-                self.ready.push_back(WatchReply::Refused { reason, revision: self.hub.published() });
+                self.ready
+                    .push_back(WatchReply::Refused { reason, revision: self.hub.published() });
             }
         }
     }
@@ -142,7 +143,10 @@ impl Stream {
         let Some(watcher) = self.watchers.remove(&id) else { return false };
         if watcher.synced {
             self.by_serial.remove(&watcher.serial);
-            self.hub.remove(SyncedWatcher { stream: self.id, serial: watcher.serial }, &watcher.create.range);
+            self.hub.remove(
+                SyncedWatcher { stream: self.id, serial: watcher.serial },
+                &watcher.create.range,
+            );
         } else {
             self.behind -= 1;
         }
@@ -235,7 +239,10 @@ impl Stream {
     /// After an overflow of the mailbox: every synced watcher has missed what came from `from` on.
     fn fall_behind(&mut self, from: Revision) {
         for watcher in self.watchers.values_mut().filter(|watcher| watcher.synced) {
-            self.hub.remove(SyncedWatcher { stream: self.id, serial: watcher.serial }, &watcher.create.range);
+            self.hub.remove(
+                SyncedWatcher { stream: self.id, serial: watcher.serial },
+                &watcher.create.range,
+            );
             watcher.synced = false;
             watcher.next = watcher.next.max(from);
             // Mail that came since is told again from the log: it must not be taken for this watcher's.
@@ -254,7 +261,8 @@ impl Stream {
         let behind = self.watchers.values().filter(|watcher| !watcher.synced);
         let Some(from) = behind.map(|watcher| watcher.next).min() else { return Ok(()) };
         if from <= reader.revision() {
-            let stretch = mvcc.history(from, reader.revision(), CATCH_UP_REVISIONS, CATCH_UP_BYTES)?;
+            let stretch =
+                mvcc.history(from, reader.revision(), CATCH_UP_REVISIONS, CATCH_UP_BYTES)?;
             self.tell_history(&stretch.changes, stretch.through, &reader)?;
         }
         self.sync_up();
@@ -263,7 +271,8 @@ impl Stream {
 
     fn cancel_compacted(&mut self, compacted: Revision) {
         let lost = |watcher: &Watcher| !watcher.synced && watcher.next < compacted;
-        let lost: Vec<i64> = self.watchers.iter().filter(|(_, watcher)| lost(watcher)).map(|(id, _)| *id).collect();
+        let lost: Vec<i64> =
+            self.watchers.iter().filter(|(_, watcher)| lost(watcher)).map(|(id, _)| *id).collect();
         for id in lost {
             self.remove(id);
             self.ready.push_back(WatchReply::Compacted { id, compacted });
@@ -277,11 +286,16 @@ impl Stream {
         reader: &Reader<'_>,
     ) -> Result<(), StoreError> {
         let behind = |watcher: &Watcher| !watcher.synced && watcher.next <= through;
-        let ids: Vec<i64> =
-            self.watchers.iter().filter(|(_, watcher)| behind(watcher)).map(|(id, _)| *id).collect();
+        let ids: Vec<i64> = self
+            .watchers
+            .iter()
+            .filter(|(_, watcher)| behind(watcher))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             let range = &self.watchers[&id].create.range;
-            let concerned: Vec<&Change> = changes.iter().filter(|change| range.contains(&change.kv.key)).collect();
+            let concerned: Vec<&Change> =
+                changes.iter().filter(|change| range.contains(&change.kv.key)).collect();
             self.tell(id, &concerned, through, reader)?;
             if let Some(watcher) = self.watchers.get_mut(&id) {
                 watcher.next = through.next();
@@ -307,7 +321,9 @@ impl Stream {
             self.progress_asked = true;
             return;
         };
-        if !self.watchers.is_empty() && self.watchers.values().all(|watcher| revision >= watcher.start) {
+        if !self.watchers.is_empty()
+            && self.watchers.values().all(|watcher| revision >= watcher.start)
+        {
             self.ready.push_back(WatchReply::Progress { id: None, revision });
         }
     }
