@@ -16,7 +16,6 @@ use parking_lot::Mutex;
 
 use super::command::LeaseStatus;
 use crate::error::{Error, Invalid};
-use crate::storage::schema::Place;
 use crate::time::Now;
 use crate::types::LeaseId;
 
@@ -31,8 +30,6 @@ struct Lease {
     /// It is overdue, and its revocation is on the way.
     expiring: bool,
     keys: BTreeSet<Bytes>,
-    /// Where its record stands in the log.
-    place: Place,
 }
 
 impl Lease {
@@ -84,27 +81,22 @@ impl Lessor {
     }
 
     /// Adds a lease with its whole time before it.
-    pub(super) fn grant(&self, id: LeaseId, ttl_seconds: u64, place: Place, now: Now) {
+    pub(super) fn grant(&self, id: LeaseId, ttl_seconds: u64, now: Now) {
         let mut table = self.table.lock();
-        let mut lease = Lease {
-            ttl_seconds,
-            deadline_millis: 0,
-            expiring: false,
-            keys: BTreeSet::new(),
-            place,
-        };
+        let mut lease =
+            Lease { ttl_seconds, deadline_millis: 0, expiring: false, keys: BTreeSet::new() };
         lease.deadline_millis = now.monotonic_millis.saturating_add(lease.ttl_millis());
         table.deadlines.insert((lease.deadline_millis, id));
         let before = table.leases.insert(id, lease);
         assert!(before.is_none(), "lease {id} is granted twice");
     }
 
-    /// Ends a lease. Answers the place of its record; its keys are the caller's to delete.
-    pub(super) fn revoke(&self, id: LeaseId) -> Result<Place, Error> {
+    /// Ends a lease. Its keys are the caller's to delete.
+    pub(super) fn revoke(&self, id: LeaseId) -> Result<(), Error> {
         let mut table = self.table.lock();
         let lease = table.leases.remove(&id).ok_or(Error::LeaseNotFound)?;
         table.deadlines.remove(&(lease.deadline_millis, id));
-        Ok(lease.place)
+        Ok(())
     }
 
     /// Whether there is such a lease.
@@ -205,9 +197,6 @@ fn seconds(ttl_seconds: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Revision;
-
-    const PLACE: Place = Place { revision: Revision(1), n: 0 };
 
     fn at(seconds: u64) -> Now {
         Now { wall_millis: 0, monotonic_millis: seconds * MILLIS_PER_SECOND }
@@ -215,7 +204,7 @@ mod tests {
 
     fn lessor() -> Lessor {
         let lessor = Lessor::new(2);
-        lessor.grant(LeaseId(7), 10, PLACE, at(0));
+        lessor.grant(LeaseId(7), 10, at(0));
         lessor
     }
 
@@ -238,7 +227,7 @@ mod tests {
         assert_eq!(lessor.take_expired(at(19), 10), [LeaseId(7)]);
         assert_eq!(lessor.take_expired(at(19), 10), []);
         assert_eq!(lessor.keep_alive(LeaseId(7), at(19)), KeepAlive::Expiring);
-        assert_eq!(lessor.revoke(LeaseId(7)), Ok(PLACE));
+        assert_eq!(lessor.revoke(LeaseId(7)), Ok(()));
         assert_eq!(lessor.keep_alive(LeaseId(7), at(19)), KeepAlive::Unknown);
         assert_eq!(lessor.revoke(LeaseId(7)), Err(Error::LeaseNotFound));
     }
@@ -246,7 +235,7 @@ mod tests {
     #[test]
     fn a_key_has_one_lease() {
         let lessor = lessor();
-        lessor.grant(LeaseId(8), 10, PLACE, at(0));
+        lessor.grant(LeaseId(8), 10, at(0));
         lessor.reattach(b"k", LeaseId::NONE, LeaseId(7));
         lessor.reattach(b"k", LeaseId(7), LeaseId(8));
         assert_eq!(lessor.keys(LeaseId(7)).unwrap(), Vec::<Bytes>::new());

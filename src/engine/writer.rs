@@ -6,8 +6,8 @@
 //! that a step can be put between them.
 //!
 //! Invariants
-//! * Rows enter the log in the order of their places; the newest row is never removed, so the current revision
-//!   can be read off the log at start.
+//! * Rows enter the log in the order of their places; the newest row is never removed, so the current revision and
+//!   how far this run has come can be read off the log at start.
 //! * An operation that has begun cannot fail any more: everything was checked before.
 //! * The rows of an open batch are in memory until the commit.
 
@@ -23,7 +23,7 @@ use super::command::{
     Txn, TxnOp, TxnOpReply, TxnReply,
 };
 use super::lease::Lessor;
-use super::mvcc::{Latest, Mvcc, Reader, Reclaim, row_bytes};
+use super::mvcc::{Latest, Mvcc, Reader, Reclaim, Sweep, row_bytes};
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
@@ -102,8 +102,6 @@ pub struct Writer {
     open: Vec<(Place, Row)>,
     /// The newest row of the log, open or durable.
     newest: Place,
-    /// That row, if it is there only to mark the end of the log: it goes as soon as another follows.
-    filler: Option<Place>,
     /// Where the entry that is being executed starts in `open`.
     entry_start: usize,
     /// Whether that entry has taken a revision.
@@ -113,6 +111,8 @@ pub struct Writer {
     /// A compaction in the open batch.
     compacting: Option<Revision>,
     reclaim: Option<Reclaim>,
+    /// The last sweep that is on record.
+    swept: Revision,
     room: Room,
     quota_bytes: Option<u64>,
     disk_reserve_bytes: u64,
@@ -126,7 +126,10 @@ impl Writer {
         let former = meta.newest_run_of(identity.member);
         let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes));
         let lessor = Arc::new(Lessor::new(options.lease_ttl_seconds_min));
-        let end = restore(&mvcc, &lessor, now)?;
+        for lease in &meta.leases {
+            lessor.grant(lease.id, lease.ttl_seconds, now);
+        }
+        let end = restore(&mvcc, &lessor)?;
         let seq_of_former =
             end.entry.filter(|(origin, _)| former.is_some_and(|(former, _)| former == *origin));
         let revision = end.newest.revision;
@@ -143,7 +146,6 @@ impl Writer {
             revision,
             next_n: end.newest.n + 1,
             newest: end.newest,
-            filler: end.filler,
             batch: Batch::default(),
             open: Vec::new(),
             entry_start: 0,
@@ -151,6 +153,7 @@ impl Writer {
             entry_ops: 0,
             compacting: None,
             reclaim: None,
+            swept: meta.swept,
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
             disk_reserve_bytes: options.disk_reserve_bytes,
@@ -280,14 +283,14 @@ impl Writer {
             key: LeaseRecord::key(id),
             value: record.value(),
         };
-        let place = self.append(op, stamp, Visibility::Internal);
-        self.lessor.grant(id, ttl, place, now);
+        self.append(op, stamp, Visibility::Internal);
+        self.put_meta(Meta::Lease(record));
+        self.lessor.grant(id, ttl, now);
         let granted = LeaseGrantReply { id, ttl_seconds: i64::try_from(ttl).unwrap_or(i64::MAX) };
         Ok(self.end_entry(CommandReply::LeaseGrant(granted)))
     }
 
-    /// Deletes the keys of a lease in one revision and removes its record in the same batch: a store without peers
-    /// needs no trace of it.
+    /// Ends a lease and deletes its keys in one revision.
     fn execute_revoke(&mut self, id: LeaseId, now: Now) -> Result<Reply<CommandReply>, Failure> {
         let keys = self.lessor.keys(id).ok_or(Error::LeaseNotFound)?;
         let stamp = self.begin_entry(now);
@@ -295,33 +298,11 @@ impl Writer {
             let latest = self.mvcc.latest(&key).expect("a key on a lease lives");
             self.delete(key, latest, stamp);
         }
-        let record = self.lessor.revoke(id)?;
-        self.remove_internal(record, stamp);
+        let op = Op::InternalDelete { table: Table::Lease, key: LeaseRecord::key(id) };
+        self.append(op, stamp, Visibility::Internal);
+        self.batch.delete(Space::Meta, Meta::lease_key(id));
+        self.lessor.revoke(id)?;
         Ok(self.end_entry(CommandReply::LeaseRevoke))
-    }
-
-    /// Removes an internal record for good. If its row is the newest there is, another one must take that place, so
-    /// that the end of the log still tells how far this run has come.
-    fn remove_internal(&mut self, place: Place, stamp: Stamp) {
-        if place == self.newest {
-            let key = Bytes::new();
-            let filler = self.append(
-                Op::InternalDelete { table: Table::Lease, key },
-                stamp,
-                Visibility::Internal,
-            );
-            self.filler = Some(filler);
-        }
-        self.remove_row(place);
-    }
-
-    fn remove_row(&mut self, place: Place) {
-        if let Ok(i) = self.open.binary_search_by_key(&place, |(place, _)| *place) {
-            self.open.remove(i);
-            self.entry_start -= usize::from(i < self.entry_start);
-        } else {
-            self.batch.delete(Space::Log, place.encode());
-        }
     }
 
     fn txn(&mut self, txn: &Txn, path: &Path, stamp: Stamp) -> Result<TxnReply, Failure> {
@@ -430,9 +411,6 @@ impl Writer {
         if visibility == Visibility::Visible {
             self.mvcc.add(place, &row);
         }
-        if let Some(filler) = self.filler.take() {
-            self.remove_row(filler);
-        }
         assert!(self.newest < place, "a row at {place:?} behind {:?}", self.newest);
         self.newest = place;
         self.open.push((place, row));
@@ -481,7 +459,6 @@ impl Writer {
         if !self.has_open_batch() {
             return Ok(());
         }
-        let only_reclaims = self.open.is_empty() && self.compacting.is_none();
         let mut batch = std::mem::take(&mut self.batch);
         let mut shown = Vec::with_capacity(self.open.len());
         for (place, row) in self.open.drain(..) {
@@ -489,8 +466,7 @@ impl Writer {
             shown.extend(Shown::of(place, row, &bytes));
             batch.put(Space::Log, place.encode(), bytes);
         }
-        let durability = if only_reclaims { Durability::Buffered } else { Durability::Fsync };
-        self.store().commit(batch, durability)?;
+        self.store().commit(batch, Durability::Fsync)?;
         self.publish(shown);
         Ok(())
     }
@@ -510,16 +486,33 @@ impl Writer {
         self.hub.publish(self.revision, shown.into_iter().map(|shown| shown.change).collect());
     }
 
-    /// Adds a slice of the space that the last compaction gave up to the open batch. Answers whether there is
-    /// more to do.
+    /// Frees a slice of what the last compaction gave up. Answers whether there is more to do.
     pub fn reclaim(&mut self) -> bool {
         let Some(reclaim) = &mut self.reclaim else { return false };
-        reclaim.step(&self.mvcc, &mut self.batch);
+        reclaim.step(&self.mvcc);
         if reclaim.is_done() {
             self.reclaim = None;
             self.check_quota(0);
         }
         self.reclaim.is_some()
+    }
+
+    /// A sweep of the log, if it is worth the work, or if there is anything to sweep and it is `wanted`. One at a time:
+    /// the caller runs it on another thread and then calls [`Self::end_sweep`].
+    pub fn begin_sweep(&self, wanted: bool) -> Option<Sweep> {
+        let is_due = self.mvcc.is_worth_sweeping() || wanted && self.mvcc.has_dead_rows();
+        // Durable rows only: the end of the log must not be swept away under an open batch.
+        let is_settled =
+            self.reclaim.is_none() && self.compacting.is_none() && !self.has_open_batch();
+        (is_due && is_settled)
+            .then(|| Sweep::new(&self.mvcc, self.mvcc.compacted(), self.swept, self.newest))
+    }
+
+    /// Puts a complete sweep on record, so that the next one can remove tombstones.
+    pub fn end_sweep(&mut self, sweep: &Sweep) {
+        self.mvcc.note_swept(sweep);
+        self.swept = self.swept.max(sweep.floor());
+        self.put_meta(Meta::Swept(self.swept));
     }
 
     /// Whether readers from before the last compaction keep its space from being given up.
@@ -643,8 +636,10 @@ fn txn_cost(txn: &Txn) -> u64 {
 struct StoreMeta {
     identity: Option<Identity>,
     compacted: Option<Revision>,
+    swept: Revision,
     origins: BTreeMap<OriginIndex, Origin>,
     entries: u64,
+    leases: Vec<LeaseRecord>,
 }
 
 impl StoreMeta {
@@ -655,7 +650,9 @@ impl StoreMeta {
             match Meta::decode(&key, value)? {
                 Meta::Identity(identity) => meta.identity = Some(identity),
                 Meta::Compacted(revision) => meta.compacted = Some(revision),
+                Meta::Swept(revision) => meta.swept = revision,
                 Meta::Entries(entries) => meta.entries = entries,
+                Meta::Lease(record) => meta.leases.push(record),
                 Meta::Origin(index, origin) => {
                     meta.origins.insert(index, origin);
                 }
@@ -682,14 +679,12 @@ struct LogEnd {
     time: Timestamp,
     /// The origin and seq of the newest row.
     entry: Option<(OriginIndex, u64)>,
-    /// The newest row, if it only marks the end.
-    filler: Option<Place>,
 }
 
-/// Reads the whole log back into memory.
-fn restore(mvcc: &Mvcc, lessor: &Lessor, now: Now) -> Result<LogEnd, StoreError> {
+/// Reads the whole log back into memory. The leases are there already, for the keys to be attached to them.
+fn restore(mvcc: &Mvcc, lessor: &Lessor) -> Result<LogEnd, StoreError> {
     let newest = Place { revision: Revision::FIRST, n: 0 };
-    let mut end = LogEnd { newest, time: Timestamp::default(), entry: None, filler: None };
+    let mut end = LogEnd { newest, time: Timestamp::default(), entry: None };
     for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = item?;
         let place = Place::decode(&key)?;
@@ -697,7 +692,6 @@ fn restore(mvcc: &Mvcc, lessor: &Lessor, now: Now) -> Result<LogEnd, StoreError>
         end.newest = place;
         end.time = end.time.max(row.stamp.time);
         end.entry = Some((row.stamp.origin, row.seq));
-        end.filler = None;
         match &row.op {
             Op::Put(kv) => {
                 let former = mvcc.restore(place, &row);
@@ -707,11 +701,7 @@ fn restore(mvcc: &Mvcc, lessor: &Lessor, now: Now) -> Result<LogEnd, StoreError>
                 let former = mvcc.restore(place, &row);
                 lessor.reattach(key, former, LeaseId::NONE);
             }
-            Op::InternalPut { table: Table::Lease, key, value } => {
-                let record = LeaseRecord::decode(key, value.clone())?;
-                lessor.grant(record.id, record.ttl_seconds, place, now);
-            }
-            Op::InternalDelete { .. } => end.filler = Some(place),
+            Op::InternalPut { .. } | Op::InternalDelete { .. } => {}
         }
     }
     Ok(end)

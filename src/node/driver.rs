@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -13,6 +14,7 @@ use super::clock::SystemClock;
 use super::compactor::Compactor;
 use super::handle::Shared;
 use crate::engine::command::{Command, CommandReply, Reply};
+use crate::engine::mvcc::Sweep;
 use crate::engine::{Failure, Writer};
 use crate::error::{Error, Result, StoreError};
 use crate::time::Now;
@@ -41,6 +43,8 @@ pub(super) enum Task {
     Command(Command, oneshot::Sender<Result<Reply<CommandReply>>>),
     /// Say when the space of a compaction has been given up.
     AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
+    /// Take note of a sweep, which has ended so.
+    Swept(Sweep, Result<(), StoreError>),
     /// Answer everything that waits, and end.
     Stop,
 }
@@ -61,6 +65,9 @@ pub(super) struct Driver {
     awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
     /// Whether the last compaction has space left to give up.
     reclaiming: bool,
+    /// For sweeps to report back.
+    queue: Queue,
+    sweeper: Option<JoinHandle<()>>,
     next_tick_millis: u64,
     next_expiry_millis: u64,
     next_disk_millis: u64,
@@ -70,7 +77,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         writer: Writer,
-        tasks: Receiver<Task>,
+        (queue, tasks): (Queue, Receiver<Task>),
         shared: Arc<Shared>,
         clock: SystemClock,
         compactor: Compactor,
@@ -85,6 +92,8 @@ impl Driver {
             answers: Vec::new(),
             awaiting_reclaim: Vec::new(),
             reclaiming: true,
+            queue,
+            sweeper: None,
             next_tick_millis: now_millis,
             next_expiry_millis: now_millis + EXPIRY_INTERVAL_MILLIS,
             next_disk_millis: now_millis,
@@ -100,6 +109,12 @@ impl Driver {
                 return;
             }
         }
+        // The store closes when nobody uses it any more. A sweep that wants to report finds the queue gone.
+        let Self { tasks, sweeper, .. } = self;
+        drop(tasks);
+        if let Some(sweeper) = sweeper {
+            let _ = sweeper.join();
+        }
     }
 
     /// One batch.
@@ -114,7 +129,37 @@ impl Driver {
         }
         self.writer.commit()?;
         self.answer();
+        if self.sweeper.is_none() && !self.reclaiming {
+            self.sweep()?;
+        }
         Ok(())
+    }
+
+    /// Starts a sweep of the log on a thread of its own, if there is enough to give back or somebody waits for it.
+    fn sweep(&mut self) -> Result<(), StoreError> {
+        let Some(sweep) = self.writer.begin_sweep(!self.awaiting_reclaim.is_empty()) else {
+            self.answer_reclaimed();
+            return Ok(());
+        };
+        let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
+        let run = move || {
+            let result = sweep.run(&mvcc);
+            drop(mvcc);
+            // A driver that is gone needs no report.
+            let _ = queue.send(Task::Swept(sweep, result));
+        };
+        self.sweeper = Some(std::thread::Builder::new().name("sweep".to_owned()).spawn(run)?);
+        Ok(())
+    }
+
+    /// Tells those who wait for the space of a compaction that it has been given up.
+    fn answer_reclaimed(&mut self) {
+        let writer = &self.writer;
+        for (_, reply) in
+            self.awaiting_reclaim.extract_if(.., |(revision, _)| writer.is_reclaimed(*revision))
+        {
+            let _ = reply.send(Ok(()));
+        }
     }
 
     /// Takes what waits in the queue, or waits for the first command until the next tick.
@@ -154,6 +199,11 @@ impl Driver {
                 self.answers.push((reply, result));
             }
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
+            Task::Swept(sweep, result) => {
+                result?;
+                self.writer.end_sweep(&sweep);
+                self.sweeper = None;
+            }
             Task::Stop => self.stopping = true,
         }
         Ok(())

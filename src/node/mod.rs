@@ -72,7 +72,8 @@ impl Node {
         let shared = Arc::new(shared);
         let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
         let compactor = Compactor::new(options.retention, now.monotonic_millis);
-        let driver = Driver::new(writer, tasks, Arc::clone(&shared), clock, compactor);
+        let driver =
+            Driver::new(writer, (queue.clone(), tasks), Arc::clone(&shared), clock, compactor);
         let driver =
             std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
         Ok(Self { handle: Handle { shared, queue }, driver: Some(driver) })

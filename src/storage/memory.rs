@@ -47,6 +47,20 @@ impl Memory {
             .collect();
         Box::new(all.into_iter())
     }
+    pub(super) fn sweep(&self, is_dead: &IsDead) -> Result<()> {
+        let mut rows = self.rows.lock();
+        let dead: Vec<_> = rows
+            .iter()
+            .filter(|((space, _), _)| *space == Space::Log)
+            .map(|(key, value)| (key.clone(), is_dead(&key.1, value)))
+            .collect();
+        for (key, dead) in dead {
+            if dead? {
+                rows.remove(&key);
+            }
+        }
+        Ok(())
+    }
     pub(super) fn disk_bytes(&self) -> u64 {
         0
     }

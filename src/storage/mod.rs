@@ -26,6 +26,7 @@ mod memory;
 pub mod schema;
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -108,6 +109,9 @@ impl Batch {
 /// Rows in key order.
 pub type Rows = Box<dyn Iterator<Item = Result<(Bytes, Bytes)>> + Send>;
 
+/// Says whether a row of the log, given its key and value, can go. Called from the store's own threads.
+pub type IsDead = Arc<dyn Fn(&[u8], &[u8]) -> Result<bool> + Send + Sync>;
+
 /// An open store. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
 pub enum Store {
@@ -139,6 +143,15 @@ impl Store {
         match self {
             Self::Disk(disk) => disk.rows(space, from, to),
             Self::Memory(memory) => memory.rows(space, from, to),
+        }
+    }
+
+    /// Removes the rows of the log that `is_dead` picks, and gives their space back. Blocks until that is done and
+    /// durable; commits and reads go on meanwhile. After a crash in the middle any of those rows may still be there.
+    pub fn sweep(&self, is_dead: IsDead) -> Result<()> {
+        match self {
+            Self::Disk(disk) => disk.sweep(is_dead),
+            Self::Memory(memory) => memory.sweep(&is_dead),
         }
     }
 

@@ -95,7 +95,8 @@ pub enum Op {
         /// The put that it removed.
         seen: Stamp,
     },
-    /// Writes an internal record, which takes no revision.
+    /// Writes an internal record, which takes no revision. The record itself stands in the meta space; this is the
+    /// entry that wrote it.
     InternalPut {
         /// Of which kind.
         table: Table,
@@ -285,6 +286,11 @@ pub enum Meta {
     Compacted(Revision),
     /// How many entries this member had accepted before its newest run.
     Entries(u64),
+    /// Every row that a compaction at this revision gave up is gone from the disk, but for tombstones: those below it
+    /// hide nothing any more.
+    Swept(Revision),
+    /// A lease that is in force.
+    Lease(LeaseRecord),
 }
 
 /// Whose store it is.
@@ -309,6 +315,8 @@ const META_IDENTITY: u8 = 1;
 const META_ORIGIN: u8 = 2;
 const META_COMPACTED: u8 = 3;
 const META_ENTRIES: u8 = 4;
+const META_SWEPT: u8 = 5;
+const META_LEASE: u8 = 6;
 
 impl Meta {
     /// The key and value of the row.
@@ -334,8 +342,21 @@ impl Meta {
                 key.put_u8(META_ENTRIES);
                 value.put_u64_le(entries);
             }
+            Self::Swept(revision) => {
+                key.put_u8(META_SWEPT);
+                value.put_u64_le(revision.0);
+            }
+            Self::Lease(record) => return (Self::lease_key(record.id), record.value()),
         }
         (key.freeze(), value.freeze())
+    }
+
+    /// The key of a lease's row.
+    pub fn lease_key(id: LeaseId) -> Bytes {
+        let mut key = BytesMut::new();
+        key.put_u8(META_LEASE);
+        key.put_slice(&LeaseRecord::key(id));
+        key.freeze()
     }
 
     /// Reads a row.
@@ -354,6 +375,10 @@ impl Meta {
             }
             [META_COMPACTED] => Self::Compacted(Revision(reader.u64()?)),
             [META_ENTRIES] => Self::Entries(reader.u64()?),
+            [META_SWEPT] => Self::Swept(Revision(reader.u64()?)),
+            [META_LEASE, id @ ..] => {
+                return Ok(Self::Lease(LeaseRecord::decode(id, reader.rest())?));
+            }
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
         reader.end()?;

@@ -1,21 +1,31 @@
-//! Giving up history: the mark is moved at once, the space comes back in slices.
+//! Giving up history: the mark is moved at once, memory follows in slices, the disk now and then.
 //!
-//! A compaction at revision F only forbids reads below F. What it frees is found by a walk over the index, which
-//! visits only keys that have anything to free; each slice is one small batch of the writer's, between two
-//! commits, so that nobody waits for it. After a crash the walk starts again from the mark on disk.
+//! * A compaction at revision F forbids reads below F: one small durable row.
+//! * [`Reclaim`] takes what it gave up out of the index, a slice at a time between two commits. It visits only keys that
+//!   have anything to free. After a crash it starts again from the mark on disk.
+//! * A [`Sweep`] rewrites the log without the rows that the index has let go, once that is worth the work. Removing
+//!   them one by one would cost three times the CPU and the writes of the puts themselves (`docs/storage-spike.md`).
+//!
+//! Rows go in no particular order, and the process may die in the middle. An old put that outlives its tombstone
+//! would come back at the next start; so a tombstone goes only if a former sweep, complete and on record, has removed
+//! everything below it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering as Atomic;
 
 use super::{Era, Mvcc};
-use crate::error::Error;
-use crate::storage::{Batch, Space};
+use crate::error::{Error, StoreError};
+use crate::storage::schema::{Op, Place, Row};
 use crate::types::Revision;
 
 /// Stale keys that one slice looks at: about 50 microseconds under the lock.
 const SLICE_KEYS: usize = 256;
+/// A sweep is worth it when it gives back this many bytes, and ...
+const SWEEP_BYTES_MIN: u64 = 16 << 20;
+/// ... this part of what it has to rewrite.
+const SWEEP_FRACTION: u64 = 2;
 
-/// The walk that frees what a compaction gave up.
+/// The walk that takes what a compaction gave up out of the index.
 pub(in crate::engine) struct Reclaim {
     floor: Revision,
     /// The eras that have ended: while someone else holds one, nothing is freed.
@@ -48,8 +58,8 @@ impl Reclaim {
         self.former.iter().any(|era| Arc::strong_count(era) > 1)
     }
 
-    /// Frees a slice: takes versions out of the index and adds the removal of their rows to the batch.
-    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc, batch: &mut Batch) {
+    /// Frees a slice.
+    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc) {
         if self.done || self.is_waiting() {
             return;
         }
@@ -60,12 +70,65 @@ impl Reclaim {
             self.from = guarded.index.prune(self.floor, self.from.take(), SLICE_KEYS, &mut freed);
             let bytes: u64 = freed.iter().map(|version| u64::from(version.size())).sum();
             guarded.live_bytes -= bytes;
+            guarded.dead_bytes += bytes;
         }
         self.done = self.from.is_none();
         for version in freed {
             mvcc.cache.remove(&version.place());
-            batch.delete(Space::Log, version.place().encode());
         }
+    }
+}
+
+/// A pass over the log that removes the rows nobody can read. It runs beside everything else.
+#[derive(Clone, Copy, Debug)]
+pub struct Sweep {
+    /// Every version that a compaction here gave up has left the index.
+    floor: Revision,
+    /// Tombstones below this hide nothing.
+    tombstones_below: Revision,
+    /// The newest row when it began. That one stays, to mark the end of the log.
+    newest: Place,
+    /// The dead bytes when it began.
+    dead_bytes: u64,
+}
+
+impl Sweep {
+    pub(in crate::engine) fn new(
+        mvcc: &Mvcc,
+        floor: Revision,
+        swept: Revision,
+        newest: Place,
+    ) -> Self {
+        let dead_bytes = mvcc.guarded.read().dead_bytes;
+        Self { floor, tombstones_below: swept, newest, dead_bytes }
+    }
+
+    /// Removes the rows. Blocks for as long as it takes to rewrite the log; commits and reads go on.
+    pub fn run(self, mvcc: &Arc<Mvcc>) -> Result<(), StoreError> {
+        let of = Arc::clone(mvcc);
+        mvcc.store.sweep(Arc::new(move |key, value| self.is_dead(&of, key, value)))
+    }
+
+    /// The compaction that it worked for.
+    pub(in crate::engine) fn floor(&self) -> Revision {
+        self.floor
+    }
+
+    /// Whether a row of the log can go.
+    fn is_dead(&self, mvcc: &Mvcc, key: &[u8], value: &[u8]) -> Result<bool, StoreError> {
+        let place = Place::decode(key)?;
+        if place >= self.newest {
+            return Ok(false);
+        }
+        let row = Row::decode(place, bytes::Bytes::copy_from_slice(value))?;
+        Ok(match &row.op {
+            Op::Put(kv) => !mvcc.holds(&kv.key, place),
+            Op::Delete { key, .. } => {
+                place.revision < self.tombstones_below && !mvcc.holds(key, place)
+            }
+            // The records themselves stand in the meta space.
+            Op::InternalPut { .. } | Op::InternalDelete { .. } => true,
+        })
     }
 }
 
@@ -76,7 +139,7 @@ impl Mvcc {
         revision: i64,
         current: Revision,
     ) -> Result<Revision, Error> {
-        let mark = self.compacted_mark.load(Ordering::Acquire);
+        let mark = self.compacted_mark.load(Atomic::Acquire);
         match u64::try_from(revision) {
             Ok(revision) if revision >= mark && revision > current.0 => Err(Error::FutureRevision),
             Ok(revision) if revision >= mark => Ok(Revision(revision)),
@@ -86,7 +149,27 @@ impl Mvcc {
 
     /// Forbids reads below `revision`, which is durable as the mark now.
     pub(in crate::engine) fn set_compacted(&self, revision: Revision) {
-        let before = self.compacted_mark.swap(revision.0 + 1, Ordering::AcqRel);
+        let before = self.compacted_mark.swap(revision.0 + 1, Atomic::AcqRel);
         assert!(before <= revision.0, "compaction went from {before} to {revision}");
+    }
+
+    /// Whether a sweep would give back enough.
+    pub(in crate::engine) fn is_worth_sweeping(&self) -> bool {
+        let guarded = self.guarded.read();
+        guarded.dead_bytes >= SWEEP_BYTES_MIN.max(guarded.live_bytes / SWEEP_FRACTION)
+    }
+
+    /// Whether a sweep would give back anything.
+    pub(in crate::engine) fn has_dead_rows(&self) -> bool {
+        self.guarded.read().dead_bytes > 0
+    }
+
+    /// Takes note of a sweep that is complete.
+    pub(in crate::engine) fn note_swept(&self, sweep: &Sweep) {
+        self.guarded.write().dead_bytes -= sweep.dead_bytes;
+    }
+
+    fn holds(&self, key: &[u8], place: Place) -> bool {
+        self.guarded.read().index.find(key).is_some_and(|history| history.holds(place))
     }
 }

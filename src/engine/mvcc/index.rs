@@ -107,6 +107,16 @@ impl History {
         newer.checked_sub(1).map(|i| older[i])
     }
 
+    /// Whether the version at `place` is still kept.
+    pub(super) fn holds(&self, place: Place) -> bool {
+        let older = || {
+            self.older
+                .as_deref()
+                .is_some_and(|older| older.binary_search_by_key(&place, |v| v.place()).is_ok())
+        };
+        self.latest.head.place() == place || older()
+    }
+
     fn push(&mut self, latest: Latest) {
         let before = std::mem::replace(&mut self.latest, latest);
         assert!(before.head.place() < latest.head.place(), "{before:?} then {latest:?}");

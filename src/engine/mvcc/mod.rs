@@ -38,6 +38,7 @@ use crate::storage::{Space, Store};
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 pub(super) use compact::Reclaim;
+pub use compact::Sweep;
 pub use hash::StateHash;
 pub(super) use index::Latest;
 use index::{Index, Version};
@@ -94,6 +95,8 @@ struct Guarded {
     /// All births and deaths above this revision are in `recent`.
     recent_after: Revision,
     live_bytes: u64,
+    /// The bytes of rows that have left the index but not the disk yet.
+    dead_bytes: u64,
 }
 
 /// The versions of all keys. Shared by the writer and all readers.
@@ -126,6 +129,7 @@ impl Mvcc {
             recent: VecDeque::new(),
             recent_after: Revision(0),
             live_bytes: 0,
+            dead_bytes: 0,
         };
         Self {
             guarded: RwLock::new(guarded),

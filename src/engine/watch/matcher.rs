@@ -64,8 +64,12 @@ impl<T: Copy + PartialEq> Matcher<T> {
     pub(super) fn remove(&mut self, range: &KeyRange, watcher: T) {
         let start = &range.start;
         match &range.end {
-            RangeEnd::Single => drop(take(&mut self.keys, start, watcher)),
-            RangeEnd::Unbounded => drop(take(&mut self.from_keys, start, watcher)),
+            RangeEnd::Single => {
+                take(&mut self.keys, start, watcher);
+            }
+            RangeEnd::Unbounded => {
+                take(&mut self.from_keys, start, watcher);
+            }
             RangeEnd::Before(end) if is_prefix(start, end) => {
                 let was_last = take(&mut self.prefixes, start, watcher);
                 if was_last && let Some(prefixes) = self.prefix_lengths.get_mut(&start.len()) {
@@ -76,7 +80,7 @@ impl<T: Copy + PartialEq> Matcher<T> {
                 }
             }
             RangeEnd::Before(end) => {
-                drop(take(&mut self.spans, &(start.clone(), end.clone()), watcher))
+                take(&mut self.spans, &(start.clone(), end.clone()), watcher);
             }
         }
     }
