@@ -1,0 +1,4 @@
+//! The integration tests of the server: one binary, one module a subject.
+
+mod crash;
+mod process;

@@ -1,0 +1,106 @@
+//! A starling process of a test: started on free ports with a directory of its own, killed when dropped.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use starling_proto::etcdserverpb::kv_client::KvClient;
+use tonic::transport::Channel;
+
+/// How long a start may take on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a start is tried on another port, should somebody else have taken the first.
+const START_TRIES: usize = 5;
+
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+impl Process {
+    /// Starts a member on `data_dir` and waits until it serves.
+    pub(crate) fn start(data_dir: &Path, flags: &[&str]) -> Self {
+        let mut last = String::new();
+        for _ in 0..START_TRIES {
+            match Self::try_start(data_dir, flags) {
+                Ok(process) => return process,
+                Err(log) => last = log,
+            }
+        }
+        panic!("starling does not start:\n{last}");
+    }
+
+    /// Starts a member, or answers what it said before it gave up.
+    pub(crate) fn try_start(data_dir: &Path, flags: &[&str]) -> Result<Self, String> {
+        let port = free_port();
+        let url = format!("http://127.0.0.1:{port}");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_starling"))
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
+            .args(flags)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary was built with this test");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let (ready, wait) = mpsc::channel();
+        // The thread goes on reading until the process ends, so that its log never blocks it.
+        std::thread::spawn(move || {
+            let mut log = String::new();
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.contains("ready to serve client requests") {
+                    let _ = ready.send(Ok(()));
+                }
+                log.push_str(&line);
+                log.push('\n');
+            }
+            let _ = ready.send(Err(log));
+        });
+        match wait.recv_timeout(START_TIMEOUT) {
+            Ok(Ok(())) => Ok(Self { child, port }),
+            Ok(Err(log)) => {
+                let _ = child.wait();
+                Err(log)
+            }
+            Err(_) => {
+                let _ = child.kill();
+                Err(format!("not ready after {START_TIMEOUT:?}"))
+            }
+        }
+    }
+
+    /// Ends the process at once, as a crash does.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it is ours to kill");
+        self.child.wait().expect("it was killed");
+    }
+
+    /// A connection to it.
+    pub(crate) async fn channel(&self) -> Channel {
+        let endpoint = format!("http://127.0.0.1:{}", self.port);
+        Channel::from_shared(endpoint).expect("a valid address").connect().await.expect("the member serves")
+    }
+
+    /// A KV client of its own connection.
+    pub(crate) async fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel().await)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
+    listener.local_addr().expect("it is bound").port()
+}
