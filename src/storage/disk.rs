@@ -1,101 +1,407 @@
-//! The store on disk, by fjall.
+//! The store on disk: one fjall database in a directory of ours.
+//!
+//! ```text
+//! <directory>/        0700
+//!   LOCK              locked by the process that has the store open
+//!   FORMAT            "starling storage format 1"
+//!   db/               the database: *.jnl (journals), keyspaces/ (tables)
+//!   db.creating/      a database that was not finished when the process ended: made anew
+//! ```
+//!
+//! What fjall does with a failed write: it marks the database as poisoned, in the background too (a flush or
+//! a compaction that cannot write ends its thread), and from then on refuses every write until it is opened
+//! again. A commit that waits for a flush at that moment waits for ever. So the owner has to ask
+//! [`Disk::failed`] from time to time, on a thread that does not commit, and to end the process.
 
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
 use std::ops::Bound;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
+use fjall::{
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError, OwnedWriteBatch,
+};
+use fjall::{PersistMode, Readable};
 
-use super::{Batch, Change, Durability, Result, Rows, Space};
+use super::schema::FORMAT_VERSION;
+use super::{Batch, Change, Durability, Result, Rows, Space, is_empty_range, journal};
 use crate::error::StoreError;
 
-/// Settings of a store on disk.
+/// fjall's block cache. Small: a block holds mostly rows that nobody asked for, so memory is better spent on
+/// the values themselves, by the engine.
+const CACHE_BYTES_DEFAULT: u64 = 16 << 20;
+
+/// The log's memtable, which is also about how much of the journal is replayed at a start.
+const LOG_MEMTABLE_BYTES: u64 = 16 << 20;
+/// The memtable of the rows about the store, of which there are few.
+const META_MEMTABLE_BYTES: u64 = 1 << 20;
+/// The size of a data block before compression.
+const BLOCK_BYTES: u32 = 4 << 10;
+/// When sealed journals take this much, fjall flushes whatever still needs the oldest of them. A journal is
+/// sealed at this size too, so one sealed journal never waits for a keyspace that is hardly written.
+const JOURNALS_BYTES_MAX: u64 = 64 << 20;
+/// One thread flushes only, the other one compacts as well: with a single one flushes wait for compactions.
+const WORKER_THREADS: usize = 2;
+
+const LOCK_FILE: &str = "LOCK";
+const FORMAT_FILE: &str = "FORMAT";
+const FORMAT_FILE_NEW: &str = "FORMAT.new";
+const FORMAT_PREFIX: &str = "starling storage format ";
+const DATABASE: &str = "db";
+const DATABASE_NEW: &str = "db.creating";
+/// What a file system puts into its root directory, which may be ours.
+const LOST_AND_FOUND: &str = "lost+found";
+/// The sub-directory by which etcd's data directories are known.
+const ETCD_MEMBER: &str = "member";
+
+const DIRECTORY_MODE: u32 = 0o700;
+/// `st_blocks` counts in these, whatever the file system's blocks are.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// How to open a store on disk.
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
-    /// The data directory.
+    /// The data directory. It is created, with its parents, if it is missing.
     pub path: PathBuf,
-    /// fjall's block cache, in bytes.
+    /// Memory for blocks that were read.
     pub cache_bytes: u64,
 }
 
-/// The store on disk.
+impl DiskOptions {
+    /// The defaults, in `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), cache_bytes: CACHE_BYTES_DEFAULT }
+    }
+}
+
+/// A store on disk. All clones are the same store; the last one to go closes it.
 #[derive(Clone)]
 pub struct Disk {
     inner: Arc<Inner>,
 }
 
+/// The order of the fields is the order of closing: the directory is unlocked last.
 struct Inner {
-    database: Database,
     log: Keyspace,
     meta: Keyspace,
+    database: Database,
     path: PathBuf,
-}
-
-fn broken(error: fjall::Error) -> StoreError {
-    StoreError::Io(std::io::Error::other(error))
+    failure: OnceLock<String>,
+    _lock: File,
 }
 
 impl Disk {
-    /// Opens or creates a store.
-    pub fn open(options: DiskOptions) -> Result<Self> {
-        std::fs::create_dir_all(&options.path)?;
-        let database = Database::builder(options.path.join("db"))
-            .cache_size(options.cache_bytes)
-            .worker_threads(2)
-            .open()
-            .map_err(broken)?;
-        let log = database.keyspace("log", KeyspaceCreateOptions::default).map_err(broken)?;
-        let meta = database.keyspace("meta", KeyspaceCreateOptions::default).map_err(broken)?;
-        Ok(Self { inner: Arc::new(Inner { database, log, meta, path: options.path }) })
+    /// Opens the store in a directory, or creates it in a missing or empty one.
+    pub fn open(options: &DiskOptions) -> Result<Self> {
+        let path = std::path::absolute(&options.path)?;
+        let database = path.join(DATABASE);
+        refuse_foreign(&path)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(&path)
+            .map_err(|e| at(&path, e))?;
+        let lock = lock(&path)?;
+        if !read_format(&path)? {
+            create(&path)?;
+        }
+        finish_creation(&path)?;
+        journal::check(&database)?;
+        let (database, log, meta) = open_database(&database, options.cache_bytes)?;
+        let inner = Inner { log, meta, database, path, failure: OnceLock::new(), _lock: lock };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    fn space(&self, space: Space) -> &Keyspace {
-        match space {
-            Space::Log => &self.inner.log,
-            Space::Meta => &self.inner.meta,
+    /// Why the store cannot be used any more, if so: a commit failed, or fjall could not write in the
+    /// background. Never waits for a commit that is stuck, so that another thread can find out.
+    pub fn failed(&self) -> Option<String> {
+        if self.inner.failure.get().is_none()
+            && let Err(error) = self.inner.database.persist(PersistMode::Buffer)
+        {
+            self.inner.fail(&describe(&error));
         }
+        self.inner.failure.get().cloned()
     }
 
     pub(super) fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
+        self.inner.usable()?;
         let mode = match durability {
             Durability::Fsync => PersistMode::SyncData,
             Durability::Buffered => PersistMode::Buffer,
         };
-        let mut write = self.inner.database.batch().durability(Some(mode));
+        let mut writes = OwnedWriteBatch::with_capacity(self.inner.database.clone(), batch.len())
+            .durability(Some(mode));
         for change in batch.into_changes() {
             match change {
-                Change::Put(space, key, value) => write.insert(self.space(space), key, value),
-                Change::Delete(space, key) => write.remove(self.space(space), key),
+                Change::Put(space, key, value) => {
+                    writes.insert(self.inner.keyspace(space), key, value)
+                }
+                Change::Delete(space, key) => writes.remove(self.inner.keyspace(space), key),
             }
         }
-        write.commit().map_err(broken)
+        writes.commit().map_err(|error| {
+            self.inner.fail(&describe(&error));
+            store_error(error)
+        })
     }
 
     pub(super) fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
-        let row = self.space(space).get(key).map_err(broken)?;
+        self.inner.usable()?;
+        let row = self.inner.keyspace(space).get(key).map_err(store_error)?;
         Ok(row.map(|row| Bytes::copy_from_slice(&row)))
     }
 
     pub(super) fn rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
-        let range = (from.map(<[u8]>::to_vec), to.map(<[u8]>::to_vec));
-        let rows = self.inner.database.snapshot().range::<Vec<u8>, _>(self.space(space), range);
-        Box::new(rows.map(|guard| {
-            let (key, value) = guard.into_inner().map_err(broken)?;
+        if let Err(error) = self.inner.usable() {
+            return Box::new(std::iter::once(Err(error)));
+        }
+        if is_empty_range(from, to) {
+            return Box::new(std::iter::empty());
+        }
+        let keyspace = self.inner.keyspace(space);
+        let rows = self.inner.database.snapshot().range::<&[u8], _>(keyspace, (from, to));
+        Box::new(rows.map(|row| {
+            let (key, value) = row.into_inner().map_err(store_error)?;
             Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
         }))
     }
 
-    pub(super) fn sweep(&self, _is_dead: super::IsDead) -> Result<()> {
-        Ok(())
-    }
-
+    /// The blocks of the journals, which are sparse files, and the lengths of the tables, which fjall knows
+    /// without a look at the disk.
     pub(super) fn disk_bytes(&self) -> u64 {
-        self.inner.database.disk_space().unwrap_or(0)
+        let journals = journal_bytes(&self.inner.path.join(DATABASE)).unwrap_or(0);
+        journals + self.inner.log.disk_space() + self.inner.meta.disk_space()
     }
 
     pub(super) fn free_bytes(&self) -> Result<u64> {
-        let stat = rustix::fs::statvfs(&self.inner.path).map_err(std::io::Error::from)?;
-        Ok(stat.f_bavail * stat.f_frsize)
+        let stat =
+            rustix::fs::statvfs(&self.inner.path).map_err(|e| at(&self.inner.path, e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+impl Inner {
+    fn keyspace(&self, space: Space) -> &Keyspace {
+        match space {
+            Space::Log => &self.log,
+            Space::Meta => &self.meta,
+        }
+    }
+
+    /// Remembers the first failure, which is the one that explains the others.
+    fn fail(&self, why: &str) {
+        let _ = self.failure.set(why.to_owned());
+    }
+
+    /// A store that lost a write must not be read either: what it says may never have been true.
+    fn usable(&self) -> Result<()> {
+        match self.failure.get() {
+            None => Ok(()),
+            Some(why) => Err(io::Error::other(why.clone()).into()),
+        }
+    }
+}
+
+/// Refuses a directory that holds something but no store of ours, before anything is written into it.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(StoreError::Refused(format!("{} is not a directory", path.display())));
+        }
+        Err(error) => return Err(at(path, error)),
+    };
+    let mut foreign = None;
+    for entry in entries {
+        let name = entry.map_err(|e| at(path, e))?.file_name();
+        match name.to_str() {
+            Some(FORMAT_FILE) => return Ok(()),
+            Some(LOCK_FILE | FORMAT_FILE_NEW | DATABASE_NEW | LOST_AND_FOUND) => {}
+            Some(ETCD_MEMBER) => {
+                return Err(StoreError::Refused(format!(
+                    "{} looks like a data directory of etcd, which cannot be opened: give an empty directory",
+                    path.display()
+                )));
+            }
+            _ => foreign = Some(name),
+        }
+    }
+    match foreign {
+        None => Ok(()),
+        Some(name) => Err(StoreError::Refused(format!(
+            "{} is not a data directory of starling, and not empty either: it holds {}",
+            path.display(),
+            name.display()
+        ))),
+    }
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let name = path.join(LOCK_FILE);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name);
+    let file = file.map_err(|e| at(&name, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
+            "data directory {} is in use by another process",
+            path.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(at(&name, error)),
+    }
+}
+
+/// Whether the directory has a store. Refuses one that this version cannot read.
+fn read_format(path: &Path) -> Result<bool> {
+    let name = path.join(FORMAT_FILE);
+    let text = match fs::read(&name) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(at(&name, error)),
+    };
+    let version = std::str::from_utf8(&text).ok().and_then(parse_format);
+    match version {
+        Some(FORMAT_VERSION) => Ok(true),
+        Some(version) if version > FORMAT_VERSION => Err(StoreError::Refused(format!(
+            "data directory {} has storage format {version}, this version reads format {FORMAT_VERSION} and \
+             older: use a newer version",
+            path.display()
+        ))),
+        _ => Err(StoreError::Corrupt(format!("{} does not name a storage format", name.display()))),
+    }
+}
+
+fn parse_format(text: &str) -> Option<u32> {
+    let version = text.strip_prefix(FORMAT_PREFIX)?.strip_suffix('\n')?;
+    version.parse().ok().filter(|version| *version > 0)
+}
+
+/// Creates a store in a directory that has none. The database is made under another name, since one that
+/// fjall did not finish cannot be opened; the format goes ahead of it into place.
+fn create(path: &Path) -> Result<()> {
+    let database = path.join(DATABASE_NEW);
+    match fs::remove_dir_all(&database) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&database, error)),
+        _ => {}
+    }
+    drop(open_database(&database, CACHE_BYTES_DEFAULT)?);
+    write_format(path).map_err(|e| at(path, e))
+}
+
+fn write_format(path: &Path) -> io::Result<()> {
+    let new = path.join(FORMAT_FILE_NEW);
+    let mut file = File::create(&new)?;
+    file.write_all(format!("{FORMAT_PREFIX}{FORMAT_VERSION}\n").as_bytes())?;
+    file.sync_all()?;
+    sync_directory(path)?;
+    fs::rename(new, path.join(FORMAT_FILE))?;
+    sync_directory(path)?;
+    // The directory may be new itself.
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Brings a finished database to its place.
+fn finish_creation(path: &Path) -> Result<()> {
+    let (new, database) = (path.join(DATABASE_NEW), path.join(DATABASE));
+    if database.try_exists()? {
+        return Ok(());
+    }
+    match fs::rename(&new, &database) {
+        Ok(()) => sync_directory(path).map_err(|e| at(path, e)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(StoreError::Corrupt(format!("{} is missing", database.display())))
+        }
+        Err(error) => Err(at(&new, error)),
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn open_database(path: &Path, cache_bytes: u64) -> Result<(Database, Keyspace, Keyspace)> {
+    // The journal stays uncompressed: fjall checks a compressed value by compressing it again, so that
+    // another version of the compressor could not open it; and a value would be compressed twice.
+    let database = Database::builder(path)
+        .cache_size(cache_bytes)
+        .worker_threads(WORKER_THREADS)
+        .max_journaling_size(JOURNALS_BYTES_MAX)
+        .journal_compression(CompressionType::None)
+        .open()
+        .map_err(store_error)?;
+    let log =
+        database.keyspace("log", || keyspace_options(LOG_MEMTABLE_BYTES)).map_err(store_error)?;
+    let meta =
+        database.keyspace("meta", || keyspace_options(META_MEMTABLE_BYTES)).map_err(store_error)?;
+    Ok((database, log, meta))
+}
+
+/// The options of a new keyspace. fjall stores them: a change has no effect on stores that exist.
+///
+/// All levels are compressed, since the log's tables move down without being rewritten. No filters: rows
+/// that are asked for exist.
+fn keyspace_options(memtable_bytes: u64) -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(memtable_bytes)
+        .data_block_size_policy(BlockSizePolicy::all(BLOCK_BYTES))
+        .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+        .filter_policy(FilterPolicy::disabled())
+}
+
+/// What the journals take on disk. One of them may go while we look.
+fn journal_bytes(database: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(database)? {
+        let entry = entry?;
+        if journal::is_journal(&entry.file_name())
+            && let Ok(metadata) = entry.metadata()
+        {
+            bytes += metadata.blocks() * STAT_BLOCK_BYTES;
+        }
+    }
+    Ok(bytes)
+}
+
+/// An I/O error that says where.
+fn at(path: &Path, error: io::Error) -> StoreError {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display())).into()
+}
+
+/// What went wrong, in words of ours: fjall prints its errors as Rust values.
+fn describe(error: &fjall::Error) -> String {
+    match error {
+        fjall::Error::Poisoned => "the database could not be written in the background".to_owned(),
+        fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => error.to_string(),
+        fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => {
+            "a checksum does not match".to_owned()
+        }
+        fjall::Error::Storage(error) => format!("{error:?}"),
+        error => format!("{error:?}"),
+    }
+}
+
+/// Sorts fjall's errors into ours. What is neither an I/O error nor about locking says that bytes are not
+/// what was written.
+fn store_error(error: fjall::Error) -> StoreError {
+    let what = describe(&error);
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => {
+            match error.kind() {
+                // A file is shorter than what points into it.
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
+                    StoreError::Corrupt(what)
+                }
+                _ => StoreError::Io(error),
+            }
+        }
+        fjall::Error::Poisoned => io::Error::other(what).into(),
+        fjall::Error::Locked => {
+            StoreError::Refused("the database is in use by another process".to_owned())
+        }
+        _ => StoreError::Corrupt(what),
     }
 }

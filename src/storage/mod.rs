@@ -24,6 +24,8 @@ mod disk;
 mod journal;
 mod memory;
 pub mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -106,6 +108,18 @@ impl Batch {
     }
 }
 
+/// Whether no key can lie between two bounds: they are the wrong way round, or the same key without itself.
+fn is_empty_range(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
+    match (from, to) {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Included(from), Bound::Included(to)) => from > to,
+        (
+            Bound::Included(from) | Bound::Excluded(from),
+            Bound::Included(to) | Bound::Excluded(to),
+        ) => from >= to,
+    }
+}
+
 /// Rows in key order.
 pub type Rows = Box<dyn Iterator<Item = Result<(Bytes, Bytes)>> + Send>;
 
@@ -146,12 +160,12 @@ impl Store {
         }
     }
 
-    /// Removes the rows of the log that `is_dead` picks, and gives their space back. Blocks until that is done and
-    /// durable; commits and reads go on meanwhile. After a crash in the middle any of those rows may still be there.
-    pub fn sweep(&self, is_dead: IsDead) -> Result<()> {
+    /// Why the store cannot be used any more, if so. The owner asks from time to time, not on the thread that
+    /// commits, and ends the process: a write in the background can fail without a commit to answer for it.
+    pub fn failed(&self) -> Option<String> {
         match self {
-            Self::Disk(disk) => disk.sweep(is_dead),
-            Self::Memory(memory) => memory.sweep(&is_dead),
+            Self::Disk(disk) => disk.failed(),
+            Self::Memory(memory) => memory.failed(),
         }
     }
 
