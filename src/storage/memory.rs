@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::{Batch, Change, Durability, Result, Rows, Space, is_empty_range};
+use super::{Batch, Change, Durability, IsDead, Result, Rows, Space, is_empty_range};
 
 /// How many rows an iterator takes at a time.
 const CHUNK_ROWS: usize = 64;
@@ -182,6 +182,17 @@ impl Memory {
         let (from, to) = (from.map(Bytes::copy_from_slice), to.map(Bytes::copy_from_slice));
         let state = Arc::clone(&self.state);
         Box::new(Chunks { state, space, sees, next: Some(from), to, chunk: BTreeMap::new() })
+    }
+
+    pub(super) fn sweep(&self, is_dead: &IsDead) -> Result<()> {
+        let mut batch = Batch::default();
+        for row in self.rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
+            let (key, value) = row?;
+            if is_dead(&key, &value)? {
+                batch.delete(Space::Log, key);
+            }
+        }
+        self.commit(batch, Durability::Fsync)
     }
 
     pub(super) fn disk_bytes(&self) -> u64 {

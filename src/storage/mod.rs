@@ -169,6 +169,16 @@ impl Store {
         }
     }
 
+    /// Removes the rows of the log that `is_dead` picks, and gives their space back. Blocks until that is
+    /// done and durable; commits and reads go on meanwhile. After a crash in the middle any of those rows may
+    /// still be there.
+    pub fn sweep(&self, is_dead: IsDead) -> Result<()> {
+        match self {
+            Self::Disk(disk) => disk.sweep(is_dead),
+            Self::Memory(memory) => memory.sweep(&is_dead),
+        }
+    }
+
     /// The bytes that the store takes on disk now (in memory: of its rows).
     pub fn disk_bytes(&self) -> u64 {
         match self {
