@@ -1,8 +1,8 @@
 //! The one way into a running member, for the `api` layer: cheap to clone, safe to use from any thread.
 
 use crate::engine::command::{
-    DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put, PutReply, Range, RangeReply, Reply, Txn,
-    TxnReply,
+    DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put, PutReply, Range, RangeReply,
+    Reply, Txn, TxnReply,
 };
 use crate::engine::watch::{WatchCreate, WatchReply};
 use crate::error::Result;
@@ -62,32 +62,70 @@ pub struct HashKv {
 }
 
 impl Handle {
-    pub fn member(&self) -> &Member { unimplemented!() }
-    pub fn revision(&self) -> Revision { unimplemented!() }
+    pub fn member(&self) -> &Member {
+        unimplemented!()
+    }
+    pub fn revision(&self) -> Revision {
+        unimplemented!()
+    }
     /// etcd's raft term, for headers.
-    pub fn term(&self) -> u64 { unimplemented!() }
-    pub fn status(&self) -> Status { unimplemented!() }
-    pub async fn put(&self, put: Put) -> Result<Reply<PutReply>> { unimplemented!() }
-    pub async fn delete_range(&self, delete: DeleteRange) -> Result<Reply<DeleteRangeReply>> { unimplemented!() }
+    pub fn term(&self) -> u64 {
+        unimplemented!()
+    }
+    pub fn status(&self) -> Status {
+        unimplemented!()
+    }
+    pub async fn put(&self, put: Put) -> Result<Reply<PutReply>> {
+        unimplemented!()
+    }
+    pub async fn delete_range(&self, delete: DeleteRange) -> Result<Reply<DeleteRangeReply>> {
+        unimplemented!()
+    }
     /// Checks the transaction's rules (operation count, duplicate keys) itself.
-    pub async fn txn(&self, txn: Txn) -> Result<Reply<TxnReply>> { unimplemented!() }
-    pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> { unimplemented!() }
+    pub async fn txn(&self, txn: Txn) -> Result<Reply<TxnReply>> {
+        unimplemented!()
+    }
+    pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
+        unimplemented!()
+    }
     /// `physical`: answer after the space has been given up, too.
-    pub async fn compact(&self, revision: i64, physical: bool) -> Result<Revision> { unimplemented!() }
+    pub async fn compact(&self, revision: i64, physical: bool) -> Result<Revision> {
+        unimplemented!()
+    }
     /// `id` zero draws one.
-    pub async fn lease_grant(&self, id: LeaseId, ttl_seconds: i64) -> Result<Reply<LeaseGrantReply>> { unimplemented!() }
-    pub async fn lease_revoke(&self, id: LeaseId) -> Result<Revision> { unimplemented!() }
+    pub async fn lease_grant(
+        &self,
+        id: LeaseId,
+        ttl_seconds: i64,
+    ) -> Result<Reply<LeaseGrantReply>> {
+        unimplemented!()
+    }
+    pub async fn lease_revoke(&self, id: LeaseId) -> Result<Revision> {
+        unimplemented!()
+    }
     /// The time to live that the lease starts anew, in seconds; `None` for no such lease.
-    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>> { unimplemented!() }
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>> {
+        unimplemented!()
+    }
     /// `None` for no such lease; keys only if asked for.
-    pub fn lease_status(&self, id: LeaseId, keys: bool) -> Option<LeaseStatus> { unimplemented!() }
-    pub fn leases(&self) -> Vec<LeaseId> { unimplemented!() }
+    pub fn lease_status(&self, id: LeaseId, keys: bool) -> Option<LeaseStatus> {
+        unimplemented!()
+    }
+    pub fn leases(&self) -> Vec<LeaseId> {
+        unimplemented!()
+    }
     /// Hashes the state at a revision (zero or less: the current one).
-    pub async fn hash_kv(&self, revision: i64) -> Result<HashKv> { unimplemented!() }
+    pub async fn hash_kv(&self, revision: i64) -> Result<HashKv> {
+        unimplemented!()
+    }
     /// A new watch stream: the state of one client's Watch RPC.
-    pub fn watch(&self) -> WatchStream { unimplemented!() }
+    pub fn watch(&self) -> WatchStream {
+        unimplemented!()
+    }
     /// Resolves when the member starts to stop: streams end then.
-    pub async fn stopping(&self) { unimplemented!() }
+    pub async fn stopping(&self) {
+        unimplemented!()
+    }
 }
 
 /// The watchers of one client stream. Dropping it ends them.
@@ -95,13 +133,23 @@ pub struct WatchStream {}
 
 impl WatchStream {
     /// Adds a watcher. Its `Created` or `Refused` reply comes through [`Self::next`], before any of its events and in the order of the calls.
-    pub fn create(&mut self, create: WatchCreate) { unimplemented!() }
+    pub fn create(&mut self, create: WatchCreate) {
+        unimplemented!()
+    }
     /// Ends a watcher; an unknown id is ignored.
-    pub fn cancel(&mut self, id: i64) { unimplemented!() }
+    pub fn cancel(&mut self, id: i64) {
+        unimplemented!()
+    }
     /// Asks for a progress reply for all watchers of the stream.
-    pub fn request_progress(&mut self) { unimplemented!() }
+    pub fn request_progress(&mut self) {
+        unimplemented!()
+    }
     /// The next reply. Cancel-safe: a call that is dropped loses nothing. Never ends by itself.
-    pub async fn next(&mut self) -> WatchReply { unimplemented!() }
+    pub async fn next(&mut self) -> WatchReply {
+        unimplemented!()
+    }
     /// The next reply if one is there already, to fill a write with.
-    pub fn try_next(&mut self) -> Option<WatchReply> { unimplemented!() }
+    pub fn try_next(&mut self) -> Option<WatchReply> {
+        unimplemented!()
+    }
 }

@@ -2,4 +2,4 @@
 
 mod handle;
 
-pub use handle::{Handle, HashKv, Member, Status};
+pub use handle::{Handle, HashKv, Member, Status, WatchStream};

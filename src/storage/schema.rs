@@ -47,7 +47,8 @@ impl Place {
 
     /// Reads a key.
     pub fn decode(key: &[u8]) -> Result<Self, StoreError> {
-        let (revision, n) = key.split_first_chunk().ok_or_else(|| corrupt("log key is too short"))?;
+        let (revision, n) =
+            key.split_first_chunk().ok_or_else(|| corrupt("log key is too short"))?;
         let n = n.try_into().map_err(|_| corrupt("log key has the wrong length"))?;
         Ok(Self { revision: Revision(u64::from_be_bytes(*revision)), n: u32::from_be_bytes(n) })
     }
@@ -336,7 +337,8 @@ impl Meta {
                 cluster: ClusterId(reader.u64()?),
             }),
             [META_ORIGIN, index @ ..] => {
-                let index = index.try_into().map_err(|_| corrupt("origin key has the wrong length"))?;
+                let index =
+                    index.try_into().map_err(|_| corrupt("origin key has the wrong length"))?;
                 let origin = Origin { member: MemberId(reader.u64()?), run: reader.u64()? };
                 Self::Origin(OriginIndex(u32::from_be_bytes(index)), origin)
             }
