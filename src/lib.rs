@@ -3,7 +3,7 @@
 //! To its clients every member is an etcd of its own; between members changes travel by gossip. The layers,
 //! in reading order, each of which may name those before it:
 //!
-//! * [`types`], [`time`], [`error`]: the words that all layers share.
+//! * [`types`], [`time`], [`error`], [`metrics`]: the words and counters that all layers share.
 //! * [`storage`]: bytes on disk, by fjall.
 //! * [`engine`]: what etcd clients may observe: revisions, transactions, watches, leases. Pure: no
 //!   clock, thread, socket or random source of its own.
@@ -18,6 +18,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod http;
+pub mod metrics;
 pub mod node;
 pub mod storage;
 pub mod time;

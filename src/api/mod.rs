@@ -1,1 +1,71 @@
 //! etcd's gRPC services.
+//!
+//! A request is parsed into the types of [`crate::engine::command`] ([`convert`]), handed to the member
+//! ([`crate::node::Handle`]), and its answer dressed as etcd's. Errors get etcd's code and exact text in one
+//! table ([`status`]), since clients compare the text. What etcd decides about keys, revisions and leases is
+//! not decided here.
+//!
+//! | file | has |
+//! |---|---|
+//! | [`router`] | which service and method a path names, and what unknown ones answer |
+//! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth` | a service of etcd each |
+//! | [`convert`] | etcd's messages to commands, and replies back |
+//! | [`header`] | the header of every answer |
+//! | [`status`] | errors as gRPC statuses |
+
+mod auth;
+mod cluster;
+pub(crate) mod convert;
+mod fragment;
+pub(crate) mod header;
+mod kv;
+mod lease;
+mod maintenance;
+pub(crate) mod router;
+pub(crate) mod status;
+mod watch;
+
+use std::sync::Arc;
+
+use tokio::sync::watch as tokio_watch;
+
+use crate::metrics::Metrics;
+use crate::node::Handle;
+
+/// The etcd release whose API this is. Clients parse it as plain `X.Y.Z`, and expect `RangeStream` from 3.7 on.
+pub const ETCD_VERSION: &str = "3.6.14";
+
+/// What etcd calls the version of the cluster and of its storage.
+pub const CLUSTER_VERSION: &str = "3.6.0";
+
+/// What a message may be larger than the largest request that it carries.
+pub const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// What every service has: the member, the limits, and the signal to end its streams.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) node: Handle,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The largest request that may change something.
+    pub(crate) max_request_bytes: usize,
+    /// Turns true when streams are to end.
+    pub(crate) closing: tokio_watch::Receiver<bool>,
+}
+
+impl Context {
+    /// The largest message that is read from a client, and the size from which a watch reply is split.
+    pub(crate) fn max_message_bytes(&self) -> usize {
+        self.max_request_bytes.saturating_add(MESSAGE_OVERHEAD_BYTES)
+    }
+
+    /// Resolves when streams are to end: the server closes, or the member stops.
+    pub(crate) async fn closed(&self) {
+        let mut closing = self.closing.clone();
+        // An error means that the server is gone altogether.
+        let server = async { drop(closing.wait_for(|closing| *closing).await) };
+        tokio::select! {
+            () = server => {}
+            () = self.node.stopping() => {}
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `etcdserverpb.Lease`: keys that go away unless somebody keeps them.
+
+use futures_util::stream::{self, BoxStream};
+use starling_proto::etcdserverpb as pb;
+use starling_proto::etcdserverpb::lease_server::Lease;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Context, header, status};
+use crate::engine::command::LeaseStatus;
+use crate::types::LeaseId;
+
+/// What etcd says is left of a lease that does not exist.
+const NO_LEASE_TTL: i64 = -1;
+
+pub(crate) struct LeaseService {
+    context: Context,
+}
+
+impl LeaseService {
+    pub(crate) fn new(context: Context) -> Self {
+        Self { context }
+    }
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    type LeaseKeepAliveStream = BoxStream<'static, Result<pb::LeaseKeepAliveResponse, Status>>;
+
+    async fn lease_grant(
+        &self,
+        request: Request<pb::LeaseGrantRequest>,
+    ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        let request = request.into_inner();
+        let reply = self.context.node.lease_grant(LeaseId(request.id), request.ttl).await?;
+        Ok(Response::new(pb::LeaseGrantResponse {
+            header: Some(header::at(&self.context.node, reply.revision)),
+            id: reply.body.id.0,
+            ttl: reply.body.ttl_seconds,
+            error: String::new(),
+        }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<pb::LeaseRevokeRequest>,
+    ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
+        let revision = self.context.node.lease_revoke(LeaseId(request.into_inner().id)).await?;
+        let header = Some(header::at(&self.context.node, revision));
+        Ok(Response::new(pb::LeaseRevokeResponse { header }))
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let start = (self.context.clone(), request.into_inner());
+        let replies = stream::try_unfold(start, |(context, mut requests)| async move {
+            let request = tokio::select! {
+                request = requests.message() => request?,
+                () = context.closed() => return Err(status::stopped()),
+            };
+            let Some(request) = request else { return Ok(None) };
+            let reply = keep_alive(&context, request.id).await?;
+            Ok(Some((reply, (context, requests))))
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<pb::LeaseTimeToLiveRequest>,
+    ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        let request = request.into_inner();
+        let lease = self.context.node.lease_status(LeaseId(request.id), request.keys);
+        let lease = lease.unwrap_or(LeaseStatus {
+            remaining_seconds: NO_LEASE_TTL,
+            granted_seconds: 0,
+            keys: Vec::new(),
+        });
+        Ok(Response::new(pb::LeaseTimeToLiveResponse {
+            header: Some(header::current(&self.context.node)),
+            id: request.id,
+            ttl: lease.remaining_seconds,
+            granted_ttl: lease.granted_seconds,
+            keys: lease.keys,
+        }))
+    }
+
+    async fn lease_leases(
+        &self,
+        _: Request<pb::LeaseLeasesRequest>,
+    ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
+        let leases =
+            self.context.node.leases().into_iter().map(|id| pb::LeaseStatus { id: id.0 }).collect();
+        let header = Some(header::current(&self.context.node));
+        Ok(Response::new(pb::LeaseLeasesResponse { header, leases }))
+    }
+}
+
+/// The header is from before: what it shows happened no later than the lease was kept.
+async fn keep_alive(context: &Context, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
+    let header = header::current(&context.node);
+    // A lease that is not there is no error, so that one stream can serve many leases.
+    let ttl = context.node.lease_keep_alive(LeaseId(id)).await?.unwrap_or(0);
+    Ok(pb::LeaseKeepAliveResponse { header: Some(header), id, ttl })
+}

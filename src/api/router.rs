@@ -1,0 +1,383 @@
+//! Which service a path names, and what goes around every call: its count, and the end of its stream when the
+//! server closes.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http_body::{Body, Frame};
+use starling_proto::etcdserverpb::auth_server::AuthServer;
+use starling_proto::etcdserverpb::cluster_server::ClusterServer;
+use starling_proto::etcdserverpb::kv_server::KvServer;
+use starling_proto::etcdserverpb::lease_server::LeaseServer;
+use starling_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use starling_proto::etcdserverpb::watch_server::WatchServer;
+use tonic::codegen::Service as _;
+use tonic::{Code, Status};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use super::auth::AuthService;
+use super::cluster::ClusterService;
+use super::kv::KvService;
+use super::lease::LeaseService;
+use super::maintenance::MaintenanceService;
+use super::watch::WatchService;
+use super::{Context, status};
+use crate::metrics::{RpcKind, RpcMetrics};
+
+/// A gRPC service that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum ServiceName {
+    Kv,
+    Watch,
+    Lease,
+    Cluster,
+    Maintenance,
+    Auth,
+    Health,
+}
+
+/// A service with the full name that paths have, and its methods. `KV.RangeStream` is not among them: the release
+/// that we are does not know it, and clients go by its answer.
+const SERVICES: &[(ServiceName, &str, &[(&str, RpcKind)])] = &[
+    (
+        ServiceName::Kv,
+        "etcdserverpb.KV",
+        &[
+            ("Range", RpcKind::Unary),
+            ("Put", RpcKind::Unary),
+            ("DeleteRange", RpcKind::Unary),
+            ("Txn", RpcKind::Unary),
+            ("Compact", RpcKind::Unary),
+        ],
+    ),
+    (ServiceName::Watch, "etcdserverpb.Watch", &[("Watch", RpcKind::BidiStream)]),
+    (
+        ServiceName::Lease,
+        "etcdserverpb.Lease",
+        &[
+            ("LeaseGrant", RpcKind::Unary),
+            ("LeaseRevoke", RpcKind::Unary),
+            ("LeaseKeepAlive", RpcKind::BidiStream),
+            ("LeaseTimeToLive", RpcKind::Unary),
+            ("LeaseLeases", RpcKind::Unary),
+        ],
+    ),
+    (
+        ServiceName::Cluster,
+        "etcdserverpb.Cluster",
+        &[
+            ("MemberAdd", RpcKind::Unary),
+            ("MemberRemove", RpcKind::Unary),
+            ("MemberUpdate", RpcKind::Unary),
+            ("MemberList", RpcKind::Unary),
+            ("MemberPromote", RpcKind::Unary),
+        ],
+    ),
+    (
+        ServiceName::Maintenance,
+        "etcdserverpb.Maintenance",
+        &[
+            ("Alarm", RpcKind::Unary),
+            ("Status", RpcKind::Unary),
+            ("Defragment", RpcKind::Unary),
+            ("Hash", RpcKind::Unary),
+            ("HashKV", RpcKind::Unary),
+            ("Snapshot", RpcKind::ServerStream),
+            ("MoveLeader", RpcKind::Unary),
+            ("Downgrade", RpcKind::Unary),
+        ],
+    ),
+    (
+        ServiceName::Auth,
+        "etcdserverpb.Auth",
+        &[
+            ("AuthEnable", RpcKind::Unary),
+            ("AuthDisable", RpcKind::Unary),
+            ("AuthStatus", RpcKind::Unary),
+            ("Authenticate", RpcKind::Unary),
+            ("UserAdd", RpcKind::Unary),
+            ("UserGet", RpcKind::Unary),
+            ("UserList", RpcKind::Unary),
+            ("UserDelete", RpcKind::Unary),
+            ("UserChangePassword", RpcKind::Unary),
+            ("UserGrantRole", RpcKind::Unary),
+            ("UserRevokeRole", RpcKind::Unary),
+            ("RoleAdd", RpcKind::Unary),
+            ("RoleGet", RpcKind::Unary),
+            ("RoleList", RpcKind::Unary),
+            ("RoleDelete", RpcKind::Unary),
+            ("RoleGrantPermission", RpcKind::Unary),
+            ("RoleRevokePermission", RpcKind::Unary),
+        ],
+    ),
+    (
+        ServiceName::Health,
+        "grpc.health.v1.Health",
+        &[("Check", RpcKind::Unary), ("Watch", RpcKind::ServerStream)],
+    ),
+];
+
+/// A method that is served.
+struct Method {
+    service: ServiceName,
+    kind: RpcKind,
+    metrics: RpcMetrics,
+}
+
+/// Every service, ready to be called. Each thread that serves has its own.
+pub(crate) struct Router {
+    context: Context,
+    methods: HashMap<String, Arc<Method>>,
+    kv: KvServer<KvService>,
+    watch: WatchServer<WatchService>,
+    lease: LeaseServer<LeaseService>,
+    cluster: ClusterServer<ClusterService>,
+    maintenance: MaintenanceServer<MaintenanceService>,
+    auth: AuthServer<AuthService>,
+    health: HealthServer<HealthService>,
+}
+
+impl Router {
+    pub(crate) fn new(context: &Context) -> Self {
+        // The size of messages is checked before, with etcd's text.
+        let unlimited = usize::MAX;
+        let context = context.clone();
+        Self {
+            methods: methods(&context),
+            kv: KvServer::new(KvService::new(context.clone())).max_decoding_message_size(unlimited),
+            watch: WatchServer::new(WatchService::new(context.clone()))
+                .max_decoding_message_size(unlimited),
+            lease: LeaseServer::new(LeaseService::new(context.clone()))
+                .max_decoding_message_size(unlimited),
+            cluster: ClusterServer::new(ClusterService::new(context.clone()))
+                .max_decoding_message_size(unlimited),
+            maintenance: MaintenanceServer::new(MaintenanceService::new(context.clone()))
+                .max_decoding_message_size(unlimited),
+            auth: AuthServer::new(AuthService::new(context.clone()))
+                .max_decoding_message_size(unlimited),
+            // The empty name, which is the whole server, is there and serving from the start.
+            health: HealthServer::new(HealthService::from_health_reporter(HealthReporter::new())),
+            context,
+        }
+    }
+
+    /// Answers one call. The body has been bounded already.
+    pub(crate) fn call<B>(&self, request: Request<B>) -> Call
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+    {
+        let Some(method) = self.methods.get(request.uri().path()) else {
+            return Call::Unknown(Some(unknown(request.uri().path())));
+        };
+        let future = match method.service {
+            ServiceName::Kv => self.kv.clone().call(request),
+            ServiceName::Watch => self.watch.clone().call(request),
+            ServiceName::Lease => self.lease.clone().call(request),
+            ServiceName::Cluster => self.cluster.clone().call(request),
+            ServiceName::Maintenance => self.maintenance.clone().call(request),
+            ServiceName::Auth => self.auth.clone().call(request),
+            ServiceName::Health => self.health.clone().call(request),
+        };
+        method.metrics.started();
+        let context = (method.kind != RpcKind::Unary).then(|| self.context.clone());
+        Call::Known { future, handled: Handled::new(Arc::clone(method)), context }
+    }
+}
+
+fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
+    let mut methods = HashMap::new();
+    for (service, name, known) in SERVICES {
+        for (method, kind) in *known {
+            let metrics = context.metrics.rpc(name, method, *kind);
+            let method_path = format!("/{name}/{method}");
+            methods
+                .insert(method_path, Arc::new(Method { service: *service, kind: *kind, metrics }));
+        }
+    }
+    methods
+}
+
+/// As grpc-go puts it.
+fn unknown(path: &str) -> Response<tonic::body::Body> {
+    let text = match path.strip_prefix('/').unwrap_or(path).rsplit_once('/') {
+        None => format!("malformed method name: {path:?}"),
+        Some((service, method)) if SERVICES.iter().any(|(_, name, _)| *name == service) => {
+            format!("unknown method {method} for service {service}")
+        }
+        Some((service, _)) => format!("unknown service {service}"),
+    };
+    Status::unimplemented(text).into_http()
+}
+
+/// A call that is being answered.
+pub(crate) enum Call {
+    /// By a service.
+    Known {
+        future: BoxFuture<'static, Result<Response<tonic::body::Body>, Infallible>>,
+        handled: Handled,
+        /// Only for streams.
+        context: Option<Context>,
+    },
+    /// By nobody.
+    Unknown(Option<Response<tonic::body::Body>>),
+}
+
+impl Future for Call {
+    type Output = Result<Response<tonic::body::Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Known { future, handled, context } => {
+                let Ok(response) = ready!(future.as_mut().poll(cx));
+                Poll::Ready(Ok(finish(response, handled, context.take())))
+            }
+            Self::Unknown(response) => Poll::Ready(Ok(response.take().unwrap_or_default())),
+        }
+    }
+}
+
+/// A call that failed says so at once, in its headers. Otherwise a unary call is done, and a stream has begun.
+fn finish(
+    response: Response<tonic::body::Body>,
+    handled: &mut Handled,
+    stream: Option<Context>,
+) -> Response<tonic::body::Body> {
+    let failed = response.headers().get(Status::GRPC_STATUS).map(code);
+    match (failed, stream) {
+        (Some(code), _) => handled.finish(code),
+        (None, None) => handled.finish(Code::Ok),
+        (None, Some(context)) => {
+            let closed = Box::pin(async move { context.closed().await });
+            let handled = handled.take();
+            return response.map(|inner| {
+                tonic::body::Body::new(StreamBody { inner, handled, closed: Some(closed) })
+            });
+        }
+    }
+    response
+}
+
+fn code(value: &HeaderValue) -> Code {
+    Code::from_bytes(value.as_bytes())
+}
+
+/// Counts a call once: with its code, or as canceled when its client goes before it has one.
+pub(crate) struct Handled(Option<Arc<Method>>);
+
+impl Handled {
+    fn new(method: Arc<Method>) -> Self {
+        Self(Some(method))
+    }
+
+    fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+
+    fn finish(&mut self, code: Code) {
+        if let Some(method) = self.0.take() {
+            method.metrics.handled(code as usize);
+        }
+    }
+}
+
+impl Drop for Handled {
+    fn drop(&mut self) {
+        self.finish(Code::Cancelled);
+    }
+}
+
+/// The body of a stream: counts the code in its trailers, and ends it when the server closes.
+struct StreamBody {
+    inner: tonic::body::Body,
+    handled: Handled,
+    /// `None` once it has ended so.
+    closed: Option<BoxFuture<'static, ()>>,
+}
+
+impl Body for StreamBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let Some(closed) = &mut this.closed else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+            if let Some(Ok(frame)) = &frame
+                && let Some(trailers) = frame.trailers_ref()
+            {
+                this.handled.finish(trailers.get(Status::GRPC_STATUS).map_or(Code::Unknown, code));
+            }
+            return Poll::Ready(frame);
+        }
+        ready!(closed.as_mut().poll(cx));
+        this.closed = None;
+        let stopped = status::stopped();
+        this.handled.finish(stopped.code());
+        let mut trailers = http::HeaderMap::new();
+        Poll::Ready(Some(stopped.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+    }
+}
+
+/// Whether a request is one for gRPC, as grpc-go decides it.
+pub(crate) fn is_grpc<B>(request: &Request<B>) -> bool {
+    const PREFIX: &[u8] = b"application/grpc";
+    let Some(value) = request.headers().get(CONTENT_TYPE) else { return false };
+    let value = value.as_bytes();
+    match value.split_at_checked(PREFIX.len()) {
+        Some((prefix, rest)) => {
+            prefix.eq_ignore_ascii_case(PREFIX) && matches!(rest.first(), None | Some(b'+' | b';'))
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(path: &str) -> String {
+        let status = Status::from_header_map(unknown(path).headers()).expect("a status");
+        assert_eq!(status.code(), Code::Unimplemented);
+        status.message().to_owned()
+    }
+
+    #[test]
+    fn unknown_paths_answer_as_grpc_go_does() {
+        assert_eq!(
+            message("/etcdserverpb.KV/Foo"),
+            "unknown method Foo for service etcdserverpb.KV"
+        );
+        assert_eq!(
+            message("/etcdserverpb.KV/RangeStream"),
+            "unknown method RangeStream for service etcdserverpb.KV"
+        );
+        assert_eq!(message("/foo.Bar/Baz"), "unknown service foo.Bar");
+        assert_eq!(message("/a/b/c"), "unknown service a/b");
+        assert_eq!(message("/foo"), "malformed method name: \"/foo\"");
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        let is = |value: &'static str| {
+            let request =
+                Request::builder().header(CONTENT_TYPE, value).body(()).expect("a request");
+            is_grpc(&request)
+        };
+        assert!(
+            is("application/grpc") && is("application/grpc+proto") && is("Application/GRPC;x=y")
+        );
+        assert!(!is("application/grpc-web") && !is("application/json") && !is("application"));
+        assert!(!is_grpc(&Request::new(())));
+    }
+}

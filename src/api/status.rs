@@ -1,0 +1,104 @@
+//! Errors as etcd's clients know them: a gRPC code and a text that they compare byte by byte.
+
+use tonic::{Code, Status};
+
+use crate::error::{Error, Invalid};
+
+/// etcd's text for a revision that is gone; watches that start there carry it as their reason, too.
+pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+
+/// The end of every stream of a member that stops. clientv3 takes `Unavailable` as "go elsewhere and resume".
+pub(crate) fn stopped() -> Status {
+    Error::Stopped.into()
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let (code, text) = code_and_text(&error);
+        Self::new(code, text)
+    }
+}
+
+impl From<Invalid> for Status {
+    fn from(invalid: Invalid) -> Self {
+        Error::Invalid(invalid).into()
+    }
+}
+
+fn code_and_text(error: &Error) -> (Code, String) {
+    let (code, text) = match error {
+        Error::Invalid(invalid) => return invalid_code_and_text(*invalid),
+        Error::Compacted { .. } => (Code::OutOfRange, COMPACTED),
+        Error::FutureRevision => {
+            (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+        }
+        Error::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+        Error::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+        Error::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found"),
+        Error::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists"),
+        Error::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
+        Error::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
+        Error::Timeout => (Code::Unavailable, "etcdserver: request timed out"),
+        Error::Unimplemented(what) => {
+            return (Code::Unimplemented, format!("{what} is not implemented"));
+        }
+    };
+    (code, text.to_owned())
+}
+
+fn invalid_code_and_text(invalid: Invalid) -> (Code, String) {
+    let text = match invalid {
+        Invalid::EmptyKey => "etcdserver: key is not provided",
+        Invalid::KeyNotFound => "etcdserver: key not found",
+        Invalid::ValueProvided => "etcdserver: value is provided",
+        Invalid::LeaseProvided => "etcdserver: lease is provided",
+        Invalid::TooManyOps => "etcdserver: too many operations in txn request",
+        Invalid::DuplicateKey => "etcdserver: duplicate key given in txn request",
+        Invalid::SortOption => "etcdserver: invalid sort option",
+        Invalid::TooLarge => "etcdserver: request is too large",
+        Invalid::LeaseTtlTooLarge => {
+            return (Code::OutOfRange, "etcdserver: too large lease TTL".to_owned());
+        }
+    };
+    (Code::InvalidArgument, text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Revision;
+
+    #[test]
+    fn every_error_has_the_code_and_text_of_etcd() {
+        let invalid = |invalid| Error::Invalid(invalid);
+        let table = [
+            (invalid(Invalid::EmptyKey), 3, "etcdserver: key is not provided"),
+            (invalid(Invalid::KeyNotFound), 3, "etcdserver: key not found"),
+            (invalid(Invalid::ValueProvided), 3, "etcdserver: value is provided"),
+            (invalid(Invalid::LeaseProvided), 3, "etcdserver: lease is provided"),
+            (invalid(Invalid::TooManyOps), 3, "etcdserver: too many operations in txn request"),
+            (invalid(Invalid::DuplicateKey), 3, "etcdserver: duplicate key given in txn request"),
+            (invalid(Invalid::SortOption), 3, "etcdserver: invalid sort option"),
+            (invalid(Invalid::TooLarge), 3, "etcdserver: request is too large"),
+            (invalid(Invalid::LeaseTtlTooLarge), 11, "etcdserver: too large lease TTL"),
+            (
+                Error::Compacted { compacted: Revision(7) },
+                11,
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
+            (Error::FutureRevision, 11, "etcdserver: mvcc: required revision is a future revision"),
+            (Error::NoSpace, 8, "etcdserver: mvcc: database space exceeded"),
+            (Error::TooManyRequests, 8, "etcdserver: too many requests"),
+            (Error::LeaseNotFound, 5, "etcdserver: requested lease not found"),
+            (Error::LeaseExists, 9, "etcdserver: lease already exists"),
+            (Error::MemberNotFound, 5, "etcdserver: member not found"),
+            (Error::Stopped, 14, "etcdserver: server stopped"),
+            (Error::Timeout, 14, "etcdserver: request timed out"),
+            (Error::Unimplemented("Auth.UserAdd"), 12, "Auth.UserAdd is not implemented"),
+        ];
+        for (error, code, text) in table {
+            let status = Status::from(error.clone());
+            assert_eq!((status.code() as i32, status.message()), (code, text), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The paths that probes, scrapers and people with curl ask for.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName};
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, StatusCode};
+use http_body_util::Full;
+
+use super::{Answer, AnswerBody};
+use crate::api::{CLUSTER_VERSION, Context, ETCD_VERSION};
+use crate::engine::command::Range;
+use crate::error::Error;
+use crate::metrics;
+use crate::types::KeyRange;
+
+const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
+const NO_SNIFF: (HeaderName, HeaderValue) =
+    (http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+
+/// How long a health check may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// What health checks read; it need not be there.
+const CHECK_KEY: &[u8] = b"health";
+
+/// A check that `/livez` and `/readyz` are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    /// Reads on this member. Since a member leads for its clients, they are what etcd calls linearizable, too.
+    Read,
+    /// Holds for any member that runs at all: damaged data stops it, and there are no learners.
+    Holds,
+}
+
+const LIVEZ: &[(&str, Check)] = &[("serializable_read", Check::Read)];
+const READYZ: &[(&str, Check)] = &[
+    ("data_corruption", Check::Holds),
+    ("linearizable_read", Check::Read),
+    ("non_learner", Check::Holds),
+    ("serializable_read", Check::Read),
+];
+
+/// Answers plain HTTP.
+pub(super) struct Paths {
+    context: Context,
+}
+
+impl Paths {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    /// `None` for a path that is not there.
+    pub(super) fn find(&self, head: &Parts) -> Option<Answer> {
+        let context = self.context.clone();
+        let query = Query::new(head.uri.query().unwrap_or_default());
+        let answer: Answer = match head.uri.path() {
+            "/metrics" => Answer::Ready(Some(metrics(&context))),
+            _ if head.method != Method::GET => {
+                return find_check(head.uri.path()).map(|_| not_allowed());
+            }
+            "/version" => Answer::Ready(Some(version())),
+            "/health" => Answer::Path(Box::pin(async move { health(&context, &query).await })),
+            path => {
+                let checks = find_check(path)?;
+                Answer::Path(Box::pin(async move { run_checks(&context, checks, &query).await }))
+            }
+        };
+        Some(answer)
+    }
+}
+
+fn not_allowed() -> Answer {
+    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+    Answer::Ready(Some(response))
+}
+
+/// The checks of a path that answers `GET` only. That of a single check has just this one.
+fn find_check(path: &str) -> Option<Vec<(&'static str, Check)>> {
+    if matches!(path, "/health" | "/version") {
+        return Some(Vec::new());
+    }
+    let (root, name) = match path.strip_prefix('/')?.split_once('/') {
+        Some((root, name)) => (root, Some(name)),
+        None => (path.strip_prefix('/')?, None),
+    };
+    let all = match root {
+        "livez" => LIVEZ,
+        "readyz" => READYZ,
+        _ => return None,
+    };
+    let Some(name) = name else { return Some(all.to_vec()) };
+    all.iter().find(|(known, _)| *known == name).map(|check| vec![*check])
+}
+
+/// The parameters that health checks take.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Query {
+    exclude: Vec<String>,
+    verbose: bool,
+}
+
+impl Query {
+    /// Names of checks and alarms have no characters that are escaped.
+    fn new(query: &str) -> Self {
+        let mut parsed = Self::default();
+        for pair in query.split('&') {
+            match pair.split_once('=').unwrap_or((pair, "")) {
+                ("exclude", name) => parsed.exclude.push(name.to_owned()),
+                ("verbose", _) => parsed.verbose = true,
+                _ => {}
+            }
+        }
+        parsed
+    }
+
+    fn excludes(&self, name: &str) -> bool {
+        self.exclude.iter().any(|excluded| excluded == name)
+    }
+}
+
+async fn health(context: &Context, query: &Query) -> Response<AnswerBody> {
+    if context.node.status().no_space && !query.excludes("NOSPACE") {
+        return unhealthy("ALARM NOSPACE");
+    }
+    match read(context).await {
+        Ok(()) => answer("{\"health\":\"true\",\"reason\":\"\"}", PLAIN_TEXT),
+        Err(error) => unhealthy(&format!("RANGE ERROR:{error}")),
+    }
+}
+
+fn unhealthy(reason: &str) -> Response<AnswerBody> {
+    let body = serde_json::json!({ "health": "false", "reason": reason });
+    error(StatusCode::SERVICE_UNAVAILABLE, &format!("{body}\n"))
+}
+
+async fn run_checks(
+    context: &Context,
+    checks: Vec<(&'static str, Check)>,
+    query: &Query,
+) -> Response<AnswerBody> {
+    let (mut report, mut failed) = (String::new(), false);
+    for (name, check) in checks {
+        if query.excludes(name) {
+            continue;
+        }
+        match run_check(context, check).await {
+            Ok(()) => report.push_str(&format!("[+]{name} ok\n")),
+            Err(error) => {
+                failed = true;
+                report.push_str(&format!("[-]{name} failed: {error}\n"));
+            }
+        }
+    }
+    if failed {
+        return error(StatusCode::SERVICE_UNAVAILABLE, &format!("{report}\n"));
+    }
+    let report = if query.verbose { report } else { String::new() };
+    with_no_sniff(answer(report + "ok\n", PLAIN_TEXT))
+}
+
+async fn run_check(context: &Context, check: Check) -> Result<(), Error> {
+    match check {
+        Check::Read => read(context).await,
+        Check::Holds => Ok(()),
+    }
+}
+
+async fn read(context: &Context) -> Result<(), Error> {
+    let range = Range::new(KeyRange::single(Bytes::from_static(CHECK_KEY)));
+    let range = Range { keys_only: true, ..range };
+    match tokio::time::timeout(CHECK_TIMEOUT, context.node.range(range)).await {
+        Ok(reply) => reply.map(|_| ()),
+        Err(_) => Err(Error::Timeout),
+    }
+}
+
+fn version() -> Response<AnswerBody> {
+    let body = format!(
+        "{{\"etcdserver\":\"{ETCD_VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\",\"storage\":\"{CLUSTER_VERSION}\"}}"
+    );
+    answer(body, "application/json")
+}
+
+/// What etcd calls the version of its cluster here has no patch level.
+const CLUSTER_MINOR: &str = match CLUSTER_VERSION.split_at_checked(3) {
+    Some((minor, _)) => minor,
+    None => CLUSTER_VERSION,
+};
+
+fn metrics(context: &Context) -> Response<AnswerBody> {
+    let status = context.node.status();
+    let state = metrics::State {
+        member_id: context.node.member().id.to_string(),
+        server_version: ETCD_VERSION,
+        cluster_version: CLUSTER_MINOR,
+        revision: status.revision.shown(),
+        compact_revision: status.compacted.shown(),
+        keys: status.keys,
+        disk_bytes: status.disk_bytes,
+        live_bytes: status.live_bytes,
+        quota_bytes: status.quota_bytes.unwrap_or(0),
+    };
+    answer(context.metrics.encode(&state), metrics::CONTENT_TYPE)
+}
+
+pub(super) fn not_found() -> Response<AnswerBody> {
+    error(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+fn answer(body: impl Into<Bytes>, content_type: &'static str) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::new(Full::new(body.into())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn error(code: StatusCode, text: &str) -> Response<AnswerBody> {
+    let mut response = with_no_sniff(answer(text.to_owned(), PLAIN_TEXT));
+    *response.status_mut() = code;
+    response
+}
+
+fn with_no_sniff(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+    let (name, value) = NO_SNIFF;
+    response.headers_mut().insert(name, value);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_check_has_a_path() {
+        assert_eq!(find_check("/livez").map(|checks| checks.len()), Some(1));
+        assert_eq!(find_check("/readyz").map(|checks| checks.len()), Some(4));
+        assert_eq!(find_check("/readyz/non_learner"), Some(vec![("non_learner", Check::Holds)]));
+        for unknown in
+            ["/readyz/", "/readyz/foo", "/livez/non_learner", "/", "", "/foo", "/v3/kv/range"]
+        {
+            assert_eq!(find_check(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_read() {
+        let query = Query::new("exclude=NOSPACE&verbose&exclude=x&serializable=true");
+        assert!(query.verbose && query.excludes("NOSPACE") && query.excludes("x"));
+        assert!(!query.excludes("CORRUPT"));
+        assert_eq!(Query::new(""), Query::default());
+    }
+
+    #[test]
+    fn the_minor_version_is_two_numbers() {
+        assert_eq!(CLUSTER_MINOR, "3.6");
+    }
+}
