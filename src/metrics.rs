@@ -88,6 +88,8 @@ pub struct State {
     pub disk_bytes: u64,
     pub live_bytes: u64,
     pub quota_bytes: u64,
+    pub watch_streams: u64,
+    pub watchers: u64,
 }
 
 /// The counters of one RPC, looked up once.
@@ -215,6 +217,9 @@ fn register_state(now: &mut Registry, state: &State) {
         float(state.live_bytes),
     );
     gauge(now, "etcd_debugging_mvcc_keys_total", "The keys that live", float(state.keys));
+    let (streams, watchers) = (float(state.watch_streams), float(state.watchers));
+    gauge(now, "etcd_debugging_mvcc_watch_stream_total", "Open watch streams", streams);
+    gauge(now, "etcd_debugging_mvcc_watcher_total", "Watchers", watchers);
     let (current, compacted) =
         (state.revision.cast_unsigned(), state.compact_revision.cast_unsigned());
     gauge(now, "etcd_debugging_mvcc_current_revision", "The current revision", float(current));

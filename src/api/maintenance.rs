@@ -94,7 +94,7 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<pb::HashRequest>,
     ) -> Result<Response<pb::HashResponse>, Status> {
-        let hash = self.context.node.hash_kv(0).await?.hash;
+        let hash = self.context.node.hash().await?;
         let header = Some(header::current(&self.context.node));
         Ok(Response::new(pb::HashResponse { header, hash }))
     }

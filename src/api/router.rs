@@ -32,7 +32,7 @@ use super::{Context, status};
 use crate::metrics::{RpcKind, RpcMetrics};
 
 /// A gRPC service that is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug)]
 enum ServiceName {
     Kv,
     Watch,
@@ -43,85 +43,76 @@ enum ServiceName {
     Health,
 }
 
-/// A service with the full name that paths have, and its methods. `KV.RangeStream` is not among them: the release
-/// that we are does not know it, and clients go by its answer.
-const SERVICES: &[(ServiceName, &str, &[(&str, RpcKind)])] = &[
-    (
-        ServiceName::Kv,
-        "etcdserverpb.KV",
-        &[
-            ("Range", RpcKind::Unary),
-            ("Put", RpcKind::Unary),
-            ("DeleteRange", RpcKind::Unary),
-            ("Txn", RpcKind::Unary),
-            ("Compact", RpcKind::Unary),
+/// A service as paths name it, and its methods.
+struct Service {
+    service: ServiceName,
+    name: &'static str,
+    unary: &'static [&'static str],
+    streams: &'static [(&'static str, RpcKind)],
+}
+
+/// `KV.RangeStream` is not here: the release that we are does not know it, and clients go by its answer.
+const SERVICES: &[Service] = &[
+    Service {
+        service: ServiceName::Kv,
+        name: "etcdserverpb.KV",
+        unary: &["Range", "Put", "DeleteRange", "Txn", "Compact"],
+        streams: &[],
+    },
+    Service {
+        service: ServiceName::Watch,
+        name: "etcdserverpb.Watch",
+        unary: &[],
+        streams: &[("Watch", RpcKind::BidiStream)],
+    },
+    Service {
+        service: ServiceName::Lease,
+        name: "etcdserverpb.Lease",
+        unary: &["LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases"],
+        streams: &[("LeaseKeepAlive", RpcKind::BidiStream)],
+    },
+    Service {
+        service: ServiceName::Cluster,
+        name: "etcdserverpb.Cluster",
+        unary: &["MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"],
+        streams: &[],
+    },
+    Service {
+        service: ServiceName::Maintenance,
+        name: "etcdserverpb.Maintenance",
+        unary: &["Alarm", "Status", "Defragment", "Hash", "HashKV", "MoveLeader", "Downgrade"],
+        streams: &[("Snapshot", RpcKind::ServerStream)],
+    },
+    Service {
+        service: ServiceName::Auth,
+        name: "etcdserverpb.Auth",
+        unary: &[
+            "AuthEnable",
+            "AuthDisable",
+            "AuthStatus",
+            "Authenticate",
+            "UserAdd",
+            "UserGet",
+            "UserList",
+            "UserDelete",
+            "UserChangePassword",
+            "UserGrantRole",
+            "UserRevokeRole",
+            "RoleAdd",
+            "RoleGet",
+            "RoleList",
+            "RoleDelete",
+            "RoleGrantPermission",
+            "RoleRevokePermission",
         ],
-    ),
-    (ServiceName::Watch, "etcdserverpb.Watch", &[("Watch", RpcKind::BidiStream)]),
-    (
-        ServiceName::Lease,
-        "etcdserverpb.Lease",
-        &[
-            ("LeaseGrant", RpcKind::Unary),
-            ("LeaseRevoke", RpcKind::Unary),
-            ("LeaseKeepAlive", RpcKind::BidiStream),
-            ("LeaseTimeToLive", RpcKind::Unary),
-            ("LeaseLeases", RpcKind::Unary),
-        ],
-    ),
-    (
-        ServiceName::Cluster,
-        "etcdserverpb.Cluster",
-        &[
-            ("MemberAdd", RpcKind::Unary),
-            ("MemberRemove", RpcKind::Unary),
-            ("MemberUpdate", RpcKind::Unary),
-            ("MemberList", RpcKind::Unary),
-            ("MemberPromote", RpcKind::Unary),
-        ],
-    ),
-    (
-        ServiceName::Maintenance,
-        "etcdserverpb.Maintenance",
-        &[
-            ("Alarm", RpcKind::Unary),
-            ("Status", RpcKind::Unary),
-            ("Defragment", RpcKind::Unary),
-            ("Hash", RpcKind::Unary),
-            ("HashKV", RpcKind::Unary),
-            ("Snapshot", RpcKind::ServerStream),
-            ("MoveLeader", RpcKind::Unary),
-            ("Downgrade", RpcKind::Unary),
-        ],
-    ),
-    (
-        ServiceName::Auth,
-        "etcdserverpb.Auth",
-        &[
-            ("AuthEnable", RpcKind::Unary),
-            ("AuthDisable", RpcKind::Unary),
-            ("AuthStatus", RpcKind::Unary),
-            ("Authenticate", RpcKind::Unary),
-            ("UserAdd", RpcKind::Unary),
-            ("UserGet", RpcKind::Unary),
-            ("UserList", RpcKind::Unary),
-            ("UserDelete", RpcKind::Unary),
-            ("UserChangePassword", RpcKind::Unary),
-            ("UserGrantRole", RpcKind::Unary),
-            ("UserRevokeRole", RpcKind::Unary),
-            ("RoleAdd", RpcKind::Unary),
-            ("RoleGet", RpcKind::Unary),
-            ("RoleList", RpcKind::Unary),
-            ("RoleDelete", RpcKind::Unary),
-            ("RoleGrantPermission", RpcKind::Unary),
-            ("RoleRevokePermission", RpcKind::Unary),
-        ],
-    ),
-    (
-        ServiceName::Health,
-        "grpc.health.v1.Health",
-        &[("Check", RpcKind::Unary), ("Watch", RpcKind::ServerStream)],
-    ),
+        streams: &[],
+    },
+    Service {
+        service: ServiceName::Health,
+        name: "grpc.health.v1.Health",
+        unary: &["Check"],
+        streams: &[("Watch", RpcKind::ServerStream)],
+    },
 ];
 
 /// A method that is served.
@@ -194,12 +185,12 @@ impl Router {
 
 fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
     let mut methods = HashMap::new();
-    for (service, name, known) in SERVICES {
-        for (method, kind) in *known {
-            let metrics = context.metrics.rpc(name, method, *kind);
+    for Service { service, name, unary, streams } in SERVICES {
+        let unary = unary.iter().map(|method| (*method, RpcKind::Unary));
+        for (method, kind) in unary.chain(streams.iter().copied()) {
+            let metrics = context.metrics.rpc(name, method, kind);
             let method_path = format!("/{name}/{method}");
-            methods
-                .insert(method_path, Arc::new(Method { service: *service, kind: *kind, metrics }));
+            methods.insert(method_path, Arc::new(Method { service: *service, kind, metrics }));
         }
     }
     methods
@@ -209,7 +200,7 @@ fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
 fn unknown(path: &str) -> Response<tonic::body::Body> {
     let text = match path.strip_prefix('/').unwrap_or(path).rsplit_once('/') {
         None => format!("malformed method name: {path:?}"),
-        Some((service, method)) if SERVICES.iter().any(|(_, name, _)| *name == service) => {
+        Some((service, method)) if SERVICES.iter().any(|known| known.name == service) => {
             format!("unknown method {method} for service {service}")
         }
         Some((service, _)) => format!("unknown service {service}"),

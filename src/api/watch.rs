@@ -29,7 +29,7 @@ const BATCH_BYTES: usize = 32 * 1024;
 /// ... or with so many replies.
 const BATCH_REPLIES: usize = 128;
 
-/// Requests that are heard while their answers find no room.
+/// Answers that wait for room before no more requests are heard.
 const UNANSWERED_MAX: usize = 1024;
 
 /// What an event takes apart from its keys and values, roughly.
@@ -69,18 +69,12 @@ async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc:
     let mut watchers = context.node.watch();
     // `None` once the client has said that it has no more requests, which ends nothing.
     let mut requests = Some(requests);
-    let mut unanswered = 0;
     loop {
-        if out.capacity() > 0 {
-            unanswered = 0;
-        }
+        let hear = watchers.backlog() < UNANSWERED_MAX;
         tokio::select! {
             () = out.closed() => return,
-            request = next_request(&mut requests), if unanswered < UNANSWERED_MAX => match request {
-                Ok(request) => {
-                    unanswered += 1;
-                    handle(&mut watchers, request);
-                }
+            request = next_request(&mut requests), if hear => match request {
+                Ok(request) => handle(&mut watchers, request),
                 Err(error) => return drop(out.send(Err(error)).await),
             },
             reply = next_reply(&out, &mut watchers) => match reply {
@@ -96,7 +90,7 @@ async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc:
 fn handle(watchers: &mut WatchStream, request: pb::WatchRequest) {
     match request.request_union {
         Some(RequestUnion::CreateRequest(create)) => {
-            watchers.create(convert::watch_create(&create))
+            watchers.create(convert::watch_create(&create));
         }
         Some(RequestUnion::CancelRequest(cancel)) => watchers.cancel(cancel.watch_id),
         Some(RequestUnion::ProgressRequest(_)) => watchers.request_progress(),

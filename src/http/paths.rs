@@ -203,6 +203,8 @@ fn metrics(context: &Context) -> Response<AnswerBody> {
         disk_bytes: status.disk_bytes,
         live_bytes: status.live_bytes,
         quota_bytes: status.quota_bytes.unwrap_or(0),
+        watch_streams: status.watch_streams,
+        watchers: status.watchers,
     };
     answer(context.metrics.encode(&state), metrics::CONTENT_TYPE)
 }

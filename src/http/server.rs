@@ -176,7 +176,7 @@ async fn accept(listener: AsyncListener, workers: Vec<mpsc::Sender<Accepted>>) {
                 }
             }
             Err(error) if is_of_connection(&error) => {
-                tracing::debug!(%error, "a connection was lost early")
+                tracing::debug!(%error, "a connection was lost early");
             }
             Err(error) => {
                 failures.note(&error);

@@ -61,9 +61,10 @@ impl Listener {
     pub(super) fn into_async(self) -> io::Result<AsyncListener> {
         Ok(match self {
             Self::Tcp(listener) => AsyncListener::Tcp(tokio::net::TcpListener::from_std(listener)?),
-            Self::Unix(listener, path) => {
-                AsyncListener::Unix(tokio::net::UnixListener::from_std(listener)?, SocketFile(path))
-            }
+            Self::Unix(listener, path) => AsyncListener::Unix {
+                listener: tokio::net::UnixListener::from_std(listener)?,
+                _file: SocketFile(path),
+            },
         })
     }
 }
@@ -86,7 +87,7 @@ impl Drop for SocketFile {
 
 pub(super) enum AsyncListener {
     Tcp(tokio::net::TcpListener),
-    Unix(tokio::net::UnixListener, SocketFile),
+    Unix { listener: tokio::net::UnixListener, _file: SocketFile },
 }
 
 impl AsyncListener {
@@ -99,7 +100,7 @@ impl AsyncListener {
                 stream.set_nodelay(true)?;
                 stream.into_std().map(Accepted::Tcp)
             }
-            Self::Unix(listener, _) => {
+            Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 stream.into_std().map(Accepted::Unix)
             }
