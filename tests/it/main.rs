@@ -1,4 +1,7 @@
 //! The integration tests of the server: one binary, one module a subject.
 
+mod api;
 mod crash;
+mod hostile;
+mod member;
 mod process;

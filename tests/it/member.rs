@@ -1,0 +1,105 @@
+//! A member that runs within the test, served on a free port, with its data in memory.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use starling::engine::Options;
+use starling::http::{Listener, Server, ServerOptions};
+use starling::metrics::Metrics;
+use starling::node::{Handle, Node, NodeOptions, RequestOptions, Retention};
+use starling::storage::schema::Identity;
+use starling::storage::{Memory, Store};
+use starling::types::{ClusterId, MemberId};
+use tonic::transport::{Channel, Endpoint};
+
+/// How long anything may take before a test fails; no test waits for it to pass.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) const MEMBER: u64 = 0x1234;
+pub(crate) const CLUSTER: u64 = 0x5678;
+
+pub(crate) struct Member {
+    node: Option<Node>,
+    server: Option<Server>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Member {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&ServerOptions { worker_threads: 2, ..ServerOptions::default() }, vec![])
+    }
+
+    /// Serves on more listeners than the one on a free port.
+    pub(crate) fn start_with(options: &ServerOptions, mut listeners: Vec<Listener>) -> Self {
+        let node = Node::start(Store::Memory(Memory::new()), node_options())
+            .expect("an empty store opens");
+        let listener = Listener::tcp("127.0.0.1:0").expect("there is a free port");
+        let address = listener.address().expect("it listens on TCP");
+        listeners.push(listener);
+        let server = Server::start(options, node.handle(), Arc::new(Metrics::new()), listeners);
+        Self { node: Some(node), server: Some(server.expect("threads start")), address }
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.node.as_ref().expect("it runs until it is dropped").handle()
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn channel(&self) -> Channel {
+        self.endpoint().connect().await.expect("the member serves")
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint::from_shared(format!("http://{}", self.address)).expect("a valid address")
+    }
+
+    /// Stops serving.
+    pub(crate) async fn stop_server(&mut self) {
+        self.server.take().expect("it serves").stop().await;
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            node.stop();
+        }
+    }
+}
+
+fn node_options() -> NodeOptions {
+    NodeOptions {
+        name: "default".to_owned(),
+        peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
+        client_urls: vec!["http://127.0.0.1:2379".to_owned()],
+        writer: Options {
+            identity: Identity { member: MemberId(MEMBER), cluster: ClusterId(CLUSTER) },
+            quota_bytes: None,
+            value_cache_bytes: 1 << 20,
+            lease_ttl_seconds_min: 2,
+            disk_reserve_bytes: 0,
+        },
+        request: RequestOptions {
+            txn_ops_max: 128,
+            timeout: DEADLINE,
+            progress_interval: Duration::from_secs(600),
+        },
+        retention: Retention::Everything,
+    }
+}
+
+/// Waits until something holds.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    in_time(what, wait).await;
+}
+
+/// Fails the test when something takes too long.
+pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} took too long"))
+}
