@@ -293,12 +293,9 @@ impl Guarded {
         if revision < self.recent_after || turns as u64 > sum.keys {
             return self.count_by_walk(range, revision);
         }
-        self.recent.range(since..).filter(|turn| range.contains(&turn.key)).fold(
-            sum.live,
-            |live, turn| {
-                if turn.born { live - 1 } else { live + 1 }
-            },
-        )
+        // Newest first, so that every step is a state that was, and no count goes below zero.
+        let undone = self.recent.range(since..).rev().filter(|turn| range.contains(&turn.key));
+        undone.fold(sum.live, |live, turn| if turn.born { live - 1 } else { live + 1 })
     }
 
     fn count_by_walk(&self, range: &KeyRange, revision: Revision) -> u64 {
