@@ -1,0 +1,243 @@
+//! Every flag of etcd's, and a few of our own: what it takes, its default, and what becomes of it here.
+
+/// What a flag takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// Nothing, or `=true` or `=false`.
+    Bool,
+    /// A whole number.
+    Int,
+    /// Such as `5s` or `1m30s`; in a configuration file, nanoseconds.
+    Duration,
+}
+
+/// What becomes of a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It does what it does in etcd.
+    Honoured,
+    /// It is taken, and has no effect: what it tunes does not exist here. Says why.
+    Ignored(&'static str),
+    /// It is refused, since going on without it would not be what was asked for. Says why.
+    Refused(&'static str),
+}
+
+/// A flag.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    /// As on the command line, without dashes.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// As it would be written.
+    pub default: &'static str,
+    /// What becomes of it.
+    pub effect: Effect,
+    /// What it is for, in one line.
+    pub help: &'static str,
+}
+
+/// Flags that belong together.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// A heading.
+    pub title: &'static str,
+    /// The flags.
+    pub flags: &'static [Flag],
+}
+
+use Effect::{Honoured, Ignored, Refused};
+use Kind::{Bool, Duration, Int, Text};
+
+const NO_RAFT: Effect = Ignored("there is no raft");
+const NO_BBOLT: Effect = Ignored("the store is not bbolt");
+const ONE_MEMBER: Effect = Ignored("clusters of several members are not supported yet");
+const LATER: Effect = Ignored("not supported yet");
+const NO_TLS: Effect = Refused("TLS is not supported yet");
+const NO_DISCOVERY: Effect = Refused("discovery is not supported yet");
+const REMOVED: Effect = Ignored("etcd has removed it, too");
+
+const fn flag(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    effect: Effect,
+    help: &'static str,
+) -> Flag {
+    Flag { name, kind, default, effect, help }
+}
+
+/// All flags, in the order of the help text.
+#[rustfmt::skip]
+pub const GROUPS: &[Group] = &[
+    Group { title: "Member", flags: &[
+        flag("name", Text, "default", Honoured, "name of this member, for people"),
+        flag("data-dir", Text, "${name}.starling", Honoured, "directory of the data (${name}.etcd if the program is called etcd)"),
+        flag("listen-client-urls", Text, "http://localhost:2379", Honoured, "where to listen for clients, separated by commas; http:// or unix://"),
+        flag("listen-client-http-urls", Text, "", Honoured, "where to listen for plain HTTP only, besides"),
+        flag("listen-peer-urls", Text, "http://localhost:2380", ONE_MEMBER, "where to listen for peers"),
+        flag("quota-backend-bytes", Int, "0", Honoured, "bytes that the data may take; 0 is 2 GiB, less is no limit"),
+        flag("max-txn-ops", Int, "128", Honoured, "operations that a transaction may have"),
+        flag("max-request-bytes", Int, "1572864", Honoured, "bytes that a request may have"),
+        flag("max-concurrent-streams", Int, "4294967295", Honoured, "calls at the same time on one connection"),
+        flag("heartbeat-interval", Int, "100", NO_RAFT, "milliseconds between heartbeats; checked against the election timeout"),
+        flag("election-timeout", Int, "1000", Honoured, "milliseconds; leases live at least 1.5 times as long"),
+        flag("grpc-keepalive-min-time", Duration, "5s", Ignored("frequent pings do no harm"), "how often a client may ping"),
+        flag("grpc-keepalive-interval", Duration, "2h", Honoured, "after how long in silence a client is pinged; 0 for never"),
+        flag("grpc-keepalive-timeout", Duration, "20s", Honoured, "how long the client has to answer"),
+        flag("value-cache-bytes", Int, "67108864", Honoured, "(starling) memory for values that were read or written lately"),
+        flag("block-cache-bytes", Int, "16777216", Honoured, "(starling) memory for blocks of the store"),
+        flag("enable-grpc-gateway", Bool, "true", LATER, "serve the JSON gateway"),
+        flag("feature-gates", Text, "", LATER, "switches of etcd's experimental features"),
+        flag("wal-dir", Text, "", Ignored("there is no separate log"), "directory of etcd's log"),
+        flag("snapshot-count", Int, "10000", NO_RAFT, "transactions between snapshots"),
+        flag("snapshot-catchup-entries", Int, "5000", NO_RAFT, "entries kept for slow followers"),
+        flag("initial-election-tick-advance", Bool, "true", NO_RAFT, "hurry the first election"),
+        flag("pre-vote", Bool, "true", NO_RAFT, "ask before an election"),
+        flag("max-snapshots", Int, "5", NO_RAFT, "snapshot files to keep"),
+        flag("max-wals", Int, "5", NO_RAFT, "log files to keep"),
+        flag("memory-mlock", Bool, "false", NO_BBOLT, "keep pages in memory"),
+        flag("backend-bbolt-freelist-type", Text, "map", NO_BBOLT, "bbolt's free list"),
+        flag("backend-batch-interval", Duration, "0s", NO_BBOLT, "time between bbolt's commits"),
+        flag("backend-batch-limit", Int, "0", NO_BBOLT, "operations between bbolt's commits"),
+        flag("socket-reuse-port", Bool, "false", LATER, "share a port with another process"),
+        flag("socket-reuse-address", Bool, "false", LATER, "bind an address that lingers"),
+        flag("raft-read-timeout", Duration, "5s", NO_RAFT, "timeout of peer connections"),
+        flag("raft-write-timeout", Duration, "5s", NO_RAFT, "timeout of peer connections"),
+    ] },
+    Group { title: "Clustering", flags: &[
+        flag("initial-advertise-peer-urls", Text, "http://localhost:2380", Honoured, "where peers reach this member"),
+        flag("initial-cluster", Text, "", Honoured, "the members; one, this one, for now"),
+        flag("initial-cluster-state", Text, "new", Honoured, "new or existing"),
+        flag("initial-cluster-token", Text, "etcd-cluster", Honoured, "tells clusters of the same members apart"),
+        flag("advertise-client-urls", Text, "http://localhost:2379", Honoured, "where clients reach this member; must be given if listen-client-urls is"),
+        flag("auto-compaction-mode", Text, "periodic", Honoured, "periodic or revision"),
+        flag("auto-compaction-retention", Text, "24h", Honoured, "history to keep: a time (a bare number is hours) or a number of revisions; 0 for all of it"),
+        flag("strict-reconfig-check", Bool, "true", ONE_MEMBER, "refuse changes that would cost the quorum"),
+        flag("max-learners", Int, "1", ONE_MEMBER, "learners at once"),
+        flag("discovery", Text, "", NO_DISCOVERY, "discovery by etcd v2"),
+        flag("discovery-proxy", Text, "", NO_DISCOVERY, "discovery by etcd v2"),
+        flag("discovery-fallback", Text, "exit", Ignored("discovery is not supported yet"), "what to do without discovery"),
+        flag("discovery-token", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-endpoints", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-dial-timeout", Duration, "2s", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-request-timeout", Duration, "5s", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-keepalive-time", Duration, "2s", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-keepalive-timeout", Duration, "6s", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-insecure-transport", Bool, "true", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-insecure-skip-tls-verify", Bool, "false", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-cert", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-key", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-cacert", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-user", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-password", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery-srv", Text, "", NO_DISCOVERY, "discovery by DNS"),
+        flag("discovery-srv-name", Text, "", NO_DISCOVERY, "discovery by DNS"),
+        flag("v2-deprecation", Text, "write-only", REMOVED, "etcd's v2 store"),
+        flag("enable-v2", Bool, "false", REMOVED, "etcd's v2 API"),
+    ] },
+    Group { title: "Security", flags: &[
+        flag("cert-file", Text, "", NO_TLS, "certificate of the client port"),
+        flag("key-file", Text, "", NO_TLS, "its key"),
+        flag("client-cert-auth", Bool, "false", NO_TLS, "demand certificates of clients"),
+        flag("client-cert-file", Text, "", NO_TLS, "certificate to use as a client"),
+        flag("client-key-file", Text, "", NO_TLS, "its key"),
+        flag("client-crl-file", Text, "", NO_TLS, "revoked certificates of clients"),
+        flag("client-cert-allowed-hostname", Text, "", NO_TLS, "names that certificates of clients may have"),
+        flag("trusted-ca-file", Text, "", NO_TLS, "who may sign certificates of clients"),
+        flag("auto-tls", Bool, "false", NO_TLS, "make a certificate"),
+        flag("peer-cert-file", Text, "", NO_TLS, "certificate of the peer port"),
+        flag("peer-key-file", Text, "", NO_TLS, "its key"),
+        flag("peer-client-cert-auth", Bool, "false", NO_TLS, "demand certificates of peers"),
+        flag("peer-client-cert-file", Text, "", NO_TLS, "certificate to use as a peer's client"),
+        flag("peer-client-key-file", Text, "", NO_TLS, "its key"),
+        flag("peer-trusted-ca-file", Text, "", NO_TLS, "who may sign certificates of peers"),
+        flag("peer-cert-allowed-cn", Text, "", NO_TLS, "names that certificates of peers may have"),
+        flag("peer-cert-allowed-hostname", Text, "", NO_TLS, "host names that certificates of peers may have"),
+        flag("peer-auto-tls", Bool, "false", NO_TLS, "make a certificate for the peer port"),
+        flag("peer-crl-file", Text, "", NO_TLS, "revoked certificates of peers"),
+        flag("peer-skip-client-san-verification", Bool, "false", NO_TLS, "do not check the names of peers"),
+        flag("self-signed-cert-validity", Int, "1", Ignored("TLS is not supported yet"), "years that made certificates are valid"),
+        flag("cipher-suites", Text, "", NO_TLS, "cipher suites"),
+        flag("tls-min-version", Text, "TLS1.2", NO_TLS, "oldest version of TLS"),
+        flag("tls-max-version", Text, "", NO_TLS, "newest version of TLS"),
+        flag("cors", Text, "*", LATER, "origins that browsers may come from"),
+        flag("host-whitelist", Text, "*", LATER, "host names that plain HTTP requests may name"),
+    ] },
+    Group { title: "Auth", flags: &[
+        flag("auth-token", Text, "simple", LATER, "kind of tokens"),
+        flag("auth-token-ttl", Int, "300", LATER, "seconds that a token lives"),
+        flag("bcrypt-cost", Int, "10", LATER, "cost of hashing a password"),
+    ] },
+    Group { title: "Monitoring and logging", flags: &[
+        flag("listen-metrics-urls", Text, "", Honoured, "where to serve /metrics and health checks, besides"),
+        flag("metrics", Text, "basic", LATER, "basic or extensive"),
+        flag("enable-pprof", Bool, "false", Ignored("there is no Go runtime to profile"), "serve Go's profiles"),
+        flag("log-level", Text, "info", Honoured, "debug, info, warn, error, panic or fatal"),
+        flag("log-format", Text, "json", Honoured, "json or console"),
+        flag("log-outputs", Text, "default", Honoured, "default or stderr, stdout, or a file"),
+        flag("logger", Text, "zap", Ignored("there is one logger"), "the logger"),
+        flag("enable-log-rotation", Bool, "false", Ignored("leave that to the service manager"), "rotate the log file"),
+        flag("log-rotation-config-json", Text, "", Ignored("leave that to the service manager"), "how to rotate it"),
+        flag("warning-unary-request-duration", Duration, "300ms", LATER, "log requests that take longer"),
+        flag("enable-distributed-tracing", Bool, "false", LATER, "send traces"),
+        flag("distributed-tracing-address", Text, "localhost:4317", LATER, "where to"),
+        flag("distributed-tracing-service-name", Text, "etcd", LATER, "under which name"),
+        flag("distributed-tracing-instance-id", Text, "", LATER, "under which id"),
+        flag("distributed-tracing-sampling-rate", Int, "0", LATER, "how many in a million"),
+    ] },
+    Group { title: "Features", flags: &[
+        flag("watch-progress-notify-interval", Duration, "10m", Honoured, "how often idle watchers that ask for it are told the revision"),
+        flag("corrupt-check-time", Duration, "0s", LATER, "time between checks for corruption"),
+        flag("compact-hash-check-time", Duration, "1m", LATER, "time between checks of hashes"),
+        flag("compaction-batch-limit", Int, "1000", Ignored("compaction paces itself"), "revisions that a compaction removes at once"),
+        flag("compaction-sleep-interval", Duration, "10ms", Ignored("compaction paces itself"), "pause between those"),
+        flag("warning-apply-duration", Duration, "100ms", LATER, "log requests that take longer"),
+        flag("bootstrap-defrag-threshold-megabytes", Int, "0", Ignored("nothing needs defragmentation"), "defragment at start"),
+        flag("downgrade-check-time", Duration, "5s", LATER, "time between checks of a downgrade"),
+    ] },
+    Group { title: "Unsafe", flags: &[
+        flag("force-new-cluster", Bool, "false", ONE_MEMBER, "forget all other members"),
+        flag("unsafe-no-fsync", Bool, "false", Ignored("every write is synced"), "lose writes when the power fails"),
+    ] },
+    Group { title: "Of older releases", flags: &[
+        flag("experimental-bootstrap-defrag-threshold-megabytes", Int, "0", REMOVED, ""),
+        flag("experimental-compact-hash-check-enabled", Bool, "false", REMOVED, ""),
+        flag("experimental-compact-hash-check-time", Duration, "1m", REMOVED, ""),
+        flag("experimental-compaction-batch-limit", Int, "1000", REMOVED, ""),
+        flag("experimental-compaction-sleep-interval", Duration, "10ms", REMOVED, ""),
+        flag("experimental-corrupt-check-time", Duration, "0s", REMOVED, ""),
+        flag("experimental-distributed-tracing-address", Text, "localhost:4317", REMOVED, ""),
+        flag("experimental-distributed-tracing-instance-id", Text, "", REMOVED, ""),
+        flag("experimental-distributed-tracing-sampling-rate", Int, "0", REMOVED, ""),
+        flag("experimental-distributed-tracing-service-name", Text, "etcd", REMOVED, ""),
+        flag("experimental-downgrade-check-time", Duration, "5s", REMOVED, ""),
+        flag("experimental-enable-distributed-tracing", Bool, "false", REMOVED, ""),
+        flag("experimental-enable-lease-checkpoint", Bool, "false", REMOVED, ""),
+        flag("experimental-enable-lease-checkpoint-persist", Bool, "false", REMOVED, ""),
+        flag("experimental-enable-v2v3", Text, "", REMOVED, ""),
+        flag("experimental-initial-corrupt-check", Bool, "false", REMOVED, ""),
+        flag("experimental-max-learners", Int, "1", REMOVED, ""),
+        flag("experimental-memory-mlock", Bool, "false", REMOVED, ""),
+        flag("experimental-peer-skip-client-san-verification", Bool, "false", NO_TLS, ""),
+        flag("experimental-set-member-localaddr", Bool, "false", REMOVED, ""),
+        flag("experimental-snapshot-catchup-entries", Int, "5000", REMOVED, ""),
+        flag("experimental-stop-grpc-service-on-defrag", Bool, "false", REMOVED, ""),
+        flag("experimental-txn-mode-write-with-shared-buffer", Bool, "true", REMOVED, ""),
+        flag("experimental-warning-apply-duration", Duration, "100ms", REMOVED, ""),
+        flag("experimental-warning-unary-request-duration", Duration, "300ms", REMOVED, ""),
+        flag("experimental-watch-progress-notify-interval", Duration, "10m", REMOVED, ""),
+    ] },
+];
+
+/// The flag of a name.
+pub fn find(name: &str) -> Option<&'static Flag> {
+    all().find(|flag| flag.name == name)
+}
+
+/// All flags.
+pub fn all() -> impl Iterator<Item = &'static Flag> {
+    GROUPS.iter().flat_map(|group| group.flags)
+}

@@ -1,0 +1,509 @@
+//! Settings: etcd's flags, its `ETCD_*` environment and its configuration file, read into one checked struct.
+//!
+//! Settings are data: nothing here opens a file but the configuration, and nothing is asked of the system but what the
+//! caller passes in. A flag wins over the environment, which wins over the default; with `--config-file` both are
+//! ignored, as in etcd. [`flags`] has the one table of all flags: what is not in it is refused, what has no
+//! effect is named in a warning.
+
+pub mod flags;
+mod parse;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flags::{Effect, Kind};
+pub use parse::ListenUrl;
+use parse::Values;
+
+use crate::node::Retention;
+
+/// The prefix of etcd's environment variables.
+const ENV_PREFIX: &str = "ETCD_";
+/// The program name under which starling stands in for etcd.
+const ETCD: &str = "etcd";
+/// etcd's quota if none is set.
+const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
+/// etcd's bound on the election timeout.
+const ELECTION_TIMEOUT_MILLIS_MAX: i64 = 50_000;
+/// The part of the election timeout that a heartbeat may take at most.
+const HEARTBEATS_PER_ELECTION: i64 = 5;
+/// etcd's least interval of progress notifications.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How a member is to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Its name, for people.
+    pub name: String,
+    /// The directory of its data.
+    pub data_dir: PathBuf,
+    /// Where it listens for clients.
+    pub listen_client_urls: Vec<ListenUrl>,
+    /// Where it listens for plain HTTP only.
+    pub listen_http_urls: Vec<ListenUrl>,
+    /// Where clients reach it.
+    pub advertise_client_urls: Vec<String>,
+    /// Where peers reach it.
+    pub advertise_peer_urls: Vec<String>,
+    /// Tells clusters of the same members apart.
+    pub cluster_token: String,
+    /// Bytes that the data may take; `None` for no limit.
+    pub quota_bytes: Option<u64>,
+    /// Operations that a transaction may have.
+    pub txn_ops_max: usize,
+    /// Bytes that a request may have.
+    pub request_bytes_max: usize,
+    /// Calls at the same time on one connection.
+    pub concurrent_streams_max: u32,
+    /// How much history auto-compaction keeps.
+    pub retention: Retention,
+    /// etcd's election timeout, from which other times derive.
+    pub election_timeout: Duration,
+    /// After how long without events a watcher that wants it is told the revision.
+    pub progress_interval: Duration,
+    /// After how long in silence a client is pinged.
+    pub keepalive_interval: Option<Duration>,
+    /// How long the client has to answer.
+    pub keepalive_timeout: Duration,
+    /// Memory for values.
+    pub value_cache_bytes: u64,
+    /// Memory for blocks of the store.
+    pub block_cache_bytes: u64,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// How it looks.
+    pub log_format: LogFormat,
+    /// Where it goes.
+    pub log_output: LogOutput,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// How the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line, as etcd.
+    Json,
+    /// For people.
+    Console,
+}
+
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+    File(PathBuf),
+}
+
+/// What the program is asked to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Invocation {
+    /// Run a member. The warnings are for the log.
+    Run(Box<Config>, Vec<String>),
+    /// Print the help text.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// Why there is no [`Config`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageError {
+    /// What to tell the user.
+    pub text: String,
+    /// The exit code of the process: 2 for what is no command line, 1 for settings that cannot be.
+    pub code: u8,
+}
+
+impl UsageError {
+    fn syntax(text: String) -> Self {
+        Self { text, code: 2 }
+    }
+
+    fn config(text: String) -> Self {
+        Self { text, code: 1 }
+    }
+}
+
+/// Reads settings from the program's name, its arguments and its environment; `read` reads the configuration file.
+pub fn load(
+    program: &str,
+    args: &[String],
+    environment: impl IntoIterator<Item = (String, String)>,
+    read: impl FnOnce(&str) -> std::io::Result<String>,
+) -> Result<Invocation, UsageError> {
+    let line = parse::command_line(args)?;
+    if line.version {
+        return Ok(Invocation::Version);
+    }
+    if line.help {
+        return Ok(Invocation::Help);
+    }
+    match line.word.as_deref() {
+        None => {}
+        Some(word @ ("gateway" | "grpc-proxy")) => {
+            return Err(UsageError::config(format!("etcd's command {word:?} is not supported")));
+        }
+        Some(word) => return Err(UsageError::config(format!("{word:?} is not a valid flag"))),
+    }
+    let mut warnings = Vec::new();
+    let values = match line.config_file {
+        Some(path) => {
+            let text = read(&path)
+                .map_err(|error| UsageError::config(format!("cannot read {path}: {error}")))?;
+            warnings.push(
+                "flags and environment are ignored, since there is a configuration file".to_owned(),
+            );
+            from_file(&text, &mut warnings)?
+        }
+        None => {
+            let mut values = from_environment(environment, &mut warnings)?;
+            values.extend(line.values);
+            values
+        }
+    };
+    judge(&values, &mut warnings)?;
+    let is_etcd = program.rsplit('/').next() == Some(ETCD);
+    let config = Settings { values }.config(is_etcd)?;
+    Ok(Invocation::Run(Box::new(config), warnings))
+}
+
+fn from_environment(
+    environment: impl IntoIterator<Item = (String, String)>,
+    warnings: &mut Vec<String>,
+) -> Result<Values, UsageError> {
+    let mut values = Values::new();
+    let mut variables: Vec<_> =
+        environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+    variables.sort();
+    for (variable, value) in variables {
+        let name = variable[ENV_PREFIX.len()..].to_ascii_lowercase().replace('_', "-");
+        match flags::find(&name) {
+            Some(flag) => {
+                parse::check(flag, &value)?;
+                values.insert(flag.name, value);
+            }
+            None => warnings.push(format!("unrecognized environment variable {variable}={value}")),
+        }
+    }
+    Ok(values)
+}
+
+/// Reads YAML, of which JSON is a part.
+fn from_file(text: &str, warnings: &mut Vec<String>) -> Result<Values, UsageError> {
+    let file: serde_norway::Value = serde_norway::from_str(text).map_err(|error| {
+        UsageError::config(format!("cannot read the configuration file: {error}"))
+    })?;
+    let mut values = Values::new();
+    let serde_norway::Value::Mapping(fields) = file else {
+        return if file.is_null() {
+            Ok(values)
+        } else {
+            Err(UsageError::config("the configuration file is not a list of settings".to_owned()))
+        };
+    };
+    for (name, value) in fields {
+        let name = name.as_str().unwrap_or_default();
+        if name.ends_with("-transport-security") {
+            refuse_security(name, &value)?;
+            continue;
+        }
+        match flags::find(name) {
+            Some(flag) => {
+                let value = from_yaml(flag.kind, &value);
+                let value = value.ok_or_else(|| {
+                    UsageError::config(format!("cannot read {name} in the configuration file"))
+                })?;
+                parse::check(flag, &value)?;
+                values.insert(flag.name, value);
+            }
+            None => {
+                warnings.push(format!("unrecognized setting in the configuration file: {name}"))
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn from_yaml(kind: Kind, value: &serde_norway::Value) -> Option<String> {
+    use serde_norway::Value;
+    match value {
+        Value::Null => Some(String::new()),
+        Value::Bool(value) => Some(value.to_string()),
+        Value::Number(nanos) if kind == Kind::Duration => Some(format!("{nanos}ns")),
+        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(text.clone()),
+        Value::Sequence(items) => {
+            let items: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
+            Some(items?.join(","))
+        }
+        Value::Mapping(_) | Value::Tagged(_) => None,
+    }
+}
+
+/// A block of TLS settings may be there as long as it sets nothing.
+fn refuse_security(name: &str, value: &serde_norway::Value) -> Result<(), UsageError> {
+    use serde_norway::Value;
+    let Value::Mapping(fields) = value else { return Ok(()) };
+    let is_set = |value: &Value| {
+        !matches!(value, Value::Null | Value::Bool(false)) && value.as_str() != Some("")
+    };
+    match fields.iter().find(|(_, value)| is_set(value)) {
+        Some((field, _)) => {
+            let field = field.as_str().unwrap_or_default();
+            Err(UsageError::config(format!("TLS is not supported yet: {name}.{field}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Warns of what has no effect, and refuses what cannot be done, if it is set to anything but its default.
+fn judge(values: &Values, warnings: &mut Vec<String>) -> Result<(), UsageError> {
+    for (name, value) in values {
+        let Some(flag) = flags::find(name) else { continue };
+        if value == flag.default {
+            continue;
+        }
+        match flag.effect {
+            Effect::Honoured => {}
+            Effect::Ignored(why) => warnings.push(format!("--{name} has no effect: {why}")),
+            Effect::Refused(why) => return Err(UsageError::config(format!("{why}: --{name}"))),
+        }
+    }
+    Ok(())
+}
+
+/// Values with their defaults.
+struct Settings {
+    values: Values,
+}
+
+impl Settings {
+    fn text(&self, name: &str) -> &str {
+        let default = flags::find(name).map_or("", |flag| flag.default);
+        self.values.get(name).map_or(default, String::as_str)
+    }
+
+    fn is_set(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    fn int(&self, name: &str) -> i64 {
+        parse::parse_int(self.text(name)).unwrap_or_default()
+    }
+
+    fn positive<T: TryFrom<i64>>(&self, name: &str) -> Result<T, UsageError> {
+        let value = self.int(name);
+        let value =
+            Some(value).filter(|value| *value > 0).and_then(|value| T::try_from(value).ok());
+        value.ok_or_else(|| {
+            UsageError::config(format!("--{name} must be >0 (set to {})", self.text(name)))
+        })
+    }
+
+    fn duration(&self, name: &str) -> Duration {
+        parse::parse_duration(self.text(name)).unwrap_or_default()
+    }
+
+    fn urls(&self, name: &str) -> Result<Vec<String>, UsageError> {
+        if self.text(name).is_empty() { Ok(Vec::new()) } else { parse::urls(name, self.text(name)) }
+    }
+
+    fn listen_urls(&self, name: &str) -> Result<Vec<ListenUrl>, UsageError> {
+        self.urls(name)?.iter().map(|url| parse::listen_url(name, url)).collect()
+    }
+
+    fn config(&self, is_etcd: bool) -> Result<Config, UsageError> {
+        let name = self.text("name").to_owned();
+        let mut listen_http_urls = self.listen_urls("listen-client-http-urls")?;
+        listen_http_urls.extend(self.listen_urls("listen-metrics-urls")?);
+        let listen_client_urls = self.listen_urls("listen-client-urls")?;
+        if self.is_set("listen-client-urls") && !self.is_set("advertise-client-urls") {
+            let text =
+                "--advertise-client-urls is required when --listen-client-urls is set explicitly";
+            return Err(UsageError::config(text.to_owned()));
+        }
+        self.check_cluster(&name)?;
+        Ok(Config {
+            data_dir: self.data_dir(&name, is_etcd),
+            listen_client_urls,
+            listen_http_urls,
+            advertise_client_urls: self.urls("advertise-client-urls")?,
+            advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
+            cluster_token: self.text("initial-cluster-token").to_owned(),
+            quota_bytes: match self.int("quota-backend-bytes") {
+                0 => Some(QUOTA_BYTES_DEFAULT),
+                bytes => u64::try_from(bytes).ok(),
+            },
+            txn_ops_max: self.positive("max-txn-ops")?,
+            request_bytes_max: self.positive("max-request-bytes")?,
+            concurrent_streams_max: self.positive("max-concurrent-streams")?,
+            retention: self.retention()?,
+            election_timeout: self.election_timeout()?,
+            progress_interval: self
+                .duration("watch-progress-notify-interval")
+                .max(PROGRESS_INTERVAL_MIN),
+            keepalive_interval: Some(self.duration("grpc-keepalive-interval"))
+                .filter(|interval| !interval.is_zero()),
+            keepalive_timeout: self.duration("grpc-keepalive-timeout"),
+            value_cache_bytes: u64::try_from(self.int("value-cache-bytes")).unwrap_or(0),
+            block_cache_bytes: u64::try_from(self.int("block-cache-bytes")).unwrap_or(0),
+            log_level: self.log_level()?,
+            log_format: self.log_format()?,
+            log_output: match self.text("log-outputs") {
+                "default" | "stderr" => LogOutput::Stderr,
+                "stdout" => LogOutput::Stdout,
+                path => LogOutput::File(PathBuf::from(path)),
+            },
+            name,
+        })
+    }
+
+    fn data_dir(&self, name: &str, is_etcd: bool) -> PathBuf {
+        match self.values.get("data-dir").filter(|path| !path.is_empty()) {
+            Some(path) => PathBuf::from(path),
+            None if is_etcd => PathBuf::from(format!("{name}.etcd")),
+            None => PathBuf::from(format!("{name}.starling")),
+        }
+    }
+
+    /// One member, this one.
+    fn check_cluster(&self, name: &str) -> Result<(), UsageError> {
+        let state = self.text("initial-cluster-state");
+        if !matches!(state, "new" | "existing") {
+            let text = format!(
+                "invalid value {state:?} for flag -initial-cluster-state: invalid value {state:?}"
+            );
+            return Err(UsageError::syntax(text));
+        }
+        let cluster = self.text("initial-cluster");
+        let members: Vec<&str> = cluster
+            .split(',')
+            .filter_map(|member| member.split_once('='))
+            .map(|(name, _)| name)
+            .collect();
+        match members.as_slice() {
+            [] if cluster.is_empty() => Ok(()),
+            [member] if *member == name => Ok(()),
+            [_] | [] => Err(UsageError::config(format!(
+                "couldn't find local name {name:?} in the initial cluster configuration"
+            ))),
+            _ if members.iter().all(|member| *member == name) => Ok(()),
+            _ => Err(UsageError::config(format!(
+                "clusters of several members are not supported yet: --initial-cluster={cluster}"
+            ))),
+        }
+    }
+
+    fn election_timeout(&self) -> Result<Duration, UsageError> {
+        let heartbeat: i64 = self.positive("heartbeat-interval")?;
+        let election: i64 = self.positive("election-timeout")?;
+        if HEARTBEATS_PER_ELECTION.saturating_mul(heartbeat) > election {
+            return Err(UsageError::config(format!(
+                "--election-timeout[{election}ms] should be at least as {HEARTBEATS_PER_ELECTION} times as \
+                 --heartbeat-interval[{heartbeat}ms]"
+            )));
+        }
+        if election > ELECTION_TIMEOUT_MILLIS_MAX {
+            return Err(UsageError::config(format!(
+                "--election-timeout[{election}ms] is too long, and should be set less than {ELECTION_TIMEOUT_MILLIS_MAX}ms"
+            )));
+        }
+        Ok(Duration::from_millis(u64::try_from(election).unwrap_or(0)))
+    }
+
+    /// A bare number is hours in the one mode and revisions in the other.
+    fn retention(&self) -> Result<Retention, UsageError> {
+        let text = self.text("auto-compaction-retention");
+        let wrong =
+            || UsageError::config(format!("error parsing CompactionRetention: invalid {text:?}"));
+        let number = parse::parse_int(text);
+        match self.text("auto-compaction-mode") {
+            "periodic" => {
+                let period = match number {
+                    Some(hours) => HOUR * u32::try_from(hours).map_err(|_| wrong())?,
+                    None => parse::parse_duration(text).ok_or_else(wrong)?,
+                };
+                let millis = u64::try_from(period.as_millis()).unwrap_or(u64::MAX);
+                Ok(if millis == 0 {
+                    Retention::Everything
+                } else {
+                    Retention::PeriodMillis(millis)
+                })
+            }
+            // The default is a time, which means nothing here.
+            "revision" if !self.is_set("auto-compaction-retention") => Ok(Retention::Everything),
+            "revision" => match number.map(u64::try_from) {
+                Some(Ok(0)) => Ok(Retention::Everything),
+                Some(Ok(revisions)) => Ok(Retention::Revisions(revisions)),
+                _ => Err(wrong()),
+            },
+            mode => Err(UsageError::config(format!("unknown auto-compaction-mode {mode:?}"))),
+        }
+    }
+
+    fn log_level(&self) -> Result<LogLevel, UsageError> {
+        match self.text("log-level") {
+            "debug" => Ok(LogLevel::Debug),
+            "info" => Ok(LogLevel::Info),
+            "warn" => Ok(LogLevel::Warn),
+            "error" | "dpanic" | "panic" | "fatal" => Ok(LogLevel::Error),
+            level => Err(UsageError::config(format!("unrecognized level: {level:?}"))),
+        }
+    }
+
+    fn log_format(&self) -> Result<LogFormat, UsageError> {
+        match self.text("log-format") {
+            "json" => Ok(LogFormat::Json),
+            "console" => Ok(LogFormat::Console),
+            format => Err(UsageError::config(format!(
+                "unknown log format: {format}, supported values json, console"
+            ))),
+        }
+    }
+}
+
+/// The help text.
+pub fn help() -> String {
+    let mut text = "\
+Starling, an etcd v3 server without a leader.
+
+Usage:
+  starling [flags]      serve; without flags on localhost:2379, with the data in default.starling
+  starling --version
+  starling --help
+
+Flags are etcd's own, as -flag value or --flag=value. Each can be set in the environment, too: --data-dir is ETCD_DATA_DIR.
+  --config-file         a YAML or JSON file with these names; flags and environment are ignored then
+"
+    .to_owned();
+    for group in
+        flags::GROUPS.iter().filter(|group| !group.flags.iter().all(|flag| flag.help.is_empty()))
+    {
+        let honoured = group.flags.iter().filter(|flag| flag.effect == Effect::Honoured);
+        let mut lines = honoured
+            .map(|flag| format!("  --{} '{}'\n        {}\n", flag.name, flag.default, flag.help))
+            .peekable();
+        if lines.peek().is_some() {
+            let _ = write!(text, "\n{}:\n", group.title);
+            text.extend(lines);
+        }
+    }
+    text.push_str("\nAll other flags of etcd's are known: see docs/configuration.md for what becomes of them.\n");
+    text
+}
+
+#[cfg(test)]
+mod tests;

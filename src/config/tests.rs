@@ -1,0 +1,248 @@
+use super::parse::{command_line, parse_bool, parse_duration, parse_int};
+use super::*;
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn run_with(
+    line: &str,
+    environment: &[(&str, &str)],
+    file: &str,
+) -> Result<Invocation, UsageError> {
+    let environment =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    load("starling", &words(line), environment, |_| Ok(file.to_owned()))
+}
+
+fn config(line: &str) -> Config {
+    match run_with(line, &[], "") {
+        Ok(Invocation::Run(config, _)) => *config,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn error(line: &str) -> (String, u8) {
+    match run_with(line, &[], "") {
+        Err(UsageError { text, code }) => (text, code),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn without_flags_it_serves_on_localhost() {
+    let config = config("");
+    assert_eq!(
+        config.listen_client_urls,
+        [ListenUrl::Tcp { host: "localhost".to_owned(), port: 2379 }]
+    );
+    assert_eq!(config.data_dir, PathBuf::from("default.starling"));
+    assert_eq!(config.quota_bytes, Some(2 << 30));
+    assert_eq!(config.retention, Retention::PeriodMillis(24 * 3_600_000));
+    assert_eq!((config.txn_ops_max, config.request_bytes_max), (128, 1_572_864));
+}
+
+#[test]
+fn flags_have_go_syntax() {
+    for line in ["-name a", "--name a", "-name=a", "--name=a", "--name b --name a", "--name a -- x"]
+    {
+        let values = command_line(&words(line)).unwrap().values;
+        assert_eq!(values.get("name").map(String::as_str), Some("a"), "{line}");
+    }
+    let values = command_line(&words("--pre-vote --name a --force-new-cluster=f")).unwrap().values;
+    assert_eq!(values["pre-vote"], "true");
+    assert_eq!(values["force-new-cluster"], "f");
+}
+
+#[test]
+fn bad_lines_are_refused_in_gos_words() {
+    let cases = [
+        ("--foo", "flag provided but not defined: -foo"),
+        ("---name=a", "bad flag syntax: ---name=a"),
+        ("--name", "flag needs an argument: -name"),
+        ("--max-txn-ops=x", "invalid value \"x\" for flag -max-txn-ops: parse error"),
+        ("--pre-vote=bla", "invalid boolean value \"bla\" for -pre-vote: parse error"),
+        (
+            "--watch-progress-notify-interval 5",
+            "invalid value \"5\" for flag -watch-progress-notify-interval: parse error",
+        ),
+        (
+            "--advertise-client-urls foo",
+            "invalid value \"foo\" for flag -advertise-client-urls: URL scheme must be http, https, unix, or unixs: foo",
+        ),
+        (
+            "--advertise-client-urls http://foo",
+            "invalid value \"http://foo\" for flag -advertise-client-urls: URL address does not have the form \
+             \"host:port\": http://foo",
+        ),
+    ];
+    for (line, text) in cases {
+        assert_eq!(error(line), (text.to_owned(), 2), "{line}");
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused() {
+    let cases = [
+        ("bla", "\"bla\" is not a valid flag"),
+        ("gateway start", "etcd's command \"gateway\" is not supported"),
+        (
+            "--listen-client-urls http://127.0.0.1:1",
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (
+            "--listen-client-urls http://foo.com:1 --advertise-client-urls http://x:1",
+            "expected IP in URL for binding (http://foo.com:1)",
+        ),
+        (
+            "--listen-client-urls https://127.0.0.1:1 --advertise-client-urls http://x:1",
+            "TLS is not supported yet: --listen-client-urls=https://127.0.0.1:1",
+        ),
+        ("--cert-file a.pem", "TLS is not supported yet: --cert-file"),
+        ("--auto-compaction-mode bla", "unknown auto-compaction-mode \"bla\""),
+        (
+            "--heartbeat-interval 500",
+            "--election-timeout[1000ms] should be at least as 5 times as --heartbeat-interval[500ms]",
+        ),
+        (
+            "--election-timeout 60000",
+            "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
+        ),
+        ("--max-txn-ops 0", "--max-txn-ops must be >0 (set to 0)"),
+        (
+            "--initial-cluster default=http://a:1,b=http://b:1",
+            "clusters of several members are not supported yet: --initial-cluster=default=http://a:1,b=http://b:1",
+        ),
+        (
+            "--initial-cluster b=http://b:1",
+            "couldn't find local name \"default\" in the initial cluster configuration",
+        ),
+    ];
+    for (line, text) in cases {
+        assert_eq!(error(line), (text.to_owned(), 1), "{line}");
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment() {
+    let environment =
+        [("ETCD_NAME", "e"), ("ETCD_MAX_TXN_OPS", "7"), ("ETCD_FOO", "1"), ("HOME", "/")];
+    let Ok(Invocation::Run(config, warnings)) = run_with("--name f", &environment, "") else {
+        panic!("refused")
+    };
+    assert_eq!((config.name.as_str(), config.txn_ops_max), ("f", 7));
+    assert_eq!(warnings, ["unrecognized environment variable ETCD_FOO=1"]);
+    let refused = run_with("", &[("ETCD_MAX_TXN_OPS", "x")], "");
+    assert_eq!(refused.unwrap_err().text, "invalid value \"x\" for flag -max-txn-ops: parse error");
+}
+
+#[test]
+fn a_file_replaces_flags_and_environment() {
+    let file = "
+name: from-file
+quota-backend-bytes: -1
+election-timeout: 2000
+grpc-keepalive-interval: 60000000000
+listen-client-urls: http://127.0.0.1:0
+advertise-client-urls: http://127.0.0.1:1
+client-transport-security:
+  cert-file: ''
+  auto-tls: false
+typo: 1
+";
+    let Ok(Invocation::Run(config, warnings)) =
+        run_with("--name f --config-file x", &[("ETCD_NAME", "e")], file)
+    else {
+        panic!("refused")
+    };
+    assert_eq!(config.name, "from-file");
+    assert_eq!(config.quota_bytes, None);
+    assert_eq!(config.keepalive_interval, Some(Duration::from_secs(60)));
+    assert_eq!(
+        config.listen_client_urls,
+        [ListenUrl::Tcp { host: "127.0.0.1".to_owned(), port: 0 }]
+    );
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    let json = r#"{"name": "j", "max-txn-ops": 9}"#;
+    let Ok(Invocation::Run(config, _)) = run_with("--config-file x", &[], json) else {
+        panic!("refused")
+    };
+    assert_eq!((config.name.as_str(), config.txn_ops_max), ("j", 9));
+    let tls = run_with("--config-file x", &[], "client-transport-security: {cert-file: a.pem}");
+    assert_eq!(
+        tls.unwrap_err().text,
+        "TLS is not supported yet: client-transport-security.cert-file"
+    );
+    assert!(run_with("--config-file x", &[], "a: [").is_err());
+    assert!(run_with("--config-file x", &[], "just text").is_err());
+}
+
+#[test]
+fn retention_is_read_as_etcd_reads_it() {
+    let cases = [
+        ("--auto-compaction-retention 0", Retention::Everything),
+        ("--auto-compaction-retention 3", Retention::PeriodMillis(3 * 3_600_000)),
+        ("--auto-compaction-retention 5m", Retention::PeriodMillis(300_000)),
+        ("--auto-compaction-mode revision", Retention::Everything),
+        (
+            "--auto-compaction-mode revision --auto-compaction-retention 1000",
+            Retention::Revisions(1000),
+        ),
+    ];
+    for (line, retention) in cases {
+        assert_eq!(config(line).retention, retention, "{line}");
+    }
+    assert_eq!(error("--auto-compaction-retention bla").1, 1);
+    assert_eq!(error("--auto-compaction-mode revision --auto-compaction-retention 5m").1, 1);
+}
+
+#[test]
+fn what_has_no_effect_is_named() {
+    let Ok(Invocation::Run(_, warnings)) = run_with(
+        "--snapshot-count=5 --max-wals 5 --enable-v2 --experimental-initial-corrupt-check=true",
+        &[],
+        "",
+    ) else {
+        panic!("refused")
+    };
+    let names: Vec<&str> =
+        warnings.iter().filter_map(|warning| warning.split(' ').next()).collect();
+    assert_eq!(names, ["--enable-v2", "--experimental-initial-corrupt-check", "--snapshot-count"]);
+}
+
+#[test]
+fn under_the_name_of_etcd_the_data_is_where_etcd_has_it() {
+    let Ok(Invocation::Run(config, _)) =
+        load("/usr/bin/etcd", &words("--name a"), [], |_| Ok(String::new()))
+    else {
+        panic!("refused")
+    };
+    assert_eq!(config.data_dir, PathBuf::from("a.etcd"));
+}
+
+#[test]
+fn values_are_read_as_go_reads_them() {
+    assert_eq!(parse_int("0x10"), Some(16));
+    assert_eq!(parse_int("-5"), Some(-5));
+    assert_eq!(parse_int("010"), Some(8));
+    assert_eq!((parse_int(""), parse_int("5x"), parse_int("--5")), (None, None, None));
+    assert_eq!(parse_bool("T"), Some(true));
+    assert_eq!(parse_bool("yes"), None);
+    assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
+    assert_eq!(parse_duration("1.5s"), Some(Duration::from_millis(1500)));
+    assert_eq!(parse_duration("0"), Some(Duration::ZERO));
+    assert_eq!(
+        (parse_duration("5"), parse_duration(""), parse_duration("s"), parse_duration("-1s")),
+        (None, None, None, None)
+    );
+}
+
+#[test]
+fn every_default_is_of_its_kind() {
+    for flag in flags::all() {
+        assert_eq!(parse::check(flag, flag.default), Ok(()), "{}", flag.name);
+    }
+    let mut names: Vec<&str> = flags::all().map(|flag| flag.name).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a flag stands twice in the table");
+}
