@@ -26,7 +26,7 @@ use crate::load::{KEY_BYTES, Key, Put, VALUE_BYTES};
 use crate::options::Options;
 
 /// Kind, flags, lengths, checksum, origin: as much as the frozen record will have.
-pub(crate) const HEADER_BYTES: usize = 16;
+const HEADER_BYTES: usize = 16;
 const PLACE_BYTES: usize = 12;
 /// What a cached value costs beside its own bytes.
 const CACHE_ENTRY_BYTES: u64 = 96;
@@ -68,6 +68,8 @@ pub(crate) enum RangeRead {
     InPlaceOrder,
     /// One iterator over the span of the places, where they are dense in it.
     Span,
+    /// What the cache has; then the rest in order of place, by an iterator where it is dense.
+    CacheFirst,
 }
 
 #[derive(Clone)]
@@ -85,7 +87,7 @@ type Values = BTreeMap<Box<[u8]>, Box<[u8]>>;
 pub(crate) struct Store {
     pub(crate) db: Database,
     pub(crate) log: Keyspace,
-    heads: Option<Keyspace>,
+    pub(crate) heads: Option<Keyspace>,
     pub(crate) index: Arc<RwLock<Index>>,
     values: RwLock<Values>,
     cache: Option<Cache<Place, Bytes, Weigh>>,
@@ -191,6 +193,16 @@ impl Store {
             self.publish(first, puts, dead);
         }
         Ok(())
+    }
+
+    /// Hands back what nobody needs while it is quiet: the memtable of the log, and the files and
+    /// memtables that only old versions of the trees hold.
+    pub(crate) fn trim(&self) -> Outcome {
+        self.log.rotate_memtable_and_wait()?;
+        match &self.heads {
+            Some(heads) => forget_old_versions(heads),
+            None => Ok(()),
+        }
     }
 
     fn remove_replaced(&self, batch: &mut OwnedWriteBatch, puts: &[Put], remove: Remove) {
@@ -321,26 +333,36 @@ impl Store {
             found.push((found.len(), *place));
         }
         if how == RangeRead::InKeyOrder {
-            for (at, place) in &found {
-                reply.extend_from_slice(&keys[at * KEY_BYTES..(at + 1) * KEY_BYTES]);
+            for ((_, place), key) in found.iter().zip(keys.chunks_exact(KEY_BYTES)) {
+                reply.extend_from_slice(key);
                 self.read(*place, |value| reply.extend_from_slice(value))?;
             }
             return Ok(found.len());
         }
+        let count = found.len();
+        let mut values: Vec<Bytes> = vec![Bytes::new(); count];
+        if let (RangeRead::CacheFirst, Some(cache)) = (how, &self.cache) {
+            found.retain(|(at, place)| match cache.get(place) {
+                Some(value) => {
+                    values[*at] = value;
+                    false
+                }
+                None => true,
+            });
+        }
         found.sort_unstable_by_key(|(_, place)| *place);
-        let mut values: Vec<Bytes> = vec![Bytes::new(); found.len()];
-        if how == RangeRead::Span && is_dense(&found) {
+        if how != RangeRead::InPlaceOrder && is_dense(&found) {
             self.read_span(&found, &mut values)?;
         } else {
             for (at, place) in &found {
                 self.read(*place, |value| values[*at] = Bytes::copy_from_slice(value))?;
             }
         }
-        for (at, value) in values.iter().enumerate() {
-            reply.extend_from_slice(&keys[at * KEY_BYTES..(at + 1) * KEY_BYTES]);
+        for (value, key) in values.iter().zip(keys.chunks_exact(KEY_BYTES)) {
+            reply.extend_from_slice(key);
             reply.extend_from_slice(value);
         }
-        Ok(found.len())
+        Ok(count)
     }
 
     fn read_span(&self, found: &[(usize, Place)], values: &mut [Bytes]) -> Outcome {
@@ -352,7 +374,11 @@ impl Store {
             let (place, record) = guard.into_inner()?;
             let place = Place::decode(&place).ok_or("a place has 12 bytes")?;
             if let Some((at, _)) = wanted.next_if(|(_, next)| *next == place) {
-                values[*at] = Bytes::copy_from_slice(split_record(&record)?.1);
+                let value = Bytes::copy_from_slice(split_record(&record)?.1);
+                if let Some(cache) = &self.cache {
+                    cache.insert(place, value.clone());
+                }
+                values[*at] = value;
             }
         }
         Ok(())
@@ -367,6 +393,16 @@ fn is_dense(sorted: &[(usize, Place)]) -> bool {
 
 fn bounds<'a>(start: &'a Key, end: &'a Key) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
     (Bound::Included(start.as_slice()), Bound::Excluded(end.as_slice()))
+}
+
+/// fjall forgets old versions of all trees, with their files, only when it rotates a memtable
+/// that is not empty, and only those before the newest that is older than the last write but one.
+pub(crate) fn forget_old_versions(heads: &Keyspace) -> Outcome {
+    for mark in [0, 1] {
+        heads.insert(*b"mark", [mark])?;
+    }
+    heads.rotate_memtable_and_wait()?;
+    Ok(())
 }
 
 /// What happens to the record that a put replaces.

@@ -11,8 +11,8 @@ use fjall::{AbstractTree, Database, Keyspace};
 use lsm_tree::compaction::PullDown;
 
 use crate::Outcome;
-use crate::layout::{HEADER_BYTES, Place, Remove, Store};
-use crate::load::{KEY_BYTES, Random, VALUE_BYTES, key};
+use crate::layout::{Place, Remove, Store, forget_old_versions};
+use crate::load::{Random, VALUE_BYTES, key};
 use crate::measure::{Phase, disk_mib, figure, rss_mib, written_mib};
 use crate::options::{MIB, Options};
 use crate::single::{fill, overwrites, settle};
@@ -33,11 +33,18 @@ pub(crate) fn reclaim(options: &Options) -> Outcome {
 
     let stop = Arc::new(AtomicBool::new(false));
     let sweeps = Arc::new(AtomicU64::new(0));
-    let live = keys * (HEADER_BYTES + KEY_BYTES + VALUE_BYTES) as u64;
+    let live = store.log.disk_space();
     let sweeper = Sweep::from_mode(&mode).map(|kind| {
-        let (db, log, stop, sweeps) =
-            (store.db.clone(), store.log.clone(), stop.clone(), sweeps.clone());
-        thread::spawn(move || sweep(kind, &db, &log, live, &stop, &sweeps))
+        let sweeper = Sweeper {
+            kind,
+            live,
+            db: store.db.clone(),
+            log: store.log.clone(),
+            heads: store.heads.clone(),
+            stop: stop.clone(),
+            sweeps: sweeps.clone(),
+        };
+        thread::spawn(move || sweeper.sweep())
     });
     overwrite(&mut store, &options, &mode, &directory)?;
     stop.store(true, Ordering::Relaxed);
@@ -83,7 +90,6 @@ impl Sweep {
         match self {
             Self::Major => log.major_compact()?,
             Self::LastLevel => {
-                // Without the watermark the tree keeps its old versions, and with them their files.
                 let watermark = db.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
                 log.tree.compact(Arc::new(PullDown(LAST_LEVEL, LAST_LEVEL)), watermark)?;
             }
@@ -92,25 +98,34 @@ impl Sweep {
     }
 }
 
-/// Rewrites the log whenever half of it is dead.
-fn sweep(
+struct Sweeper {
     kind: Sweep,
-    db: &Database,
-    log: &Keyspace,
+    /// Bytes of the log while all of it was alive.
     live: u64,
-    stop: &AtomicBool,
-    sweeps: &AtomicU64,
-) -> Outcome {
-    while !stop.load(Ordering::Relaxed) {
-        if log.disk_space() > 2 * live {
-            sweeps.fetch_add(1, Ordering::Relaxed);
-            let phase = Phase::begin("sweep");
-            kind.run(db, log)?;
-            figure("sweep", "seconds", phase.elapsed().as_secs_f64());
+    db: Database,
+    log: Keyspace,
+    heads: Option<Keyspace>,
+    stop: Arc<AtomicBool>,
+    sweeps: Arc<AtomicU64>,
+}
+
+impl Sweeper {
+    /// Rewrites the log whenever half of it is dead.
+    fn sweep(&self) -> Outcome {
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.log.disk_space() > 2 * self.live {
+                self.sweeps.fetch_add(1, Ordering::Relaxed);
+                let phase = Phase::begin("sweep");
+                self.kind.run(&self.db, &self.log)?;
+                figure("sweep", "seconds", phase.elapsed().as_secs_f64());
+                if let Some(heads) = &self.heads {
+                    forget_old_versions(heads)?;
+                }
+            }
+            thread::sleep(Duration::from_millis(50));
         }
-        thread::sleep(Duration::from_millis(50));
+        Ok(())
     }
-    Ok(())
 }
 
 fn overwrite(store: &mut Store, options: &Options, mode: &str, directory: &Path) -> Outcome {

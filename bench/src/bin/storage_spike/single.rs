@@ -29,6 +29,9 @@ pub(crate) fn run(options: &Options) -> Outcome {
     memory_and_disk("puts", &store, &directory);
     reads(&store, options, "scattered")?;
     memory_and_disk("end", &store, &directory);
+    store.trim()?;
+    settle(&store);
+    memory_and_disk("trimmed", &store, &directory);
     Ok(())
 }
 
@@ -104,6 +107,7 @@ fn reads(store: &Store, options: &Options, state: &str) -> Outcome {
             ("key_order", RangeRead::InKeyOrder),
             ("place_order", RangeRead::InPlaceOrder),
             ("span", RangeRead::Span),
+            ("cache_first", RangeRead::CacheFirst),
         ],
         Layout::Keys | Layout::Memory => &[("key_order", RangeRead::InKeyOrder)],
     };
