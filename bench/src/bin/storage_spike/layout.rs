@@ -507,7 +507,7 @@ fn keyspace_options(options: &Options) -> KeyspaceCreateOptions {
         ]),
         _ => FilterPolicy::disabled(),
     };
-    let pinned = match options.flag("pin", false) {
+    let pinned = match options.flag("pin", true) {
         true => PinningPolicy::all(true),
         false => PinningPolicy::new([true, true, false]),
     };
