@@ -9,7 +9,7 @@
 //!   clock, thread, socket or random source of its own.
 //! * [`node`]: the runtime around it: the one writer, clocks, background work.
 //! * [`api`] and [`http`]: etcd's gRPC services, and the plain HTTP paths on the same port.
-//! * [`config`]: etcd's flags, environment and configuration file.
+//! * [`config`], [`logging`]: etcd's flags, environment and configuration file; the log.
 //!
 //! `docs/architecture.md` has the map with its invariants.
 
@@ -18,6 +18,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod http;
+pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod storage;

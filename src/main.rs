@@ -1,66 +1,249 @@
-//! The `starling` binary.
+//! The `starling` binary: reads the settings, opens the store, serves until it is told to stop.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use starling::config::{self, Config, Invocation, ListenUrl};
 use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions};
 use starling::metrics::Metrics;
-use starling::node::{Node, NodeOptions, RequestOptions, Retention};
+use starling::node::{Node, NodeOptions, RequestOptions};
 use starling::storage::schema::Identity;
 use starling::storage::{Disk, DiskOptions, Store};
 use starling::types::{ClusterId, MemberId};
+use starling::{api, logging};
+use tokio::signal::unix::{SignalKind, signal};
 
+// Requests come and go in small pieces on several threads, which this one is made for.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How often the store is asked whether it still works.
+const STORE_LOOK: Duration = Duration::from_secs(1);
+/// etcd's request timeout: this, and twice the election timeout.
+const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
+/// Leases live at least this part of the election timeout, in halves.
+const LEASE_ELECTION_HALVES: u128 = 3;
+/// Exit code of a process that was told twice to stop.
+const EXIT_INTERRUPTED: i32 = 130;
+
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().collect();
-    let get = |name: &str| {
-        args.iter().position(|a| a.trim_start_matches('-') == name).map(|i| args[i + 1].clone())
-    };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let url = get("listen-client-urls").unwrap_or_else(|| "http://localhost:2379".to_owned());
-    let dir = get("data-dir").unwrap_or_else(|| "default.starling".to_owned());
-    let disk = Disk::open(&DiskOptions::new(dir)).expect("open");
-    let identity =
-        Identity { member: MemberId(rand::random()), cluster: ClusterId(rand::random()) };
-    let options = NodeOptions {
-        name: get("name").unwrap_or_else(|| "default".to_owned()),
-        peer_urls: vec!["http://localhost:2380".to_owned()],
-        client_urls: vec![url.clone()],
-        writer: WriterOptions::new(identity),
-        request: RequestOptions {
-            txn_ops_max: 128,
-            timeout: Duration::from_secs(7),
-            progress_interval: Duration::from_secs(600),
+    let mut args = std::env::args();
+    let program = args.next().unwrap_or_default();
+    let args: Vec<String> = args.collect();
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let invocation =
+        config::load(&program, &args, environment, |path| std::fs::read_to_string(path));
+    match invocation {
+        Ok(Invocation::Version) => print(&version()),
+        Ok(Invocation::Help) => print(&config::help()),
+        Ok(Invocation::Run(config, warnings)) => match serve(&config, &warnings) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refuse(&error, 1),
         },
-        retention: Retention::PeriodMillis(24 * 3600 * 1000),
-    };
-    let node = Node::start(Store::Disk(disk), options).expect("start");
-    let listener = Listener::tcp(url.trim_start_matches("http://")).expect("listen");
-    let server = Server::start(
-        &ServerOptions::default(),
-        node.handle(),
-        Arc::new(Metrics::new()),
-        vec![listener],
-    )
-    .expect("serve");
-    tracing::info!("ready to serve client requests");
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    runtime.block_on(async {
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .expect("signal");
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-            error = node.failed() => tracing::error!(?error, "store"),
+        Err(error) if error.code == 2 => {
+            refuse(&format!("{}\n\n{}", error.text, config::help()), 2)
         }
+        Err(error) => refuse(&error.text, error.code),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "this is what was asked for")]
+fn print(text: &str) -> ExitCode {
+    print!("{text}");
+    ExitCode::SUCCESS
+}
+
+#[expect(clippy::print_stderr, reason = "there may be no log yet")]
+fn refuse(error: &dyn Display, code: u8) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(code)
+}
+
+/// As etcd prints it, since tools parse that.
+fn version() -> String {
+    format!(
+        "etcd Version: {}\nGit SHA: none\nGo Version: none\nGo OS/Arch: {}/{}\nStarling Version: {}\n",
+        api::ETCD_VERSION,
+        std::env::consts::OS,
+        match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            arch => arch,
+        },
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+/// Runs a member until it is told to stop, or fails.
+fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
+    logging::init(config.log_level, config.log_format, &config.log_output)
+        .map_err(|error| format!("cannot open the log: {error}"))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    raise_file_limit();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        name = config.name,
+        data_dir = %config.data_dir.display(),
+        "starting"
+    );
+    // Ports first: they are quickly checked, and a store may take a while to open.
+    let listeners = listen(&config.listen_client_urls)?;
+    let http_listeners = listen(&config.listen_http_urls)?;
+    let disk_options =
+        DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
+    let store = Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?);
+    let node =
+        Node::start(store.clone(), node_options(config)).map_err(|error| describe(&error))?;
+    let handle = node.handle();
+    tracing::info!(
+        member = %handle.member().id,
+        revision = handle.revision().0,
+        keys = handle.status().keys,
+        "data is loaded"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let addresses: Vec<String> = listeners.iter().chain(&http_listeners).map(address).collect();
+    let metrics = Arc::new(Metrics::new());
+    let options = server_options(config);
+    let plain = ServerOptions { plain_only: true, worker_threads: 1, ..options.clone() };
+    let mut servers = Vec::new();
+    for (options, listeners) in [(options, listeners), (plain, http_listeners)] {
+        if !listeners.is_empty() {
+            let server = Server::start(&options, node.handle(), Arc::clone(&metrics), listeners);
+            servers.push(server.map_err(|error| format!("cannot serve: {error}"))?);
+        }
+    }
+    for address in addresses {
+        tracing::info!(address, "ready to serve client requests");
+    }
+    let outcome = runtime.block_on(async {
+        let outcome = until_stopped(&node, &store).await;
         node.begin_stop();
-        server.stop().await;
+        for server in servers {
+            server.stop().await;
+        }
+        outcome
     });
     node.stop();
-    ExitCode::SUCCESS
+    tracing::info!("stopped");
+    outcome
+}
+
+/// Waits for a signal, or for the store to fail.
+async fn until_stopped(node: &Node, store: &Store) -> Result<(), String> {
+    let cannot = |error| format!("cannot listen for signals: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        error = node.failed() => {
+            tracing::error!(error = describe(&error), "the store has failed");
+            return Err(describe(&error));
+        }
+        why = failed_in_background(store.clone()) => {
+            // The writer may wait for the store for ever, so there is no orderly end.
+            tracing::error!(error = why, "the store has failed");
+            std::process::exit(1);
+        }
+    }
+    tracing::info!("stopping; a second signal ends it at once");
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(EXIT_INTERRUPTED);
+    });
+    Ok(())
+}
+
+/// Resolves when the store can no longer write what it was given before.
+async fn failed_in_background(store: Store) -> String {
+    loop {
+        tokio::time::sleep(STORE_LOOK).await;
+        let store = store.clone();
+        if let Ok(Some(why)) = tokio::task::spawn_blocking(move || store.failed()).await {
+            return why;
+        }
+    }
+}
+
+fn listen(urls: &[ListenUrl]) -> Result<Vec<Listener>, String> {
+    let listen = |url: &ListenUrl| match url {
+        ListenUrl::Tcp { host, port } => Listener::tcp((host.as_str(), *port))
+            .map_err(|error| format!("cannot listen on {host}:{port}: {error}")),
+        ListenUrl::Unix(path) => Listener::unix(path)
+            .map_err(|error| format!("cannot listen on {}: {error}", path.display())),
+    };
+    urls.iter().map(listen).collect()
+}
+
+fn address(listener: &Listener) -> String {
+    match listener {
+        Listener::Tcp(_) => {
+            listener.address().map_or_else(String::new, |address| address.to_string())
+        }
+        Listener::Unix(_, path) => path.display().to_string(),
+    }
+}
+
+fn node_options(config: &Config) -> NodeOptions {
+    // Both are only for a new store; one that has data knows whose it is.
+    let identity =
+        Identity { member: MemberId(rand::random()), cluster: ClusterId(rand::random()) };
+    let lease_millis_min = config.election_timeout.as_millis() * LEASE_ELECTION_HALVES / 2;
+    NodeOptions {
+        name: config.name.clone(),
+        peer_urls: config.advertise_peer_urls.clone(),
+        client_urls: config.advertise_client_urls.clone(),
+        writer: WriterOptions {
+            quota_bytes: config.quota_bytes,
+            value_cache_bytes: config.value_cache_bytes,
+            lease_ttl_seconds_min: u64::try_from(lease_millis_min.div_ceil(1000))
+                .unwrap_or(u64::MAX),
+            ..WriterOptions::new(identity)
+        },
+        request: RequestOptions {
+            txn_ops_max: config.txn_ops_max,
+            timeout: REQUEST_TIMEOUT_BASE + 2 * config.election_timeout,
+            progress_interval: config.progress_interval,
+        },
+        retention: config.retention,
+    }
+}
+
+fn server_options(config: &Config) -> ServerOptions {
+    ServerOptions {
+        max_request_bytes: config.request_bytes_max,
+        max_concurrent_streams: config.concurrent_streams_max,
+        keepalive_interval: config.keepalive_interval,
+        keepalive_timeout: config.keepalive_timeout,
+        ..ServerOptions::default()
+    }
+}
+
+/// An error with its causes.
+fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Connections are files: take as many as the system lets us have.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
 }

@@ -96,6 +96,8 @@ pub enum LogFormat {
     Json,
     /// For people.
     Console,
+    /// For people on a terminal, as JSON elsewhere.
+    Auto,
 }
 
 /// Where the log goes.
@@ -466,6 +468,7 @@ impl Settings {
 
     fn log_format(&self) -> Result<LogFormat, UsageError> {
         match self.text("log-format") {
+            _ if !self.is_set("log-format") => Ok(LogFormat::Auto),
             "json" => Ok(LogFormat::Json),
             "console" => Ok(LogFormat::Console),
             format => Err(UsageError::config(format!(

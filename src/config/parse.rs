@@ -190,7 +190,9 @@ pub(super) fn urls(name: &str, value: &str) -> Result<Vec<String>, UsageError> {
             }
             Some("unix" | "unixs") => {}
             _ => {
-                return Err(wrong(format!("URL scheme must be http, https, unix, or unixs: {url}")));
+                return Err(wrong(format!(
+                    "URL scheme must be http, https, unix, or unixs: {url}"
+                )));
             }
         }
     }

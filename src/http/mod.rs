@@ -38,15 +38,16 @@ pub(crate) type AnswerBody = tonic::body::Body;
 
 /// Answers requests, whatever they are for. Each thread that serves has its own.
 pub(crate) struct App {
-    router: Router,
+    /// None where only plain paths are served.
+    router: Option<Router>,
     paths: Paths,
     max_message_bytes: usize,
 }
 
 impl App {
-    pub(crate) fn new(context: &Context) -> Self {
+    pub(crate) fn new(context: &Context, plain_only: bool) -> Self {
         Self {
-            router: Router::new(context),
+            router: (!plain_only).then(|| Router::new(context)),
             paths: Paths::new(context.clone()),
             max_message_bytes: context.max_message_bytes(),
         }
@@ -59,10 +60,13 @@ impl App {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let http2 = request.version() == Version::HTTP_2;
-        if http2 && router::is_grpc(&request) {
+        if let Some(router) = &self.router
+            && http2
+            && router::is_grpc(&request)
+        {
             return if request.method() == Method::POST {
                 let limit = self.max_message_bytes;
-                Answer::Rpc(self.router.call(request.map(|body| MessageLimit::new(body, limit))))
+                Answer::Rpc(router.call(request.map(|body| MessageLimit::new(body, limit))))
             } else {
                 Answer::Ready(Some(wrong_method(request.method())))
             };

@@ -53,13 +53,15 @@ pub struct ServerOptions {
     /// Calls at the same time on one connection.
     pub max_concurrent_streams: u32,
     /// After how long in silence the server pings a client.
-    pub keepalive_interval: Duration,
+    pub keepalive_interval: Option<Duration>,
     /// How long the client may take to answer before its connection is closed.
     pub keepalive_timeout: Duration,
     /// Threads that serve connections.
     pub worker_threads: usize,
     /// How long calls may go on when the server stops.
     pub stop_grace: Duration,
+    /// Answer plain HTTP paths only, as for a port that is open to monitoring.
+    pub plain_only: bool,
 }
 
 impl Default for ServerOptions {
@@ -67,10 +69,11 @@ impl Default for ServerOptions {
         Self {
             max_request_bytes: 1536 * 1024,
             max_concurrent_streams: u32::MAX,
-            keepalive_interval: Duration::from_secs(2 * 60 * 60),
+            keepalive_interval: Some(Duration::from_secs(2 * 60 * 60)),
             keepalive_timeout: Duration::from_secs(20),
             worker_threads: thread::available_parallelism().map_or(1, usize::from),
             stop_grace: Duration::from_secs(5),
+            plain_only: false,
         }
     }
 }
@@ -218,7 +221,7 @@ impl Failures {
 impl Worker {
     /// Serves connections until no more can come and those there are have ended.
     async fn run(mut self) {
-        let app = Arc::new(App::new(&self.context));
+        let app = Arc::new(App::new(&self.context, self.options.plain_only));
         let builder = Arc::new(builder(&self.options));
         let connections = GracefulShutdown::new();
         while let Some(accepted) = self.connections.recv().await {
