@@ -7,9 +7,13 @@ use tonic::{Request, Response, Status};
 
 use super::{CLUSTER_VERSION, Context, ETCD_VERSION, convert, header};
 use crate::error::Error;
+use crate::types::Revision;
 
 /// What etcd shows as the quota where there is none.
 const NO_QUOTA: i64 = -1;
+
+/// What etcd says of a store that was never compacted.
+const NEVER_COMPACTED: i64 = -1;
 
 pub(crate) struct MaintenanceService {
     context: Context,
@@ -103,12 +107,14 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        let reply = self.context.node.hash_kv(request.into_inner().revision).await?;
+        let wanted = request.into_inner().revision;
+        let reply = self.context.node.hash_kv(wanted).await?;
         Ok(Response::new(pb::HashKvResponse {
             header: Some(header::current(&self.context.node)),
             hash: reply.hash,
-            compact_revision: reply.compacted.shown(),
-            hash_revision: reply.revision.shown(),
+            compact_revision: reply.compacted.map_or(NEVER_COMPACTED, Revision::shown),
+            // etcd takes a negative revision for the current one, and still names it.
+            hash_revision: if wanted < 0 { wanted } else { reply.revision.shown() },
         }))
     }
 

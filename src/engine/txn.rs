@@ -16,7 +16,7 @@ use super::command::{
 use super::lease::Lessor;
 use super::mvcc::Reader;
 use crate::error::{Error, Invalid};
-use crate::types::{KeyRange, KeyValue};
+use crate::types::{KeyRange, KeyValue, RangeEnd};
 
 /// The keys that a list of operations writes, for the check that none is written twice.
 #[derive(Default)]
@@ -81,8 +81,9 @@ fn writes_of(ops: &[TxnOp]) -> Result<Writes, Invalid> {
     Ok(all)
 }
 
+/// As in etcd, a delete without an end is not looked at.
 fn deletes(ranges: &[KeyRange], key: &[u8]) -> bool {
-    ranges.iter().any(|range| range.contains(key))
+    ranges.iter().any(|range| range.end != RangeEnd::Unbounded && range.contains(key))
 }
 
 /// The branches that a transaction takes, nested ones included, decided before anything is done.

@@ -32,6 +32,7 @@ fn no_key_is_written_twice() {
             vec![],
         ),
         txn(vec![nested(vec![put("a")], vec![]), nested(vec![delete("a", "b")], vec![])], vec![]),
+        txn(vec![delete("a", "\0"), put("b")], vec![]),
     ];
     for txn in fine {
         assert_eq!(txn.check(128), Ok(()), "{txn:?}");

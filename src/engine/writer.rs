@@ -515,9 +515,9 @@ impl Writer {
         self.put_meta(Meta::Swept(self.swept));
     }
 
-    /// Whether readers from before the last compaction keep its space from being given up.
-    pub fn reclaim_is_waiting(&self) -> bool {
-        self.reclaim.as_ref().is_some_and(Reclaim::is_waiting)
+    /// Whether the last compaction has something left to free, and no reader from before it is in the way.
+    pub fn can_reclaim(&self) -> bool {
+        self.reclaim.as_ref().is_some_and(|reclaim| !reclaim.is_waiting())
     }
 
     /// Whether the space of a compaction at `revision` has been given up, and all before it.

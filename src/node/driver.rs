@@ -63,8 +63,6 @@ pub(super) struct Driver {
     compactor: Compactor,
     answers: Vec<Answer>,
     awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
-    /// Whether the last compaction has space left to give up.
-    reclaiming: bool,
     /// For sweeps to report back.
     queue: Queue,
     sweeper: Option<JoinHandle<()>>,
@@ -91,7 +89,6 @@ impl Driver {
             compactor,
             answers: Vec::new(),
             awaiting_reclaim: Vec::new(),
-            reclaiming: true,
             queue,
             sweeper: None,
             next_tick_millis: now_millis,
@@ -124,12 +121,10 @@ impl Driver {
         if now.monotonic_millis >= self.next_tick_millis {
             self.tick(now)?;
         }
-        if self.reclaiming && !self.writer.reclaim_is_waiting() {
-            self.reclaiming = self.writer.reclaim();
-        }
+        self.writer.reclaim();
         self.writer.commit()?;
         self.answer();
-        if self.sweeper.is_none() && !self.reclaiming {
+        if self.sweeper.is_none() {
             self.sweep()?;
         }
         Ok(())
@@ -164,7 +159,7 @@ impl Driver {
 
     /// Takes what waits in the queue, or waits for the first command until the next tick.
     fn gather(&mut self) -> Result<(), StoreError> {
-        let first = if self.reclaiming && !self.writer.reclaim_is_waiting() {
+        let first = if self.writer.can_reclaim() {
             self.tasks.try_recv().map_err(|error| match error {
                 TryRecvError::Empty => RecvTimeoutError::Timeout,
                 TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
@@ -193,9 +188,7 @@ impl Driver {
     fn take(&mut self, task: Task, now: Now) -> Result<(), StoreError> {
         match task {
             Task::Command(command, reply) => {
-                let is_compaction = matches!(command, Command::Compact { .. });
                 let result = self.execute(command, now)?;
-                self.reclaiming |= is_compaction;
                 self.answers.push((reply, result));
             }
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
@@ -283,10 +276,7 @@ impl Driver {
             return Ok(());
         };
         match self.execute(Command::Compact { revision: revision.shown() }, now)? {
-            Ok(_) => {
-                self.reclaiming = true;
-                tracing::info!(revision = revision.0, "auto-compaction");
-            }
+            Ok(_) => tracing::info!(revision = revision.0, "auto-compaction"),
             // A client was faster.
             Err(Error::Compacted { .. }) => {}
             Err(error) => tracing::warn!(revision = revision.0, %error, "auto-compaction failed"),

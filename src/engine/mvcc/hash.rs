@@ -16,17 +16,20 @@ pub struct StateHash {
     pub hash: u32,
     /// The revision that was hashed.
     pub revision: Revision,
-    /// The last compaction; zero if there was none.
-    pub compacted: Revision,
+    /// The last compaction, if there was one.
+    pub compacted: Option<Revision>,
 }
+
+/// The hash of no keys at all: zero is what clients take for "no answer".
+const EMPTY: u32 = 0x5374_6172;
 
 impl Reader<'_> {
     /// Hashes what lives at a revision (zero or less: the current one). Reads the log once, in order.
     pub fn hash(&self, revision: i64) -> Result<StateHash, Failure> {
         let revision = self.resolve(revision)?;
-        let compacted = self.compacted();
+        let compacted = self.mvcc.was_compacted().then(|| self.compacted());
         let end = Place::first_of(revision.next()).encode();
-        let mut hash = 0_u32;
+        let mut hash = EMPTY;
         for item in self.mvcc.store.rows(Space::Log, Bound::Unbounded, Bound::Excluded(&end)) {
             let (key, value) = item?;
             let place = Place::decode(&key)?;
@@ -40,7 +43,7 @@ impl Reader<'_> {
 
     /// Hashes every row of the log as it is stored, whatever it is, up to now.
     pub fn hash_log(&self) -> Result<u32, StoreError> {
-        let mut hash = 0;
+        let mut hash = EMPTY;
         for item in self.mvcc.store.rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
             let (key, value) = item?;
             hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, &key), &value);

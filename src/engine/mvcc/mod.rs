@@ -150,6 +150,11 @@ impl Mvcc {
         Revision(self.compacted_mark.load(Atomic::Acquire).saturating_sub(1))
     }
 
+    /// Whether there ever was a compaction, at revision 0 too.
+    pub fn was_compacted(&self) -> bool {
+        self.compacted_mark.load(Atomic::Acquire) > 0
+    }
+
     /// The bytes of all versions that are kept.
     pub fn live_bytes(&self) -> u64 {
         self.guarded.read().live_bytes

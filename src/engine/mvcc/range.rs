@@ -89,18 +89,19 @@ impl Reader<'_> {
             // One more than wanted tells whether there are more; its row is not read.
             let left = limit - kvs.len();
             let Some(mut chunk) = walk.next(self, left.saturating_add(1)) else { break };
-            more = chunk.len() > left && range.filter == Filter::default();
-            if more {
+            if range.filter == Filter::default() {
+                more = chunk.len() > left;
                 chunk.truncate(left);
             }
             for kv in self.load(chunk, range.keys_only)? {
-                if range.filter.lets_through_create(kv.create_revision) {
-                    more = kvs.len() == limit;
-                    if more {
-                        break;
-                    }
-                    kvs.push(kv);
+                if !range.filter.lets_through_create(kv.create_revision) {
+                    continue;
                 }
+                if kvs.len() == limit {
+                    more = true;
+                    break;
+                }
+                kvs.push(kv);
             }
         }
         Ok((kvs, more))

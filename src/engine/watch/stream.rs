@@ -1,6 +1,6 @@
 //! One client's watch stream: its watchers, what they are owed, and the replies to them in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::hub::{Delivery, Hub, Mailbox, StreamId, Waker, Watcher as SyncedWatcher};
@@ -48,6 +48,8 @@ pub struct Stream {
     watchers: BTreeMap<i64, Watcher>,
     /// The ids of synced watchers.
     by_serial: BTreeMap<u64, i64>,
+    /// Watchers that compaction has ended. As in etcd their ids stay taken until the client cancels them.
+    ended: BTreeSet<i64>,
     next_id: i64,
     next_serial: u64,
     behind: usize,
@@ -67,6 +69,7 @@ impl Stream {
             mailbox,
             watchers: BTreeMap::new(),
             by_serial: BTreeMap::new(),
+            ended: BTreeSet::new(),
             next_id: 0,
             next_serial: 0,
             behind: 0,
@@ -100,14 +103,18 @@ impl Stream {
             return Err(WatchRefusal::EmptyRange);
         }
         if create.id != 0 {
-            let taken = self.watchers.contains_key(&create.id);
+            let taken = self.is_taken(create.id);
             return if taken { Err(WatchRefusal::DuplicateId) } else { Ok(create.id) };
         }
-        while self.watchers.contains_key(&self.next_id) {
+        while self.is_taken(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
         Ok(self.next_id - 1)
+    }
+
+    fn is_taken(&self, id: i64) -> bool {
+        self.watchers.contains_key(&id) || self.ended.contains(&id)
     }
 
     fn add(&mut self, id: i64, create: WatchCreate) {
@@ -134,7 +141,7 @@ impl Stream {
 
     /// Ends a watcher. An unknown id is ignored.
     pub fn cancel(&mut self, id: i64) {
-        if self.remove(id) {
+        if self.remove(id) || self.ended.remove(&id) {
             self.ready.push_back(WatchReply::Canceled { id, revision: self.hub.published() });
         }
     }
@@ -275,6 +282,7 @@ impl Stream {
             self.watchers.iter().filter(|(_, watcher)| lost(watcher)).map(|(id, _)| *id).collect();
         for id in lost {
             self.remove(id);
+            self.ended.insert(id);
             self.ready.push_back(WatchReply::Compacted { id, compacted });
         }
     }
