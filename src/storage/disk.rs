@@ -459,3 +459,6 @@ pub(super) fn store_error(error: fjall::Error) -> StoreError {
         _ => StoreError::Corrupt(what),
     }
 }
+
+#[cfg(test)]
+mod tests;

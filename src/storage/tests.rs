@@ -259,8 +259,7 @@ fn a_failed_sweep_removes_nothing_more() {
             &[(Log, "1", Some("a")), (Log, "2", Some("b")), (Log, "3", Some("c"))],
         );
         let refuse = |_: &[u8], _: &[u8]| Err(StoreError::Corrupt("no row".to_owned()));
-        let error =
-            bench.store().sweep(Arc::new(refuse)).expect_err("the error comes out");
+        let error = bench.store().sweep(Arc::new(refuse)).expect_err("the error comes out");
         assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
         assert_eq!(bench.store().failed(), None);
         bench.reopen();
