@@ -102,6 +102,8 @@ struct Inner {
     /// What the log's compactions remove.
     slot: Arc<Slot>,
     sweeping: Mutex<()>,
+    /// Whether all of the journal is on the disk itself. Held during a commit.
+    is_synced: Mutex<bool>,
     failure: OnceLock<String>,
     _lock: File,
 }
@@ -125,8 +127,17 @@ impl Disk {
         journal::check(&database)?;
         let slot = Arc::<Slot>::default();
         let (database, log, meta) = open_database(&database, options.cache_bytes, &slot)?;
-        let (sweeping, failure) = (Mutex::default(), OnceLock::new());
-        let inner = Inner { log, meta, database, path, slot, sweeping, failure, _lock: lock };
+        let inner = Inner {
+            log,
+            meta,
+            database,
+            path,
+            slot,
+            sweeping: Mutex::default(),
+            is_synced: Mutex::new(true),
+            failure: OnceLock::new(),
+            _lock: lock,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -143,21 +154,16 @@ impl Disk {
 
     pub(super) fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
         self.inner.usable()?;
-        let mode = match durability {
-            Durability::Fsync => PersistMode::SyncData,
-            Durability::Buffered => PersistMode::Buffer,
-        };
-        let mut writes = OwnedWriteBatch::with_capacity(self.inner.database.clone(), batch.len())
-            .durability(Some(mode));
+        let mut writes = OwnedWriteBatch::with_capacity(self.inner.database.clone(), batch.len());
         for change in batch.into_changes() {
             match change {
                 Change::Put(space, key, value) => {
-                    writes.insert(self.inner.keyspace(space), key, value)
+                    writes.insert(self.inner.keyspace(space), key, value);
                 }
                 Change::Delete(space, key) => writes.remove(self.inner.keyspace(space), key),
             }
         }
-        self.inner.write(writes)
+        self.inner.write(writes, durability)
     }
 
     pub(super) fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
@@ -221,8 +227,26 @@ impl Inner {
         }
     }
 
-    fn write(&self, writes: OwnedWriteBatch) -> Result<()> {
-        writes.commit().map_err(|error| {
+    /// Never writes behind a batch that is not synced, whatever its durability: if power is lost, pages have
+    /// reached the disk in any order, and a valid batch behind a torn one could not be told from damage.
+    fn write(&self, writes: OwnedWriteBatch, durability: Durability) -> Result<()> {
+        let mut is_synced = self.is_synced.lock();
+        let result = (|| {
+            if !*is_synced {
+                self.database.persist(PersistMode::SyncData)?;
+                *is_synced = true;
+            }
+            if writes.is_empty() {
+                return Ok(());
+            }
+            let mode = match durability {
+                Durability::Fsync => PersistMode::SyncData,
+                Durability::Buffered => PersistMode::Buffer,
+            };
+            *is_synced = durability == Durability::Fsync;
+            writes.durability(Some(mode)).commit()
+        })();
+        result.map_err(|error| {
             self.fail(&describe(&error));
             store_error(error)
         })
@@ -231,10 +255,9 @@ impl Inner {
     /// Lets fjall let go of the tables that a sweep has replaced. It looks for readers of former versions only when
     /// it seals a memtable that holds something, so it gets one; otherwise a quiet store would keep both copies.
     fn release_versions(&self) -> Result<()> {
-        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), 1)
-            .durability(Some(PersistMode::SyncData));
-        writes.insert(&self.meta, OWN_ROW, &[]);
-        self.write(writes)?;
+        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), 1);
+        writes.insert(&self.meta, OWN_ROW, []);
+        self.write(writes, Durability::Fsync)?;
         self.meta.rotate_memtable().map_err(store_error)?;
         Ok(())
     }

@@ -195,7 +195,7 @@ fn journals_do_not_pile_up() {
     let directory = directory();
     let disk = opened(&directory);
     let large = value(0, 1_000_000);
-    for part in 0..24 {
+    for part in 0..17 {
         let mut batch = Batch::default();
         batch.put(Space::Meta, key(0), key(part));
         disk.commit(batch, Durability::Buffered).expect("commits");
