@@ -11,6 +11,7 @@ use crate::error::StoreError;
 const VARINT_BYTES_MAX: usize = 10;
 
 /// Appends a varint.
+#[expect(clippy::cast_possible_truncation, reason = "the lowest seven bits are meant")]
 pub(super) fn put_varint(out: &mut BytesMut, mut value: u64) {
     while value >= 0x80 {
         out.put_u8((value & 0x7f) as u8 | 0x80);

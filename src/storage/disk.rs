@@ -21,14 +21,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use fjall::compaction::filter::Factory;
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError, OwnedWriteBatch,
 };
 use fjall::{PersistMode, Readable};
+use parking_lot::Mutex;
 
 use super::schema::FORMAT_VERSION;
-use super::{Batch, Change, Durability, Result, Rows, Space, is_empty_range, journal};
+use super::sweep::{self, FilterFactory, Slot};
+use super::{Batch, Change, Durability, IsDead, Result, Rows, Space, is_empty_range, journal};
 use crate::error::StoreError;
 
 /// fjall's block cache. Small: a block holds mostly rows that nobody asked for, so memory is better spent on
@@ -46,6 +49,12 @@ const BLOCK_BYTES: u32 = 4 << 10;
 const JOURNALS_BYTES_MAX: u64 = 64 << 20;
 /// One thread flushes only, the other one compacts as well: with a single one flushes wait for compactions.
 const WORKER_THREADS: usize = 2;
+
+/// The names of the keyspaces.
+const LOG: &str = "log";
+const META: &str = "meta";
+/// A row among those about the store that is ours alone: see [`Inner::release_versions`]. No reader meets it.
+const OWN_ROW: &[u8] = &[0];
 
 const LOCK_FILE: &str = "LOCK";
 const FORMAT_FILE: &str = "FORMAT";
@@ -90,6 +99,11 @@ struct Inner {
     meta: Keyspace,
     database: Database,
     path: PathBuf,
+    /// What the log's compactions remove.
+    slot: Arc<Slot>,
+    sweeping: Mutex<()>,
+    /// Whether all of the journal is on the disk itself. Held during a commit.
+    is_synced: Mutex<bool>,
     failure: OnceLock<String>,
     _lock: File,
 }
@@ -111,8 +125,19 @@ impl Disk {
         }
         finish_creation(&path)?;
         journal::check(&database)?;
-        let (database, log, meta) = open_database(&database, options.cache_bytes)?;
-        let inner = Inner { log, meta, database, path, failure: OnceLock::new(), _lock: lock };
+        let slot = Arc::<Slot>::default();
+        let (database, log, meta) = open_database(&database, options.cache_bytes, &slot)?;
+        let inner = Inner {
+            log,
+            meta,
+            database,
+            path,
+            slot,
+            sweeping: Mutex::default(),
+            is_synced: Mutex::new(true),
+            failure: OnceLock::new(),
+            _lock: lock,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -129,24 +154,16 @@ impl Disk {
 
     pub(super) fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
         self.inner.usable()?;
-        let mode = match durability {
-            Durability::Fsync => PersistMode::SyncData,
-            Durability::Buffered => PersistMode::Buffer,
-        };
-        let mut writes = OwnedWriteBatch::with_capacity(self.inner.database.clone(), batch.len())
-            .durability(Some(mode));
+        let mut writes = OwnedWriteBatch::with_capacity(self.inner.database.clone(), batch.len());
         for change in batch.into_changes() {
             match change {
                 Change::Put(space, key, value) => {
-                    writes.insert(self.inner.keyspace(space), key, value)
+                    writes.insert(self.inner.keyspace(space), key, value);
                 }
                 Change::Delete(space, key) => writes.remove(self.inner.keyspace(space), key),
             }
         }
-        writes.commit().map_err(|error| {
-            self.inner.fail(&describe(&error));
-            store_error(error)
-        })
+        self.inner.write(writes, durability)
     }
 
     pub(super) fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
@@ -159,6 +176,13 @@ impl Disk {
         if let Err(error) = self.inner.usable() {
             return Box::new(std::iter::once(Err(error)));
         }
+        let from = match (space, from) {
+            (Space::Meta, Bound::Unbounded) => Bound::Excluded(OWN_ROW),
+            (Space::Meta, Bound::Included(key) | Bound::Excluded(key)) if key <= OWN_ROW => {
+                Bound::Excluded(OWN_ROW)
+            }
+            _ => from,
+        };
         if is_empty_range(from, to) {
             return Box::new(std::iter::empty());
         }
@@ -170,8 +194,15 @@ impl Disk {
         }))
     }
 
-    pub(super) fn sweep(&self, _is_dead: super::IsDead) -> Result<()> {
-        Ok(())
+    pub(super) fn sweep(&self, is_dead: IsDead) -> Result<()> {
+        let Inner { database, log, slot, .. } = &*self.inner;
+        let _one_at_a_time = self.inner.sweeping.lock();
+        let usable = || {
+            self.failed();
+            self.inner.usable()
+        };
+        sweep::run(database, log, slot, is_dead, usable)?;
+        self.inner.release_versions()
     }
 
     /// The blocks of the journals, which are sparse files, and the lengths of the tables, which fjall knows
@@ -194,6 +225,41 @@ impl Inner {
             Space::Log => &self.log,
             Space::Meta => &self.meta,
         }
+    }
+
+    /// Never writes behind a batch that is not synced, whatever its durability: if power is lost, pages have
+    /// reached the disk in any order, and a valid batch behind a torn one could not be told from damage.
+    fn write(&self, writes: OwnedWriteBatch, durability: Durability) -> Result<()> {
+        let mut is_synced = self.is_synced.lock();
+        let result = (|| {
+            if !*is_synced {
+                self.database.persist(PersistMode::SyncData)?;
+                *is_synced = true;
+            }
+            if writes.is_empty() {
+                return Ok(());
+            }
+            let mode = match durability {
+                Durability::Fsync => PersistMode::SyncData,
+                Durability::Buffered => PersistMode::Buffer,
+            };
+            *is_synced = durability == Durability::Fsync;
+            writes.durability(Some(mode)).commit()
+        })();
+        result.map_err(|error| {
+            self.fail(&describe(&error));
+            store_error(error)
+        })
+    }
+
+    /// Lets fjall let go of the tables that a sweep has replaced. It looks for readers of former versions only when
+    /// it seals a memtable that holds something, so it gets one; otherwise a quiet store would keep both copies.
+    fn release_versions(&self) -> Result<()> {
+        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), 1);
+        writes.insert(&self.meta, OWN_ROW, []);
+        self.write(writes, Durability::Fsync)?;
+        self.meta.rotate_memtable().map_err(store_error)?;
+        Ok(())
     }
 
     /// Remembers the first failure, which is the one that explains the others.
@@ -292,7 +358,7 @@ fn create(path: &Path) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&database, error)),
         _ => {}
     }
-    drop(open_database(&database, CACHE_BYTES_DEFAULT)?);
+    drop(open_database(&database, CACHE_BYTES_DEFAULT, &Arc::default())?);
     write_format(path).map_err(|e| at(path, e))
 }
 
@@ -327,7 +393,13 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn open_database(path: &Path, cache_bytes: u64) -> Result<(Database, Keyspace, Keyspace)> {
+fn open_database(
+    path: &Path,
+    cache_bytes: u64,
+    slot: &Arc<Slot>,
+) -> Result<(Database, Keyspace, Keyspace)> {
+    let slot = Arc::clone(slot);
+    let filter = move || -> Arc<dyn Factory> { Arc::new(FilterFactory(Arc::clone(&slot))) };
     // The journal stays uncompressed: fjall checks a compressed value by compressing it again, so that
     // another version of the compressor could not open it; and a value would be compressed twice.
     let database = Database::builder(path)
@@ -335,12 +407,13 @@ fn open_database(path: &Path, cache_bytes: u64) -> Result<(Database, Keyspace, K
         .worker_threads(WORKER_THREADS)
         .max_journaling_size(JOURNALS_BYTES_MAX)
         .journal_compression(CompressionType::None)
+        .with_compaction_filter_factories(Arc::new(move |name| (name == LOG).then(&filter)))
         .open()
         .map_err(store_error)?;
     let log =
-        database.keyspace("log", || keyspace_options(LOG_MEMTABLE_BYTES)).map_err(store_error)?;
+        database.keyspace(LOG, || keyspace_options(LOG_MEMTABLE_BYTES)).map_err(store_error)?;
     let meta =
-        database.keyspace("meta", || keyspace_options(META_MEMTABLE_BYTES)).map_err(store_error)?;
+        database.keyspace(META, || keyspace_options(META_MEMTABLE_BYTES)).map_err(store_error)?;
     Ok((database, log, meta))
 }
 
@@ -390,7 +463,7 @@ fn describe(error: &fjall::Error) -> String {
 
 /// Sorts fjall's errors into ours. What is neither an I/O error nor about locking says that bytes are not
 /// what was written.
-fn store_error(error: fjall::Error) -> StoreError {
+pub(super) fn store_error(error: fjall::Error) -> StoreError {
     let what = describe(&error);
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => {
@@ -409,3 +482,6 @@ fn store_error(error: fjall::Error) -> StoreError {
         _ => StoreError::Corrupt(what),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -185,10 +185,11 @@ impl Memory {
     }
 
     pub(super) fn sweep(&self, is_dead: &IsDead) -> Result<()> {
+        let last = self.state.read().log.last_key_value().map(|(key, _)| key.clone());
         let mut batch = Batch::default();
         for row in self.rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
             let (key, value) = row?;
-            if is_dead(&key, &value)? {
+            if Some(&key) != last.as_ref() && is_dead(&key, &value)? {
                 batch.delete(Space::Log, key);
             }
         }

@@ -24,6 +24,7 @@ mod disk;
 mod journal;
 mod memory;
 pub mod schema;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -171,7 +172,8 @@ impl Store {
 
     /// Removes the rows of the log that `is_dead` picks, and gives their space back. Blocks until that is
     /// done and durable; commits and reads go on meanwhile. After a crash in the middle any of those rows may
-    /// still be there.
+    /// still be there. The last row of the log stays in any case. One sweep runs at a time. After an error the
+    /// store goes on, unless [`Self::failed`] says otherwise.
     pub fn sweep(&self, is_dead: IsDead) -> Result<()> {
         match self {
             Self::Disk(disk) => disk.sweep(is_dead),

@@ -203,3 +203,66 @@ fn an_empty_batch_changes_nothing() {
         assert_eq!(bench.store().failed(), None);
     });
 }
+
+fn remove_odd() -> IsDead {
+    Arc::new(|key, _| Ok(key.last().is_some_and(|digit| digit % 2 == 1)))
+}
+
+#[test]
+fn a_sweep_removes_what_is_dead_and_no_more() {
+    on_both(|mut bench| {
+        bench.store().sweep(remove_odd()).expect("an empty log is swept");
+        commit(
+            bench.store(),
+            &[(Log, "1", Some("a")), (Log, "2", Some("b")), (Meta, "3", Some("c"))],
+        );
+        bench.store().sweep(remove_odd()).expect("sweeps");
+        assert_eq!(rows(bench.store(), Log, Unbounded, Unbounded), "2=b");
+        commit(
+            bench.store(),
+            &[(Log, "3", Some("d")), (Log, "4", Some("e")), (Log, "5", Some("f"))],
+        );
+        bench.store().sweep(remove_odd()).expect("sweeps tables of two levels");
+        for _ in 0..2 {
+            assert_eq!(
+                rows(bench.store(), Log, Unbounded, Unbounded),
+                "2=b 4=e 5=f",
+                "the last row stays"
+            );
+            assert_eq!(row(bench.store(), Log, "3"), None);
+            assert_eq!(rows(bench.store(), Meta, Unbounded, Unbounded), "3=c");
+            bench.reopen();
+        }
+    });
+}
+
+#[test]
+fn an_iterator_is_not_swept_away() {
+    on_both(|bench| {
+        commit(
+            bench.store(),
+            &[(Log, "1", Some("a")), (Log, "2", Some("b")), (Log, "3", Some("c"))],
+        );
+        let mut seen = bench.store().rows(Log, Unbounded, Unbounded);
+        bench.store().sweep(remove_odd()).expect("sweeps");
+        assert_eq!(seen.next().expect("a row").expect("reads").0, "1");
+        assert_eq!(seen.count(), 2);
+        assert_eq!(rows(bench.store(), Log, Unbounded, Unbounded), "2=b 3=c");
+    });
+}
+
+#[test]
+fn a_failed_sweep_removes_nothing_more() {
+    on_both(|mut bench| {
+        commit(
+            bench.store(),
+            &[(Log, "1", Some("a")), (Log, "2", Some("b")), (Log, "3", Some("c"))],
+        );
+        let refuse = |_: &[u8], _: &[u8]| Err(StoreError::Corrupt("no row".to_owned()));
+        let error = bench.store().sweep(Arc::new(refuse)).expect_err("the error comes out");
+        assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
+        assert_eq!(bench.store().failed(), None);
+        bench.reopen();
+        assert_eq!(rows(bench.store(), Log, Unbounded, Unbounded), "1=a 2=b 3=c");
+    });
+}
