@@ -55,3 +55,10 @@ impl From<StoreError> for Failure {
         Self::Broken(error)
     }
 }
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod testscripts;

@@ -435,7 +435,7 @@ impl Writer {
 
     /// Reads the state after everything executed, the current entry's changes included.
     fn reader(&self) -> Reader<'_> {
-        self.mvcc.reader_of_open(self.revision, &self.open)
+        self.mvcc.reader_of_open(self.revision, self.compacting, &self.open)
     }
 
     /// A reply within a transaction: its header shows the next revision once something has changed.

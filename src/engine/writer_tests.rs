@@ -76,7 +76,7 @@ impl Member {
     }
 
     fn reclaim(&mut self) {
-        while self.writer.reclaim() {
+        while self.writer.reclaim() && !self.writer.reclaim_is_waiting() {
             self.writer.commit().unwrap();
         }
         self.writer.commit().unwrap();
@@ -122,4 +122,48 @@ fn keys_that_came_and_went_do_not_spoil_a_count() {
         reply.count
     });
     assert_eq!(counts.collect::<Vec<_>>(), [0, 1, 0, 1, 0]);
+}
+
+/// A request for "now" can never be too old, however long its reader is held.
+#[test]
+fn a_reader_does_not_notice_compactions() {
+    let mut member = Member::new();
+    member.all([put("a", "1"), put("a", "2")]);
+    let mvcc = Arc::clone(member.writer.mvcc());
+    let reader = mvcc.reader();
+    member.all([put("a", "3"), delete("a"), put("b", "")]);
+    member.compact(6);
+    member.reclaim();
+    assert!(member.writer.reclaim_is_waiting());
+    for (revision, value) in [(0, "2"), (2, "1"), (3, "2")] {
+        let Ok(reply) = reader.range(&all_at(revision)) else { panic!("at {revision}") };
+        assert_eq!(reply.kvs[0].value, value, "at {revision}");
+    }
+    drop(reader);
+    member.reclaim();
+    assert!(!member.writer.reclaim_is_waiting());
+    assert_eq!(member.rows().len(), 1);
+    assert_eq!(member.range(&all_at(5)), Err(Error::Compacted { compacted: Revision(6) }));
+}
+
+/// Commands of one batch see those before them, whether or not they are durable yet.
+#[test]
+fn a_compaction_counts_within_its_batch() {
+    let mut member = Member::new();
+    member.all([put("a", "1"), put("a", "2"), put("a", "3")]);
+    let read = |revision| {
+        let txn = Txn { success: vec![TxnOp::Range(all_at(revision))], ..Txn::default() };
+        Command::Txn(txn)
+    };
+    let compacted = |revision| Error::Compacted { compacted: Revision(revision) };
+    assert_eq!(member.execute(Command::Compact { revision: 3 }), Ok(Revision(4)));
+    assert_eq!(member.execute(read(2)), Err(compacted(3)));
+    assert_eq!(member.execute(read(3)), Ok(Revision(4)));
+    assert_eq!(member.execute(Command::Compact { revision: 3 }), Err(compacted(3)));
+    assert_eq!(member.execute(Command::Compact { revision: 5 }), Err(Error::FutureRevision));
+    assert_eq!(member.execute(Command::Compact { revision: 4 }), Ok(Revision(4)));
+    // Readers see it only with the commit.
+    assert!(member.range(&all_at(2)).is_ok());
+    member.writer.commit().unwrap();
+    assert_eq!(member.range(&all_at(3)), Err(compacted(4)));
 }

@@ -234,17 +234,23 @@ impl Mvcc {
     /// A reader at the revision that is current now.
     pub fn reader(&self) -> Reader<'_> {
         let guarded = self.guarded.read();
-        Reader { mvcc: self, revision: self.revision(), era: Arc::clone(&guarded.era), open: &[] }
+        // First the compaction, then the revision: so it is never above it. Both under the lock, since a compaction
+        // is marked before it ends the era: what this era keeps is all that this mark allows to be read.
+        let compacted = self.compacted();
+        let revision = self.revision();
+        Reader { mvcc: self, revision, compacted, era: Arc::clone(&guarded.era), open: &[] }
     }
 
-    /// A reader that also sees the rows of the writer's open batch, up to `revision`.
+    /// A reader that also sees what the writer's open batch has: the rows, up to `revision`, and the compaction.
     pub(super) fn reader_of_open<'a>(
         &'a self,
         revision: Revision,
+        compacting: Option<Revision>,
         open: &'a [(Place, Row)],
     ) -> Reader<'a> {
         let era = Arc::clone(&self.guarded.read().era);
-        Reader { mvcc: self, revision, era, open }
+        let compacted = compacting.unwrap_or_else(|| self.compacted());
+        Reader { mvcc: self, revision, compacted, era, open }
     }
 }
 
@@ -313,10 +319,13 @@ impl Guarded {
     }
 }
 
-/// Reads everything at one revision.
+/// Reads everything at one revision, or at an older one that was kept when it was made. Later compactions are
+/// nothing to it.
 pub struct Reader<'a> {
     mvcc: &'a Mvcc,
     revision: Revision,
+    /// The last compaction when it was made.
+    compacted: Revision,
     /// Keeps compaction from freeing what this reader may still fetch.
     #[expect(dead_code, reason = "it is held, not read")]
     era: Arc<Era>,
@@ -345,13 +354,13 @@ impl<'a> Reader<'a> {
 
     /// Checks that a revision has not been compacted.
     pub(super) fn check_kept(&self, revision: Revision) -> Result<(), Error> {
-        let compacted = self.mvcc.compacted();
+        let compacted = self.compacted;
         if revision < compacted { Err(Error::Compacted { compacted }) } else { Ok(()) }
     }
 
-    /// The last compaction; zero if there was none.
+    /// The last compaction when it was made; zero if there was none.
     pub fn compacted(&self) -> Revision {
-        self.mvcc.compacted()
+        self.compacted
     }
 
     /// Whether a key lives at the reader's revision.
