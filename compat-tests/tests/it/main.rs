@@ -1,0 +1,3 @@
+//! See the crate's documentation for what is compared with what.
+
+mod etcdctl;
