@@ -87,7 +87,7 @@ impl Script {
             match line.chars().next() {
                 None | Some('#') => parts.push(Part::Text(line.to_owned())),
                 Some('|' | '!' | '=') => {
-                    last_step(&mut parts, number).recorded.push(line.to_owned())
+                    last_step(&mut parts, number).recorded.push(line.to_owned());
                 }
                 Some('<') => last_step(&mut parts, number).add_input(line),
                 _ => parts.push(Part::Step(Step::parse(number + 1, line))),
