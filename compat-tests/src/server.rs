@@ -1,0 +1,308 @@
+//! A server process of one member, on free ports, with a data directory of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::tools;
+
+/// Starts etcd where a test asks for starling, to check the tests and the masking themselves.
+const COMPAT_SELF: &str = "COMPAT_SELF";
+
+/// What etcd logs when clients can come; tools that start etcd wait for these words.
+const READY: &str = "ready to serve client requests";
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Another process may take a free port before the server does.
+const PORT_ATTEMPTS: usize = 5;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Starling,
+    Etcd,
+}
+
+/// A running server; dropping it kills the process and removes its data.
+#[derive(Debug)]
+pub struct Server {
+    kind: Kind,
+    binary: PathBuf,
+    args: Vec<String>,
+    process: Process,
+    client_port: u16,
+    peer_port: u16,
+    data: TempDir,
+}
+
+impl Server {
+    /// Starts the `starling` of this workspace.
+    pub fn starling() -> Self {
+        Self::start(Kind::Starling, &[])
+    }
+
+    /// Starts real etcd.
+    ///
+    /// # Panics
+    ///
+    /// Without a Go toolchain; ask [`tools::etcd`] first.
+    pub fn etcd() -> Self {
+        Self::start(Kind::Etcd, &[])
+    }
+
+    /// Starts a server with more flags than the addresses.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not come up, with its log.
+    pub fn start(kind: Kind, args: &[&str]) -> Self {
+        let self_check = std::env::var_os(COMPAT_SELF).is_some();
+        let kind = if self_check { Kind::Etcd } else { kind };
+        let binary = match kind {
+            Kind::Starling => tools::starling().to_owned(),
+            Kind::Etcd => tools::etcd().expect("real etcd needs Go").etcd.clone(),
+        };
+        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let mut refused = String::new();
+        for _ in 0..PORT_ATTEMPTS {
+            let data = TempDir::new().expect("the temporary directory is writable");
+            let (client_port, peer_port) = free_ports();
+            let flags = flags(kind, &data, client_port, peer_port);
+            match Process::start(&binary, &[flags.as_slice(), args.as_slice()].concat()) {
+                Ok(process) => {
+                    return Self { kind, binary, args, process, client_port, peer_port, data };
+                }
+                Err(log) if log.contains("address already in use") => refused = log,
+                Err(log) => panic!("{} did not start:\n{log}", binary.display()),
+            }
+        }
+        panic!("{} found no free port:\n{refused}", binary.display());
+    }
+
+    /// Which program this is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// `127.0.0.1:PORT` of the client port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// `http://127.0.0.1:PORT` of the client port.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// `127.0.0.1:PORT` of the peer port.
+    pub fn peer_address(&self) -> String {
+        format!("127.0.0.1:{}", self.peer_port)
+    }
+
+    /// All that the process has written so far.
+    pub fn log(&self) -> String {
+        self.process.log.text()
+    }
+
+    /// Kills the process and starts it again on the same ports and data.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up again, with its log.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        let flags = flags(self.kind, &self.data, self.client_port, self.peer_port);
+        self.process =
+            Process::start(&self.binary, &[flags.as_slice(), self.args.as_slice()].concat())
+                .unwrap_or_else(|log| {
+                    panic!("{} did not start again:\n{log}", self.binary.display())
+                });
+    }
+
+    /// Asks the process to end (SIGTERM) and returns its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        self.process.terminate()
+    }
+}
+
+fn flags(kind: Kind, data: &TempDir, client_port: u16, peer_port: u16) -> Vec<String> {
+    let client = format!("http://127.0.0.1:{client_port}");
+    let peer = format!("http://127.0.0.1:{peer_port}");
+    let mut flags = vec!["--name".to_owned(), "solo".to_owned(), "--data-dir".to_owned()];
+    flags.push(data.path().join("data").display().to_string());
+    for (flag, url) in [
+        ("--listen-client-urls", &client),
+        ("--advertise-client-urls", &client),
+        ("--listen-peer-urls", &peer),
+        ("--initial-advertise-peer-urls", &peer),
+    ] {
+        flags.extend([flag.to_owned(), url.clone()]);
+    }
+    flags.extend(["--initial-cluster".to_owned(), format!("solo={peer}")]);
+    // The disk of the machine is not what these tests are about; starling syncs as always.
+    if kind == Kind::Etcd {
+        flags.push("--unsafe-no-fsync".to_owned());
+    }
+    flags
+}
+
+fn free_ports() -> (u16, u16) {
+    let bind = || TcpListener::bind("127.0.0.1:0").expect("the loopback interface has free ports");
+    let port =
+        |socket: &TcpListener| socket.local_addr().expect("a bound socket has an address").port();
+    let (client, peer) = (bind(), bind());
+    (port(&client), port(&peer))
+}
+
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    log: Arc<Log>,
+}
+
+impl Process {
+    /// Starts the program and waits until it serves; on failure the log is the error.
+    fn start(binary: &PathBuf, args: &[String]) -> Result<Self, String> {
+        let mut child = Command::new(binary)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
+        let log = Arc::new(Log::default());
+        log.follow(child.stdout.take().expect("stdout is a pipe"));
+        log.follow(child.stderr.take().expect("stderr is a pipe"));
+        let mut process = Self { child, log };
+        if process.log.wait_for(READY, START_DEADLINE) {
+            return Ok(process);
+        }
+        process.kill();
+        Err(process.log.text())
+    }
+
+    fn kill(&mut self) {
+        // Both fail only when the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn terminate(&mut self) -> Option<i32> {
+        signal(&self.child, Signal::TERM);
+        wait(&mut self.child, STOP_DEADLINE)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends a signal; a process that has ended already is no error.
+pub fn signal(child: &Child, signal: Signal) {
+    let pid =
+        i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
+    let _ = kill_process(pid, signal);
+}
+
+/// Waits for the end of a process and returns its exit code; kills it at the deadline.
+///
+/// # Panics
+///
+/// When the process does not end in time.
+pub fn wait(child: &mut Child, deadline: Duration) -> Option<i32> {
+    const POLL: Duration = Duration::from_millis(5);
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status.code();
+        }
+        if started.elapsed() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("a process did not end within {deadline:?}");
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Lines that a process has written, for readers that wait for some of them.
+#[derive(Default, Debug)]
+pub struct Log {
+    lines: Mutex<Lines>,
+    changed: Condvar,
+}
+
+#[derive(Default, Debug)]
+struct Lines {
+    text: Vec<String>,
+    /// Pipes that are still open; a wait is over when there are none.
+    open: usize,
+}
+
+impl Log {
+    /// Collects the lines of one more pipe.
+    pub fn follow(self: &Arc<Self>, pipe: impl Read + Send + 'static) {
+        self.lock().open += 1;
+        let log = Arc::clone(self);
+        thread::spawn(move || {
+            let mut pipe = BufReader::new(pipe);
+            let mut line = Vec::new();
+            while pipe.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+                log.lock().text.push(text);
+                log.changed.notify_all();
+                line.clear();
+            }
+            log.lock().open -= 1;
+            log.changed.notify_all();
+        });
+    }
+
+    /// Waits for a line that contains `words`; false at the deadline and when the process has ended.
+    pub fn wait_for(&self, words: &str, deadline: Duration) -> bool {
+        self.wait_until(deadline, |lines| lines.iter().any(|line| line.contains(words)))
+    }
+
+    /// Waits until there are `count` lines.
+    pub fn wait_for_lines(&self, count: usize, deadline: Duration) -> bool {
+        self.wait_until(deadline, |lines| lines.len() >= count)
+    }
+
+    /// Waits until the process has closed its pipes.
+    pub fn wait_for_end(&self, deadline: Duration) {
+        self.wait_until(deadline, |_| false);
+    }
+
+    fn wait_until(&self, deadline: Duration, found: impl Fn(&[String]) -> bool) -> bool {
+        let (lines, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), deadline, |lines| {
+                lines.open > 0 && !found(&lines.text)
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        found(&lines.text)
+    }
+
+    /// The lines so far, from line `start` on.
+    pub fn lines(&self, start: usize) -> Vec<String> {
+        self.lock().text.iter().skip(start).cloned().collect()
+    }
+
+    /// Everything so far.
+    pub fn text(&self) -> String {
+        self.lines(0).join("\n")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

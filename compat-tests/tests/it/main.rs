@@ -1,0 +1,4 @@
+//! See the crate's documentation for what is compared with what.
+
+mod etcdctl;
+mod raw;

@@ -1,0 +1,123 @@
+//! What tools ask a member about itself: status, hashes, alarms, members, health; and HTTP on the same port.
+
+use prost::bytes::Bytes;
+use starling_proto::etcdserverpb as pb;
+use starling_proto::etcdserverpb::cluster_client::ClusterClient;
+
+use super::case::{Case, get, in_time, maintenance};
+use super::cases;
+
+#[test]
+fn maintenance_answers_are_those_of_etcd() {
+    super::compare(cases![status hash_kv hash defragment alarms members health_check]);
+}
+
+async fn status(case: &mut Case) {
+    case.set("a", "1").await;
+    let answer = in_time(maintenance(&case.channel).status(pb::StatusRequest {})).await;
+    case.keep("status", answer, |show, answer| {
+        let header = answer.header.unwrap_or_default();
+        let version = answer.version.split('.').map(|part| part.parse::<u32>().is_ok()).collect::<Vec<_>>();
+        format!(
+            "{} version {version:?} sizes {} {} leader {} raft {} {} {} errors {:?} learner {} storage {} quota {}",
+            show.header(Some(&header)),
+            answer.db_size > 0,
+            answer.db_size_in_use > 0 && answer.db_size_in_use <= answer.db_size,
+            answer.leader == header.member_id,
+            answer.raft_index > 0,
+            answer.raft_term == header.raft_term,
+            answer.raft_applied_index > 0,
+            answer.errors,
+            answer.is_learner,
+            !answer.storage_version.is_empty(),
+            answer.db_size_quota,
+        )
+    });
+}
+
+async fn hash_kv(case: &mut Case) {
+    case.set("a", "1").await;
+    case.set("a", "2").await;
+    case.set("b", "1").await;
+    for relative in [0, 1, 2, 3, 4] {
+        hash_at(case, &format!("at r{relative:+}"), case.revision(relative)).await;
+    }
+    hash_at(case, "at 0", 0).await;
+    hash_at(case, "negative", -1).await;
+    case.compact("compact", case.revision(2), true).await;
+    for relative in [1, 2, 3] {
+        hash_at(case, &format!("after the compaction at r{relative:+}"), case.revision(relative))
+            .await;
+    }
+}
+
+async fn hash_at(case: &mut Case, label: &str, revision: i64) {
+    let answer = in_time(maintenance(&case.channel).hash_kv(pb::HashKvRequest { revision })).await;
+    case.keep(label, answer, |show, answer| {
+        let (header, compacted) =
+            (show.header(answer.header.as_ref()), answer.compact_revision > 0);
+        format!(
+            "{header} hash {} compacted {compacted} at {}",
+            answer.hash != 0,
+            show.revision(answer.hash_revision)
+        )
+    });
+}
+
+async fn hash(case: &mut Case) {
+    case.set("a", "1").await;
+    let answer = in_time(maintenance(&case.channel).hash(pb::HashRequest {})).await;
+    case.keep("hash", answer, |show, answer| {
+        format!("{} {}", show.header(answer.header.as_ref()), answer.hash != 0)
+    });
+}
+
+async fn defragment(case: &mut Case) {
+    case.set("a", "1").await;
+    let answer = in_time(maintenance(&case.channel).defragment(pb::DefragmentRequest {})).await;
+    case.keep("defragment", answer, |show, answer| show.header(answer.header.as_ref()));
+    case.range("after", get("a")).await;
+}
+
+async fn alarms(case: &mut Case) {
+    for alarm in [0, 1, 2] {
+        let request = pb::AlarmRequest { alarm, ..Default::default() };
+        let answer = in_time(maintenance(&case.channel).alarm(request)).await;
+        case.keep(&format!("get {alarm}"), answer, |show, answer| {
+            format!("{} {:?}", show.header(answer.header.as_ref()), answer.alarms)
+        });
+    }
+}
+
+async fn members(case: &mut Case) {
+    for linearizable in [false, true] {
+        let mut client = ClusterClient::new(case.channel.clone());
+        let answer = in_time(client.member_list(pb::MemberListRequest { linearizable })).await;
+        case.keep(&format!("members, linearizable {linearizable}"), answer, |show, answer| {
+            let us = answer.header.unwrap_or_default().member_id;
+            let members = answer.members.iter().map(|member| {
+                let urls = (member.peer_ur_ls.len(), member.client_ur_ls.len());
+                format!("{} {} {urls:?} {}", member.id == us, member.name, member.is_learner)
+            });
+            format!("{} {:?}", show.header(answer.header.as_ref()), members.collect::<Vec<_>>())
+        });
+    }
+}
+
+/// `grpc.health.v1.Health/Check`: field 1 of the request is the service, of the answer the status.
+async fn health_check(case: &mut Case) {
+    for service in ["", "etcdserverpb.KV", "nonsense"] {
+        let mut request = Vec::new();
+        if !service.is_empty() {
+            request.extend([0x0a, u8::try_from(service.len()).unwrap_or(0)]);
+            request.extend(service.as_bytes());
+        }
+        let answer = super::bytes_on_the_wire::call(
+            case,
+            "/grpc.health.v1.Health/Check",
+            Bytes::from(request),
+        )
+        .await;
+        case.keep(&format!("health of {service:?}"), answer, |_, answer| format!("{answer:?}"));
+    }
+}

@@ -1,0 +1,116 @@
+//! A full store: what is refused, what still works, and how it gets room again.
+
+use std::time::Duration;
+
+use starling_proto::etcdserverpb as pb;
+
+use super::case::{self, Case, FROM_KEY, get, in_time, kv, maintenance, put};
+use super::cases;
+
+/// Small enough to fill, large enough for an empty store of either server.
+const QUOTA: &str = "--quota-backend-bytes=4194304";
+const VALUE: usize = 500_000;
+/// More than fit under the quota.
+const PUTS: usize = 10;
+const POLL: Duration = Duration::from_millis(20);
+const POLLS: usize = 500;
+
+#[test]
+fn a_full_store_refuses_as_etcd_does() {
+    super::compare_with(&[QUOTA], cases![refuses_what_needs_room_and_recovers]);
+}
+
+async fn refuses_what_needs_room_and_recovers(case: &mut Case) {
+    case.grant("grant while there is room", 8101, 600).await;
+    case.set("small", "1").await;
+    fill(case).await;
+    case.put("a small put is refused", put("other", "1")).await;
+    case.grant("so is a grant", 8102, 600).await;
+    let txn = |request| pb::TxnRequest {
+        success: vec![pb::RequestOp { request: Some(request) }],
+        ..Default::default()
+    };
+    case.txn("and a txn with a put", txn(pb::request_op::Request::RequestPut(put("other", "1"))))
+        .await;
+    let unchanged = pb::request_op::Request::RequestRange(get("small"));
+    let read = in_time(kv(&case.channel).txn(txn(unchanged))).await;
+    case.note("a txn without one works", outcome(&read));
+    let read = in_time(kv(&case.channel).range(get("small"))).await;
+    case.note("a read works", outcome(&read));
+    alarms(case, "the alarm is raised").await;
+    let delete = in_time(kv(&case.channel).delete_range(case::delete("big", "bigger"))).await;
+    case.note("a delete works", outcome(&delete));
+    let revoke =
+        in_time(case::lease(&case.channel).lease_revoke(pb::LeaseRevokeRequest { id: 8101 })).await;
+    case.note("so does a revoke", outcome(&revoke));
+    make_room(case).await;
+    alarms(case, "the alarm is gone").await;
+    let put = in_time(kv(&case.channel).put(put("after", "1"))).await;
+    case.note("there is room again", outcome(&put));
+}
+
+fn outcome<T>(answer: &Result<tonic::Response<T>, tonic::Status>) -> String {
+    match answer {
+        Ok(_) => "ok".into(),
+        Err(status) => format!("{:?}: {}", status.code(), status.message()),
+    }
+}
+
+/// How many puts fit is the server's own; the error of the first that does not is etcd's.
+///
+/// etcd knows of its size only after it has committed, so a full store shows with a delay.
+async fn fill(case: &mut Case) {
+    for number in 0..PUTS {
+        let _ =
+            in_time(kv(&case.channel).put(put(format!("big{number}"), vec![b'x'; VALUE]))).await;
+    }
+    let mut last = String::from("ok");
+    for _ in 0..POLLS {
+        let answer = in_time(kv(&case.channel).put(put("big", "1"))).await;
+        last = outcome(&answer);
+        if answer.is_err() {
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    case.note("the put that does not fit", last);
+}
+
+async fn alarms(case: &mut Case, label: &str) {
+    let answer = in_time(maintenance(&case.channel).alarm(pb::AlarmRequest::default())).await;
+    let alarms = answer.map(|answer| {
+        answer.into_inner().alarms.iter().map(|alarm| alarm.alarm).collect::<Vec<_>>()
+    });
+    case.note(label, format!("{:?}", alarms.map_err(|status| status.code())));
+}
+
+/// What etcd's operators do: delete, compact, defragment, disarm.
+async fn make_room(case: &mut Case) {
+    let all = pb::DeleteRangeRequest {
+        key: case::bytes(FROM_KEY),
+        range_end: case::bytes(FROM_KEY),
+        prev_kv: false,
+    };
+    let mut client = kv(&case.channel);
+    let revision = match client.delete_range(all).await {
+        Ok(answer) => answer.into_inner().header.map_or(0, |header| header.revision),
+        Err(_) => 0,
+    };
+    let compact = in_time(client.compact(pb::CompactionRequest { revision, physical: true })).await;
+    case.note("compact", outcome(&compact));
+    let defragment = in_time(maintenance(&case.channel).defragment(pb::DefragmentRequest {})).await;
+    case.note("defragment", outcome(&defragment));
+    disarm(case).await;
+}
+
+/// Disarms what is armed; a server that has done so itself has nothing to.
+async fn disarm(case: &mut Case) {
+    let mut client = maintenance(&case.channel);
+    let armed = in_time(client.alarm(pb::AlarmRequest::default())).await;
+    for alarm in armed.map(|answer| answer.into_inner().alarms).unwrap_or_default() {
+        let action = pb::alarm_request::AlarmAction::Deactivate.into();
+        let request = pb::AlarmRequest { action, member_id: alarm.member_id, alarm: alarm.alarm };
+        let answer = in_time(client.alarm(request)).await;
+        assert!(answer.is_ok(), "an alarm cannot be disarmed: {}", outcome(&answer));
+    }
+}
