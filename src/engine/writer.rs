@@ -520,6 +520,11 @@ impl Writer {
         self.reclaim.as_ref().is_some_and(|reclaim| !reclaim.is_waiting())
     }
 
+    /// Whether readers from before the last compaction keep what it gave up from being freed.
+    pub fn reclaim_is_waiting(&self) -> bool {
+        self.reclaim.as_ref().is_some_and(Reclaim::is_waiting)
+    }
+
     /// Whether the space of a compaction at `revision` has been given up, and all before it.
     pub fn is_reclaimed(&self, revision: Revision) -> bool {
         self.reclaim.as_ref().is_none_or(|reclaim| reclaim.floor() < revision)
