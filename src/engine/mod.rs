@@ -61,4 +61,6 @@ mod model;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod power_cut_tests;
+#[cfg(test)]
 mod testscripts;

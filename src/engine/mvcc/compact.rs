@@ -115,7 +115,12 @@ impl Sweep {
     }
 
     /// Whether a row of the log can go.
-    fn is_dead(&self, mvcc: &Mvcc, key: &[u8], value: &[u8]) -> Result<bool, StoreError> {
+    pub(in crate::engine) fn is_dead(
+        &self,
+        mvcc: &Mvcc,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<bool, StoreError> {
         let place = Place::decode(key)?;
         if place >= self.newest {
             return Ok(false);
