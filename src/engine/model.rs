@@ -16,7 +16,7 @@ use super::command::{
 };
 use super::watch::{Change, Event, EventKind, WatchCreate};
 use crate::error::{Error, Invalid};
-use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
+use crate::types::{KeyRange, KeyValue, LeaseId, RangeEnd, Revision};
 
 const LEASE_TTL_SECONDS_MIN: i64 = 2;
 const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
@@ -307,11 +307,10 @@ fn by(target: SortTarget, a: &KeyValue, b: &KeyValue) -> Ordering {
 
 /// Whether a key is in a range. `KeyRange::contains` is part of what is tested.
 fn holds(range: &KeyRange, key: &Bytes) -> bool {
-    use crate::types::RangeEnd::{Before, Single, Unbounded};
     match &range.end {
-        Single => *key == range.start,
-        Before(end) => *key >= range.start && *key < *end,
-        Unbounded => *key >= range.start,
+        RangeEnd::Single => *key == range.start,
+        RangeEnd::Before(end) => *key >= range.start && *key < *end,
+        RangeEnd::Unbounded => *key >= range.start,
     }
 }
 
@@ -400,6 +399,9 @@ fn clashes(a: &Write, b: &Write) -> bool {
     }
     match (&a.put, &a.delete, &b.put, &b.delete) {
         (Some(a), _, Some(b), _) => a == b,
+        // etcd does not look at deletes without an end.
+        (_, Some(KeyRange { end: RangeEnd::Unbounded, .. }), _, _)
+        | (_, _, _, Some(KeyRange { end: RangeEnd::Unbounded, .. })) => false,
         (_, Some(range), Some(key), _) => holds(range, key),
         // A later delete is let through if both are nested more deeply than the list that they share.
         (Some(key), _, _, Some(range)) => {

@@ -2,7 +2,7 @@
 //!
 //! `PROPTEST_CASES` asks for more than the usual 64.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,6 +34,8 @@ enum Step {
     Commit,
     /// Gives up a slice of space.
     Reclaim,
+    /// Rewrites the log without what has been given up.
+    Sweep,
     Restart,
     Read(Range),
     ReadTxn(Txn),
@@ -211,6 +213,7 @@ fn step() -> impl Strategy<Value = Step> {
         20 => command().prop_map(Step::Execute),
         8 => Just(Step::Commit),
         3 => Just(Step::Reclaim),
+        2 => Just(Step::Sweep),
         6 => range().prop_map(Step::Read),
         2 => read_txn().prop_map(Step::ReadTxn),
         4 => (stream(), watch_create()).prop_map(|(stream, create)| Step::Watch(stream, create)),
@@ -235,6 +238,8 @@ struct Watching {
 struct Client {
     stream: Stream,
     watchers: BTreeMap<i64, Watching>,
+    /// Ids of watchers that compaction has ended, which stay taken until they are cancelled.
+    ended: BTreeSet<i64>,
     next_id: i64,
     /// Replies that do not come from changes, in order.
     expected: Vec<WatchReply>,
@@ -247,6 +252,7 @@ impl Client {
         Self {
             stream: Stream::new(hub, mvcc, Box::new(|| ())),
             watchers: BTreeMap::new(),
+            ended: BTreeSet::new(),
             next_id: 0,
             expected: Vec::new(),
             progress_asked: false,
@@ -277,20 +283,21 @@ impl Client {
         if create.range.is_empty() {
             return Err(WatchRefusal::EmptyRange);
         }
-        if create.id != 0 && self.watchers.contains_key(&create.id) {
+        let is_taken = |id: &i64| self.watchers.contains_key(id) || self.ended.contains(id);
+        if create.id != 0 && is_taken(&create.id) {
             return Err(WatchRefusal::DuplicateId);
         }
         if create.id != 0 {
             return Ok(create.id);
         }
-        let free = (self.next_id..).find(|id| !self.watchers.contains_key(id)).unwrap();
+        let free = (self.next_id..).find(|id| !is_taken(id)).unwrap();
         self.next_id = free + 1;
         Ok(free)
     }
 
     fn cancel(&mut self, id: i64, now: Revision) {
         self.stream.cancel(id);
-        if self.watchers.remove(&id).is_some() {
+        if self.watchers.remove(&id).is_some() || self.ended.remove(&id) {
             self.expected.push(WatchReply::Canceled { id, revision: now });
         }
     }
@@ -339,6 +346,7 @@ impl Client {
             .collect();
         for id in lost {
             self.watchers.remove(&id);
+            self.ended.insert(id);
             self.expected.push(WatchReply::Compacted { id, compacted: floor });
         }
     }
@@ -379,7 +387,7 @@ fn without_passing(events: Vec<Event>, floor: Revision) -> Vec<Event> {
 
 /// The engine and the model side by side.
 struct Pair {
-    store: Store,
+    memory: Memory,
     writer: Writer,
     /// After everything executed.
     model: Model,
@@ -389,11 +397,11 @@ struct Pair {
     entries: u64,
 }
 
-fn open(store: &Store) -> Writer {
+fn open(memory: &Memory) -> Writer {
     let identity = Identity { member: MemberId(1), cluster: ClusterId(2) };
     // A cache that holds next to nothing, so that rows are read from the store.
     let options = Options { value_cache_bytes: 1000, ..Options::new(identity) };
-    Writer::open(store.clone(), &options, NOW).unwrap()
+    Writer::open(Store::Memory(memory.clone()), &options, NOW).unwrap()
 }
 
 fn answer<T>(result: Result<T, Failure>) -> Result<T, Error> {
@@ -406,10 +414,10 @@ fn answer<T>(result: Result<T, Failure>) -> Result<T, Error> {
 
 impl Pair {
     fn new() -> Self {
-        let store = Store::Memory(Memory::new());
-        let writer = open(&store);
+        let memory = Memory::new();
+        let writer = open(&memory);
         let clients = (0..STREAMS).map(|_| Client::new(&writer)).collect();
-        Self { store, writer, model: Model::new(), shown: Model::new(), clients, entries: 0 }
+        Self { memory, writer, model: Model::new(), shown: Model::new(), clients, entries: 0 }
     }
 
     fn run(&mut self, steps: &[Step]) {
@@ -428,6 +436,7 @@ impl Pair {
                 self.writer.reclaim();
                 self.commit();
             }
+            Step::Sweep => self.sweep(),
             Step::Restart => self.restart(),
             Step::Read(range) => {
                 let reader = self.writer.mvcc().reader();
@@ -476,11 +485,20 @@ impl Pair {
         self.shown = self.model.clone();
     }
 
-    /// What is not committed is lost.
+    fn sweep(&mut self) {
+        if let Some(sweep) = self.writer.begin_sweep(true) {
+            sweep.run(self.writer.mvcc()).unwrap();
+            self.writer.end_sweep(&sweep);
+            self.commit();
+        }
+    }
+
+    /// Power is lost: what is not committed is gone, and what is committed is not.
     fn restart(&mut self) {
         self.clients.clear();
         self.entries = 0;
-        self.writer = open(&self.store);
+        self.memory = self.memory.crash();
+        self.writer = open(&self.memory);
         self.model = self.shown.clone();
         self.clients = (0..STREAMS).map(|_| Client::new(&self.writer)).collect();
         self.check();
@@ -537,7 +555,7 @@ impl Pair {
         while self.writer.reclaim() {
             self.commit();
         }
-        self.commit();
+        self.sweep();
         self.check();
         self.restart();
         let replay = WatchCreate {

@@ -456,7 +456,11 @@ fn merge_small(children: &mut Vec<Child>) {
             left.summary.add(right.summary);
             match (&mut left.node, right.node) {
                 (Node::Leaf(left), Node::Leaf(right)) => left.extend(right),
-                (Node::Inner(left), Node::Inner(right)) => left.extend(right),
+                (Node::Inner(left), Node::Inner(mut nodes)) => {
+                    // Its first child took all that is smaller than its own bound, too: now the bound must say so.
+                    nodes[0].low = right.low;
+                    left.extend(nodes);
+                }
                 _ => unreachable!("siblings are of one height"),
             }
         } else {

@@ -192,3 +192,37 @@ fn a_tombstone_at_the_floor_stays_for_watchers() {
     assert_eq!(index.prune(Revision(4), None, 10, &mut freed), None);
     assert!(index.find(b"k").is_none());
 }
+
+/// A node whose first child went away takes keys below the bound of what is its first child now; when it is joined with
+/// its left neighbour, those keys must still be found.
+#[test]
+fn keys_before_a_first_child_survive_a_join() {
+    const KEYS: u64 = 3 * (CHILDREN_MAX * LEAF_ENTRIES_MAX) as u64;
+    let key = |k: u64| k.to_be_bytes();
+    let put = |revision| Version::put(Place { revision: Revision(revision), n: 0 }, 1);
+    let tombstone = |revision| Version::tombstone(Place { revision: Revision(revision), n: 0 }, 1);
+    let mut index = Index::new();
+    for k in 0..KEYS {
+        index.write(&key(k), |_| Some(latest(put(1))));
+    }
+    let Node::Inner(children) = &index.root else { panic!("it is a leaf") };
+    let Node::Inner(second) = &children[1].node else { panic!("it is flat") };
+    let (low, next) = (children[1].low.clone(), second[1].low.clone());
+    let low = u64::from_be_bytes(low.as_ref().try_into().unwrap());
+    let next = u64::from_be_bytes(next.as_ref().try_into().unwrap());
+    let delete = |index: &mut Index, keys: std::ops::Range<u64>, revision| {
+        for k in keys {
+            index.write(&key(k), |_| Some(latest(tombstone(revision))));
+        }
+        index.prune(Revision(revision + 1), None, usize::MAX, &mut Vec::new());
+    };
+    // The first leaf of the second node goes, a key that belonged there comes, and then both nodes shrink.
+    delete(&mut index, low..next, 2);
+    index.write(&key(low), |_| Some(latest(put(4))));
+    delete(&mut index, 1..low, 5);
+    delete(&mut index, next + 1..KEYS, 7);
+    for k in [0, low, next] {
+        assert!(index.find(&key(k)).is_some(), "{k} is lost");
+    }
+    assert_eq!(index.sum(&KeyRange::single(key(low).to_vec().into())).live, 1);
+}
