@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use starling_proto::etcdserverpb::request_op::Request;
-use starling_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use starling_proto::etcdserverpb::{
+    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+};
 use tonic::Status;
 
 use crate::process::Process;
@@ -37,11 +39,15 @@ type Book = Arc<Mutex<BTreeMap<String, Known>>>;
 
 #[test]
 fn nothing_answered_is_lost_and_nothing_is_half_done() {
-    let rounds = std::env::var("STARLING_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = std::env::var("STARLING_CRASH_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(ROUNDS);
     let dir = tempfile::tempdir().unwrap();
     let data_dir = dir.path().join("data");
     let book = Book::default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut number = 0;
     for round in 0..rounds {
         let member = Process::start(&data_dir, &["--quota-backend-bytes", "-1"]);
@@ -99,7 +105,11 @@ async fn write(mut kv: Kv, book: Book, writer: usize, first: u64) {
 }
 
 async fn send(kv: &mut Kv, keys: &[String], number: u64, delete: bool) -> Result<i64, Status> {
-    let put = |key: &String| PutRequest { key: key.clone().into(), value: value(number).into(), ..Default::default() };
+    let put = |key: &String| PutRequest {
+        key: key.clone().into(),
+        value: value(number).into(),
+        ..Default::default()
+    };
     let header = match keys {
         [key] if delete => {
             let request = DeleteRangeRequest { key: key.clone().into(), ..Default::default() };
@@ -107,7 +117,8 @@ async fn send(kv: &mut Kv, keys: &[String], number: u64, delete: bool) -> Result
         }
         [key] => kv.put(put(key)).await?.into_inner().header,
         keys => {
-            let success = keys.iter().map(|key| RequestOp { request: Some(Request::RequestPut(put(key))) });
+            let success =
+                keys.iter().map(|key| RequestOp { request: Some(Request::RequestPut(put(key))) });
             let request = TxnRequest { success: success.collect(), ..Default::default() };
             kv.txn(request).await?.into_inner().header
         }
@@ -141,7 +152,10 @@ async fn check(member: &Process, book: &Book, round: u64) {
         let number = stored.get(key).copied().unwrap_or(0);
         let possible = number == known.answered || known.open.contains(&number);
         assert!(possible, "round {round}: {key} is {number}, but {known:?}");
-        assert!(revision >= known.revision, "round {round}: revision went back to {revision}, but {known:?}");
+        assert!(
+            revision >= known.revision,
+            "round {round}: revision went back to {revision}, but {known:?}"
+        );
         // What was found is what it is now: later rounds may not go back behind it.
         *known = Known { answered: number, open: Vec::new(), revision };
     }

@@ -84,7 +84,11 @@ impl Process {
     /// A connection to it.
     pub(crate) async fn channel(&self) -> Channel {
         let endpoint = format!("http://127.0.0.1:{}", self.port);
-        Channel::from_shared(endpoint).expect("a valid address").connect().await.expect("the member serves")
+        Channel::from_shared(endpoint)
+            .expect("a valid address")
+            .connect()
+            .await
+            .expect("the member serves")
     }
 
     /// A KV client of its own connection.
