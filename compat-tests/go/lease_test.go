@@ -94,10 +94,13 @@ func TestKeepAlive(t *testing.T) {
 
 func TestManyKeepAlives(t *testing.T) {
 	client, ctx := connect(t)
-	const leases = 200
+	const leases = 300
+	var channels []<-chan *clientv3.LeaseKeepAliveResponse
 	for range leases {
 		lease := grant(t, ctx, client, 60)
-		answers := must[<-chan *clientv3.LeaseKeepAliveResponse](t)(client.KeepAlive(ctx, lease))
+		channels = append(channels, must[<-chan *clientv3.LeaseKeepAliveResponse](t)(client.KeepAlive(ctx, lease)))
+	}
+	for _, answers := range channels {
 		if answer := <-answers; answer == nil || answer.TTL != 60 {
 			t.Fatalf("keep alive: %v", answer)
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 // deadline is for one test; nothing here takes more than a few seconds.
@@ -30,7 +31,8 @@ func endpoint(t *testing.T) string {
 // connect returns a client of its own for the test, and a context that ends with it.
 func connect(t *testing.T) (*clientv3.Client, context.Context) {
 	t.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint(t)}, DialTimeout: 5 * time.Second})
+	config := clientv3.Config{Endpoints: []string{endpoint(t)}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()}
+	client, err := clientv3.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
