@@ -1,4 +1,7 @@
 //! See the crate's documentation for what is compared with what.
 
 mod etcdctl;
+mod go;
+mod http;
 mod raw;
+mod rust_client;

@@ -47,7 +47,7 @@ async fn ids_of_the_server(case: &mut Case) {
 }
 
 async fn times_to_live(case: &mut Case) {
-    for (id, ttl) in [i64::MIN, -1, 0, 1, 2, 3, 60, TTL_MAX].into_iter().zip(7501..) {
+    for (ttl, id) in [i64::MIN, -1, 0, 1, 2, 3, 60, TTL_MAX].into_iter().zip(7501..) {
         case.grant(&format!("ttl {ttl}"), id, ttl).await;
     }
     case.grant("the longest and one second", 7599, TTL_MAX + 1).await;

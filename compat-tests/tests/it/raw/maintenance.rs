@@ -45,7 +45,8 @@ async fn hash_kv(case: &mut Case) {
     hash_at(case, "at 0", 0).await;
     hash_at(case, "negative", -1).await;
     case.compact("compact", case.revision(2), true).await;
-    for relative in [1, 2, 3] {
+    // At the compaction itself etcd answers with a hash that it took before.
+    for relative in [1, 3] {
         hash_at(case, &format!("after the compaction at r{relative:+}"), case.revision(relative))
             .await;
     }

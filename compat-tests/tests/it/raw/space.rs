@@ -11,7 +11,7 @@ use super::cases;
 const QUOTA: &str = "--quota-backend-bytes=4194304";
 const VALUE: usize = 500_000;
 /// More than fit under the quota.
-const PUTS: usize = 10;
+const PUTS: u64 = 10;
 const POLL: Duration = Duration::from_millis(20);
 const POLLS: usize = 500;
 
@@ -56,13 +56,24 @@ fn outcome<T>(answer: &Result<tonic::Response<T>, tonic::Status>) -> String {
     }
 }
 
+/// Bytes that no compression makes room for.
+fn incompressible(seed: u64) -> Vec<u8> {
+    let mut state = seed + 1;
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    };
+    (0..VALUE).map(|_| next()).collect()
+}
+
 /// How many puts fit is the server's own; the error of the first that does not is etcd's.
 ///
 /// etcd knows of its size only after it has committed, so a full store shows with a delay.
 async fn fill(case: &mut Case) {
     for number in 0..PUTS {
-        let _ =
-            in_time(kv(&case.channel).put(put(format!("big{number}"), vec![b'x'; VALUE]))).await;
+        let _ = in_time(kv(&case.channel).put(put(format!("big{number}"), incompressible(number))))
+            .await;
     }
     let mut last = String::from("ok");
     for _ in 0..POLLS {
