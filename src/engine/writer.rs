@@ -38,7 +38,7 @@ use crate::types::{KeyValue, LeaseId, MemberId, Revision};
 const QUOTA_PAIR_OVERHEAD_BYTES: u64 = 256;
 /// What etcd counts for a lease when it checks the quota.
 const QUOTA_LEASE_BYTES: u64 = 64;
-/// NOSPACE ends when the store is this fraction below its quota again.
+/// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
 /// Commits stop when the disk has less than this left: room for the store's own work in the background.
 const DISK_RESERVE_BYTES: u64 = 64 << 20;
@@ -76,7 +76,10 @@ impl Options {
 enum Room {
     Enough,
     /// The quota is used up (etcd's NOSPACE alarm).
-    OverQuota,
+    OverQuota {
+        /// It ends when the data takes less than this: when there is room for what was refused.
+        clear_below: u64,
+    },
     /// The disk is full.
     DiskFull,
 }
@@ -557,11 +560,14 @@ impl Writer {
             return self.room == Room::Enough;
         };
         let used = self.mvcc.live_bytes();
-        if self.room == Room::OverQuota && used < quota - quota / QUOTA_CLEAR_FRACTION {
+        if let Room::OverQuota { clear_below } = self.room
+            && used < clear_below
+        {
             self.room = Room::Enough;
         }
-        if used.saturating_add(cost) >= quota && cost > 0 {
-            self.room = Room::OverQuota;
+        if self.room == Room::Enough && cost > 0 && used.saturating_add(cost) >= quota {
+            let slack = cost.max(quota / QUOTA_CLEAR_FRACTION);
+            self.room = Room::OverQuota { clear_below: quota.saturating_sub(slack) };
         }
         self.room == Room::Enough
     }
