@@ -107,7 +107,7 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(pb::HashKvResponse {
             header: Some(header::current(&self.context.node)),
             hash: reply.hash,
-            compact_revision: reply.compacted.shown(),
+            compact_revision: convert::compact_revision(reply.compacted),
             hash_revision: reply.revision.shown(),
         }))
     }
