@@ -179,7 +179,8 @@ impl Metrics {
     }
 
     fn register_process(&self, now: &mut Registry) {
-        gauge(now, "process_start_time_seconds", "When the process started", self.started_seconds);
+        let started = ConstGauge::new(self.started_seconds);
+        now.register("process_start_time_seconds", "When the process started", started);
         let Some(process) = Process::read() else { return };
         now.register(
             "process_cpu_seconds",
@@ -191,16 +192,16 @@ impl Metrics {
         gauge(now, "process_open_fds", "Open file descriptors", process.open_fds);
         gauge(now, "os_fd_used", "Open file descriptors", process.open_fds);
         if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge(now, "process_max_fds", "Most file descriptors that may be open", float(limit));
-            gauge(now, "os_fd_limit", "Most file descriptors that may be open", float(limit));
+            gauge(now, "process_max_fds", "Most file descriptors that may be open", shown(limit));
+            gauge(now, "os_fd_limit", "Most file descriptors that may be open", shown(limit));
         }
     }
 }
 
 fn register_state(now: &mut Registry, state: &State) {
     // Without a leader, every member leads for its clients.
-    gauge(now, "etcd_server_has_leader", "Whether there is a leader", 1.0);
-    gauge(now, "etcd_server_is_leader", "Whether this member is the leader", 1.0);
+    gauge(now, "etcd_server_has_leader", "Whether there is a leader", 1);
+    gauge(now, "etcd_server_is_leader", "Whether this member is the leader", 1);
     let leader_changes = ConstCounter::new(0_u64);
     now.register("etcd_server_leader_changes_seen", "Changes of the leader", leader_changes);
     labelled(now, "etcd_server_id", "Which member this is", ("server_id", state.member_id.clone()));
@@ -208,25 +209,24 @@ fn register_state(now: &mut Registry, state: &State) {
     labelled(now, "etcd_server_version", "Which version is running", version);
     let version = ("cluster_version", state.cluster_version.to_owned());
     labelled(now, "etcd_cluster_version", "Which version the cluster has", version);
-    gauge(now, "etcd_server_quota_backend_bytes", "The storage quota", float(state.quota_bytes));
-    gauge(now, "etcd_mvcc_db_total_size_in_bytes", "The bytes on disk", float(state.disk_bytes));
+    gauge(now, "etcd_server_quota_backend_bytes", "The storage quota", shown(state.quota_bytes));
+    gauge(now, "etcd_mvcc_db_total_size_in_bytes", "The bytes on disk", shown(state.disk_bytes));
     gauge(
         now,
         "etcd_mvcc_db_total_size_in_use_in_bytes",
         "The bytes that can be read",
-        float(state.live_bytes),
+        shown(state.live_bytes),
     );
-    gauge(now, "etcd_debugging_mvcc_keys_total", "The keys that live", float(state.keys));
-    let (streams, watchers) = (float(state.watch_streams), float(state.watchers));
+    gauge(now, "etcd_debugging_mvcc_keys_total", "The keys that live", shown(state.keys));
+    let (streams, watchers) = (shown(state.watch_streams), shown(state.watchers));
     gauge(now, "etcd_debugging_mvcc_watch_stream_total", "Open watch streams", streams);
     gauge(now, "etcd_debugging_mvcc_watcher_total", "Watchers", watchers);
-    let (current, compacted) =
-        (state.revision.cast_unsigned(), state.compact_revision.cast_unsigned());
-    gauge(now, "etcd_debugging_mvcc_current_revision", "The current revision", float(current));
-    gauge(now, "etcd_debugging_mvcc_compact_revision", "The last compaction", float(compacted));
+    let (current, compacted) = (state.revision, state.compact_revision);
+    gauge(now, "etcd_debugging_mvcc_current_revision", "The current revision", current);
+    gauge(now, "etcd_debugging_mvcc_compact_revision", "The last compaction", compacted);
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str, value: f64) {
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
     registry.register(name, help, ConstGauge::new(value));
 }
 
@@ -237,9 +237,8 @@ fn labelled(registry: &mut Registry, name: &str, help: &str, label: (&'static st
     registry.register(name, help, family);
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a metric is read by people and graphs")]
-fn float(value: u64) -> f64 {
-    value as f64
+fn shown(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// Turns OpenMetrics into the older text format, which every scraper reads: there, the name of a counter has its
@@ -263,9 +262,9 @@ fn text_format(open_metrics: &str) -> String {
 /// What Linux knows about this process.
 struct Process {
     cpu_seconds: f64,
-    resident_bytes: f64,
-    virtual_bytes: f64,
-    open_fds: f64,
+    resident_bytes: i64,
+    virtual_bytes: i64,
+    open_fds: i64,
 }
 
 impl Process {
@@ -276,7 +275,7 @@ impl Process {
             cpu_seconds: cpu_ticks(&stat)? / USER_HZ,
             resident_bytes: status_bytes(&status, "VmRSS:")?,
             virtual_bytes: status_bytes(&status, "VmSize:")?,
-            open_fds: float(fs::read_dir("/proc/self/fd").ok()?.count().try_into().ok()?),
+            open_fds: fs::read_dir("/proc/self/fd").ok()?.count().try_into().ok()?,
         })
     }
 }
@@ -289,10 +288,10 @@ fn cpu_ticks(stat: &str) -> Option<f64> {
 }
 
 /// A line of `/proc/self/status` that has kilobytes.
-fn status_bytes(status: &str, name: &str) -> Option<f64> {
+fn status_bytes(status: &str, name: &str) -> Option<i64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    let kilobytes: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kilobytes * 1024.0)
+    let kilobytes: i64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kilobytes.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -319,7 +318,7 @@ mod tests {
         let labels = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
         has_line(&text, "etcd_mvcc_put_total 3");
         has_line(&text, "etcd_server_leader_changes_seen_total 0");
-        has_line(&text, "etcd_debugging_mvcc_keys_total 7.0");
+        has_line(&text, "etcd_debugging_mvcc_keys_total 7");
         has_line(&text, "etcd_server_version{server_version=\"3.6.14\"} 1");
         has_line(&text, &format!("grpc_server_started_total{{{labels}}} 1"));
         has_line(
@@ -342,8 +341,8 @@ mod tests {
     #[test]
     fn the_process_is_measured() {
         let process = Process::read().expect("Linux has /proc");
-        assert!(process.resident_bytes > 0.0 && process.virtual_bytes >= process.resident_bytes);
-        assert!(process.open_fds >= 3.0 && process.cpu_seconds >= 0.0);
+        assert!(process.resident_bytes > 0 && process.virtual_bytes >= process.resident_bytes);
+        assert!(process.open_fds >= 3 && process.cpu_seconds >= 0.0);
         let stat = "1 (a) b) S 1 1 1 0 -1 4194560 1 1 1 1 250 50 0 0";
         assert_eq!(cpu_ticks(stat), Some(300.0));
     }

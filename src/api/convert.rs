@@ -15,7 +15,7 @@ use crate::engine::command::{
 };
 use crate::engine::watch::{Event, EventKind, WatchCreate};
 use crate::error::Invalid;
-use crate::types::{KeyRange, KeyValue, LeaseId};
+use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 type Parsed<T> = Result<T, Invalid>;
 
@@ -189,6 +189,11 @@ pub(crate) fn watch_create(request: &pb::WatchCreateRequest) -> WatchCreate {
 /// A count as clients see it.
 pub(crate) fn shown(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// The last compaction as etcd shows it: before the first one it is -1.
+pub(crate) fn compact_revision(compacted: Revision) -> i64 {
+    if compacted == Revision::default() { -1 } else { compacted.shown() }
 }
 
 pub(crate) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {

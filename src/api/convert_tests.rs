@@ -2,7 +2,7 @@ use pb::range_request as rr;
 use pb::request_op::Request;
 
 use super::*;
-use crate::types::{RangeEnd, Revision};
+use crate::types::RangeEnd;
 
 fn range_request(key: &'static str) -> pb::RangeRequest {
     pb::RangeRequest { key: key.into(), ..pb::RangeRequest::default() }

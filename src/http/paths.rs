@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 
 use super::{Answer, AnswerBody};
-use crate::api::{CLUSTER_VERSION, Context, ETCD_VERSION};
+use crate::api::{CLUSTER_VERSION, Context, ETCD_VERSION, convert};
 use crate::engine::command::Range;
 use crate::error::Error;
 use crate::metrics;
@@ -198,7 +198,7 @@ fn metrics(context: &Context) -> Response<AnswerBody> {
         server_version: ETCD_VERSION,
         cluster_version: CLUSTER_MINOR,
         revision: status.revision.shown(),
-        compact_revision: status.compacted.shown(),
+        compact_revision: convert::compact_revision(status.compacted),
         keys: status.keys,
         disk_bytes: status.disk_bytes,
         live_bytes: status.live_bytes,

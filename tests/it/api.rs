@@ -94,8 +94,8 @@ async fn calls_are_counted() {
             &format!("grpc_server_handled_total{{grpc_code=\"OK\",{labels}}} 1\n"),
             &format!("grpc_server_handled_total{{grpc_code=\"InvalidArgument\",{labels}}} 1\n"),
             "etcd_mvcc_put_total 1\n",
-            "etcd_debugging_mvcc_current_revision 2.0\n",
-            "etcd_debugging_mvcc_watch_stream_total 1.0\n",
+            "etcd_debugging_mvcc_current_revision 2\n",
+            "etcd_debugging_mvcc_watch_stream_total 1\n",
         ],
     );
     drop((requests, replies));
