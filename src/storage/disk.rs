@@ -469,11 +469,11 @@ pub(super) fn store_error(error: fjall::Error) -> StoreError {
         fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => {
             match error.kind() {
                 // A file is missing, or it is shorter than what points into it.
-            io::ErrorKind::NotFound
-            | io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::InvalidData
-            | io::ErrorKind::InvalidInput => StoreError::Corrupt(what),
-            _ => StoreError::Io(error),
+                io::ErrorKind::NotFound
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::InvalidData
+                | io::ErrorKind::InvalidInput => StoreError::Corrupt(what),
+                _ => StoreError::Io(error),
             }
         }
         fjall::Error::Poisoned => io::Error::other(what).into(),
