@@ -336,3 +336,6 @@ impl Drop for Chunks {
         state.prune();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,7 +125,6 @@ const KIND_PUT: u8 = 1;
 const KIND_DELETE: u8 = 2;
 const KIND_INTERNAL_PUT: u8 = 3;
 const KIND_INTERNAL_DELETE: u8 = 4;
-const KIND_MASK: u8 = 0x3f;
 /// Set on the last op of an entry.
 const FLAG_LAST: u8 = 0x80;
 
@@ -149,7 +148,7 @@ impl Row {
         let stamp = take_stamp(&mut reader)?;
         let seq = reader.varint()?;
         let op_number = take_u32(&mut reader)?;
-        let op = Op::decode(kind & KIND_MASK, place, reader)?;
+        let op = Op::decode(kind & !FLAG_LAST, place, reader)?;
         Ok(Self { stamp, seq, op_number, last: kind & FLAG_LAST != 0, op })
     }
 }
@@ -406,3 +405,6 @@ fn take_table(reader: &mut Reader) -> Result<Table, StoreError> {
         table => Err(StoreError::Corrupt(format!("unknown internal table {table}"))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+fn any_bytes() -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..200).prop_map(Bytes::from)
+}
+
+fn any_place() -> impl Strategy<Value = Place> {
+    (any::<u64>(), any::<u32>()).prop_map(|(revision, n)| Place { revision: Revision(revision), n })
+}
+
+fn any_stamp() -> impl Strategy<Value = Stamp> {
+    (any::<u64>(), any::<u32>())
+        .prop_map(|(time, origin)| Stamp { time: Timestamp(time), origin: OriginIndex(origin) })
+}
+
+fn any_put(place: Place) -> impl Strategy<Value = Op> {
+    let create = (0..=place.revision.0).prop_map(Revision);
+    (any_bytes(), create, any::<u64>(), any_bytes(), any::<i64>()).prop_map(
+        move |(key, create_revision, version, value, lease)| {
+            let (mod_revision, lease) = (place.revision, LeaseId(lease));
+            Op::Put(KeyValue { key, create_revision, mod_revision, version, value, lease })
+        },
+    )
+}
+
+fn any_op(place: Place) -> impl Strategy<Value = Op> {
+    let table = Table::Lease;
+    prop_oneof![
+        any_put(place),
+        (any_bytes(), any_stamp()).prop_map(|(key, seen)| Op::Delete { key, seen }),
+        (any_bytes(), any_bytes()).prop_map(move |(key, value)| Op::InternalPut {
+            table,
+            key,
+            value
+        }),
+        any_bytes().prop_map(move |key| Op::InternalDelete { table, key }),
+    ]
+}
+
+fn any_row() -> impl Strategy<Value = (Place, Row)> {
+    any_place().prop_flat_map(|place| {
+        let of_entry = (any_stamp(), any::<(u64, u32, bool)>());
+        (any_op(place), of_entry).prop_map(move |(op, (stamp, (seq, op_number, last)))| {
+            (place, Row { stamp, seq, op_number, last, op })
+        })
+    })
+}
+
+fn any_meta() -> impl Strategy<Value = Meta> {
+    prop_oneof![
+        any::<(u64, u64)>().prop_map(|(member, cluster)| Meta::Identity(Identity {
+            member: MemberId(member),
+            cluster: ClusterId(cluster)
+        })),
+        any::<(u32, u64, u64)>().prop_map(|(index, member, run)| Meta::Origin(
+            OriginIndex(index),
+            Origin { member: MemberId(member), run }
+        )),
+        any::<u64>().prop_map(|revision| Meta::Compacted(Revision(revision))),
+        any::<u64>().prop_map(Meta::Entries),
+        any::<u64>().prop_map(|revision| Meta::Swept(Revision(revision))),
+        any::<(i64, u64)>().prop_map(|(id, ttl_seconds)| Meta::Lease(LeaseRecord {
+            id: LeaseId(id),
+            ttl_seconds
+        })),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn rows_come_back((place, row) in any_row()) {
+        let bytes = row.encode(place);
+        prop_assert_eq!(Row::decode(place, bytes)?, row);
+        prop_assert_eq!(Place::decode(&place.encode())?, place);
+    }
+
+    #[test]
+    fn places_are_ordered_as_keys(a in any_place(), b in any_place(), n: u32) {
+        prop_assert_eq!(a.cmp(&b), a.encode().cmp(&b.encode()));
+        let neighbour = Place { n, ..a };
+        prop_assert_eq!(a.cmp(&neighbour), a.encode().cmp(&neighbour.encode()));
+    }
+
+    #[test]
+    fn rows_about_the_store_come_back(meta in any_meta()) {
+        let (key, value) = meta.encode();
+        prop_assert_eq!(Meta::decode(&key, value)?, meta);
+    }
+
+    #[test]
+    fn leases_come_back(id: i64, ttl_seconds: u64) {
+        let record = LeaseRecord { id: LeaseId(id), ttl_seconds };
+        prop_assert_eq!(LeaseRecord::decode(&LeaseRecord::key(record.id), record.value())?, record);
+    }
+
+    /// What is not refused is a row that is written as just these bytes.
+    #[test]
+    fn damaged_rows_are_refused_or_another_row(
+        (place, row) in any_row(), at: prop::sample::Index, flip in 1..=255_u8, cut: prop::sample::Index
+    ) {
+        let whole = row.encode(place);
+        let mut damaged = whole.to_vec();
+        damaged[at.index(whole.len())] ^= flip;
+        for bytes in [Bytes::from(damaged), whole.slice(..cut.index(whole.len()))] {
+            if let Ok(other) = Row::decode(place, bytes.clone()) {
+                prop_assert_ne!(&other, &row);
+                prop_assert_eq!(other.encode(place), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(place in any_place(), key in any_bytes(), bytes in any_bytes(), kind in 1..5_u8) {
+        let of_a_kind = [&[kind], &bytes[..]].concat().into();
+        for bytes in [bytes.clone(), of_a_kind] {
+            if let Ok(row) = Row::decode(place, Bytes::clone(&bytes)) {
+                prop_assert_eq!(row.encode(place), bytes);
+            }
+        }
+        let _ = Place::decode(&key);
+        let _ = LeaseRecord::decode(&key, bytes.clone());
+        if let Ok(meta) = Meta::decode(&key, bytes.clone()) {
+            prop_assert_eq!(meta.encode(), (key, bytes));
+        }
+    }
+
+    #[test]
+    fn truncated_rows_about_the_store_are_refused(meta in any_meta(), cut: prop::sample::Index) {
+        let (key, value) = meta.encode();
+        prop_assert!(Meta::decode(&key, value.slice(..cut.index(value.len()))).is_err());
+        prop_assert!(Meta::decode(&key[..cut.index(key.len())], value).is_err());
+    }
+}
+
+#[test]
+fn places_have_one_length() {
+    let place = Place { revision: Revision(7), n: 3 }.encode();
+    for len in 0..PLACE_BYTES {
+        assert!(Place::decode(&place[..len]).is_err());
+    }
+    assert!(Place::decode(&[&place[..], &[0]].concat()).is_err());
+}
+
+#[test]
+fn the_document_has_these_bytes() {
+    let document = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/storage-format.md"));
+    assert!(document.contains(&format!("starling storage format {FORMAT_VERSION}\n")));
+    for (name, key, value) in examples() {
+        let example = format!("{name}\n  key    {}\n  value  {}\n", hex(&key), hex(&value));
+        assert!(document.contains(&example), "the document lacks this:\n{example}");
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+/// One record of every kind.
+fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
+    let stamp =
+        |seq| Stamp { time: Timestamp((1_800_000_000_000 << 16) + seq), origin: OriginIndex(1) };
+    let row = |revision, n, seq, op| {
+        let place = Place { revision: Revision(revision), n };
+        (place.encode(), Row { stamp: stamp(seq), seq, op_number: 0, last: true, op }.encode(place))
+    };
+    let key = Bytes::from_static(b"foo");
+    let put = row(
+        5,
+        0,
+        300,
+        Op::Put(KeyValue {
+            key: key.clone(),
+            create_revision: Revision(3),
+            mod_revision: Revision(5),
+            version: 2,
+            value: Bytes::from_static(b"bar"),
+            lease: LeaseId(-1),
+        }),
+    );
+    let delete = row(6, 0, 301, Op::Delete { key, seen: stamp(300) });
+    let lease = LeaseRecord { id: LeaseId(7), ttl_seconds: 60 };
+    let (table, id) = (Table::Lease, LeaseRecord::key(lease.id));
+    let internal_put =
+        row(6, 1, 302, Op::InternalPut { table, key: id.clone(), value: lease.value() });
+    let internal_delete = row(6, 2, 303, Op::InternalDelete { table, key: id });
+    let (member, cluster) = (MemberId(0x11), ClusterId(0x22));
+    let metas = [
+        ("identity", Meta::Identity(Identity { member, cluster })),
+        ("origin", Meta::Origin(OriginIndex(1), Origin { member, run: 4 })),
+        ("compacted", Meta::Compacted(Revision(5))),
+        ("entries", Meta::Entries(300)),
+        ("swept", Meta::Swept(Revision(5))),
+        ("lease", Meta::Lease(lease)),
+    ];
+    let rows = [
+        ("put", put),
+        ("delete", delete),
+        ("internal put", internal_put),
+        ("internal delete", internal_delete),
+    ];
+    let metas = metas.map(|(name, meta)| (name, meta.encode()));
+    rows.into_iter().chain(metas).map(|(name, (key, value))| (name, key, value)).collect()
+}
