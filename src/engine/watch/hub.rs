@@ -11,7 +11,7 @@ use super::{Change, Changes};
 use crate::types::{KeyRange, Revision};
 
 /// Changes that a mailbox holds at most before its stream has to read the log instead.
-const MAILBOX_CHANGES_MAX: usize = 4096;
+pub(super) const MAILBOX_CHANGES_MAX: usize = 4096;
 /// The same in bytes of keys and values.
 const MAILBOX_BYTES_MAX: usize = 4 << 20;
 
