@@ -278,7 +278,6 @@ async fn child_with_idle_connections() {
     }
     serves(&member).await;
     let each = resident_bytes().saturating_sub(before) / CONNECTIONS;
-    println!("{each} bytes per idle connection");
     assert!(each < BYTES_EACH_MAX, "{each} bytes per idle connection");
 }
 
@@ -291,11 +290,15 @@ fn a_client_that_does_not_read_costs_little() {
 #[ignore = "run in a process of its own by a_client_that_does_not_read_costs_little"]
 async fn child_with_stalled_watches() {
     const STALLED: usize = 64;
-    const VALUE_BYTES: usize = 64 * 1024;
-    const PUTS: usize = 200;
     const BYTES_EACH_MAX: usize = 1024 * 1024;
+    // Few large events, for which copies would show, and many small ones, for which queues would.
+    const LARGE: usize = 200;
+    const LARGE_BYTES: usize = 64 * 1024;
+    const TXNS: usize = 128;
+    const TXN_PUTS: usize = 128;
     let member = Member::start();
-    let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+    let create =
+        pb::WatchCreateRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
     let create = pb::watch_request::RequestUnion::CreateRequest(create);
     let request = pb::WatchRequest { request_union: Some(create.clone()) }.encode_to_vec();
     let mut stalled = Vec::new();
@@ -312,23 +315,30 @@ async fn child_with_stalled_watches() {
     eventually("all watchers", || member.handle().status().watchers == STALLED as u64 + 1).await;
 
     let mut kv = KvClient::new(member.channel().await);
-    let value = "v".repeat(VALUE_BYTES);
+    let large = put("k", &"v".repeat(LARGE_BYTES));
+    let small = |i| pb::RequestOp {
+        request: Some(pb::request_op::Request::RequestPut(put(&format!("k{i}"), "small"))),
+    };
+    let small =
+        pb::TxnRequest { success: (0..TXN_PUTS).map(small).collect(), ..Default::default() };
     let before = resident_bytes();
-    let puts = async {
-        for _ in 0..PUTS {
-            kv.put(put("k", &value)).await.expect("a put");
+    let writes = async {
+        for _ in 0..LARGE {
+            kv.put(large.clone()).await.expect("a put");
+        }
+        for _ in 0..TXNS {
+            kv.txn(small.clone()).await.expect("a transaction");
         }
     };
     let events = async {
         let mut events = 0;
-        while events < PUTS {
+        while events < LARGE + TXNS * TXN_PUTS {
             events += reading.next().await.events.len();
         }
     };
-    tokio::join!(in_time("the puts", puts), in_time("the events", events));
-    let stored = PUTS * VALUE_BYTES;
+    tokio::join!(in_time("the writes", writes), in_time("the events", events));
+    let stored = LARGE * LARGE_BYTES;
     let each = resident_bytes().saturating_sub(before + stored) / STALLED;
-    println!("{each} bytes per stalled watch");
     assert!(each < BYTES_EACH_MAX, "{each} bytes per stalled watch");
     drop(stalled);
     eventually("their end", || member.handle().status().watch_streams == 1).await;
