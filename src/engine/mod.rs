@@ -18,6 +18,8 @@
 //! * A command that is refused has changed nothing.
 //! * Every visible change takes exactly one revision; all of a transaction's changes share one.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod command;
 pub mod lease;
 pub mod mvcc;

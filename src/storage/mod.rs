@@ -19,6 +19,8 @@
 //!
 //! Nothing here knows etcd, a clock or a thread of its own (fjall has some).
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod codec;
 mod disk;
 mod journal;

@@ -120,6 +120,7 @@ fn rewrite(
     let wait_until = |is_done: &dyn Fn() -> bool| {
         while !is_done() {
             usable()?;
+            #[expect(clippy::disallowed_methods, reason = "fjall tells nobody when it is done")]
             thread::sleep(POLL_INTERVAL);
         }
         Ok::<_, StoreError>(())
