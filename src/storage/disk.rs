@@ -53,8 +53,10 @@ const WORKER_THREADS: usize = 2;
 /// The names of the keyspaces.
 const LOG: &str = "log";
 const META: &str = "meta";
-/// A row among those about the store that is ours alone: see [`Inner::release_versions`]. No reader meets it.
+/// A row among those about the store that is ours alone, to keep fjall going: see [`Inner`]. No reader meets it.
 const OWN_ROW: &[u8] = &[0];
+/// How often it is written: at least once per journal.
+const OWN_ROW_INTERVAL_BYTES: u64 = 32 << 20;
 
 const LOCK_FILE: &str = "LOCK";
 const FORMAT_FILE: &str = "FORMAT";
@@ -102,10 +104,18 @@ struct Inner {
     /// What the log's compactions remove.
     slot: Arc<Slot>,
     sweeping: Mutex<()>,
-    /// Whether all of the journal is on the disk itself. Held during a commit.
-    is_synced: Mutex<bool>,
+    /// Held during a commit.
+    tail: Mutex<Tail>,
     failure: OnceLock<String>,
     _lock: File,
+}
+
+/// What we know about the end of the journal.
+struct Tail {
+    /// Whether all of it is on the disk itself.
+    is_synced: bool,
+    /// How much was written since our own row was.
+    unmarked_bytes: u64,
 }
 
 impl Disk {
@@ -134,7 +144,7 @@ impl Disk {
             path,
             slot,
             sweeping: Mutex::default(),
-            is_synced: Mutex::new(true),
+            tail: Mutex::new(Tail { is_synced: true, unmarked_bytes: 0 }),
             failure: OnceLock::new(),
             _lock: lock,
         };
@@ -154,6 +164,7 @@ impl Disk {
 
     pub(super) fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
         self.inner.usable()?;
+        let bytes = batch.bytes() as u64;
         let mut writes = OwnedWriteBatch::with_capacity(self.inner.database.clone(), batch.len());
         for change in batch.into_changes() {
             match change {
@@ -163,7 +174,7 @@ impl Disk {
                 Change::Delete(space, key) => writes.remove(self.inner.keyspace(space), key),
             }
         }
-        self.inner.write(writes, durability)
+        self.inner.write(writes, bytes, durability)
     }
 
     pub(super) fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
@@ -229,21 +240,30 @@ impl Inner {
 
     /// Never writes behind a batch that is not synced, whatever its durability: if power is lost, pages have
     /// reached the disk in any order, and a valid batch behind a torn one could not be told from damage.
-    fn write(&self, writes: OwnedWriteBatch, durability: Durability) -> Result<()> {
-        let mut is_synced = self.is_synced.lock();
+    ///
+    /// Puts our own row into a batch now and then. When the newest row of a keyspace is a tombstone, its compaction
+    /// takes with it what tells fjall that the keyspace has been flushed; a journal would stay until the next write
+    /// there, and all journals behind it.
+    fn write(&self, mut writes: OwnedWriteBatch, bytes: u64, durability: Durability) -> Result<()> {
+        let mut tail = self.tail.lock();
         let result = (|| {
-            if !*is_synced {
+            if !tail.is_synced {
                 self.database.persist(PersistMode::SyncData)?;
-                *is_synced = true;
+                tail.is_synced = true;
             }
             if writes.is_empty() {
                 return Ok(());
+            }
+            tail.unmarked_bytes += bytes;
+            if tail.unmarked_bytes >= OWN_ROW_INTERVAL_BYTES {
+                writes.insert(&self.meta, OWN_ROW, []);
+                tail.unmarked_bytes = 0;
             }
             let mode = match durability {
                 Durability::Fsync => PersistMode::SyncData,
                 Durability::Buffered => PersistMode::Buffer,
             };
-            *is_synced = durability == Durability::Fsync;
+            tail.is_synced = durability == Durability::Fsync;
             writes.durability(Some(mode)).commit()
         })();
         result.map_err(|error| {
@@ -257,7 +277,7 @@ impl Inner {
     fn release_versions(&self) -> Result<()> {
         let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), 1);
         writes.insert(&self.meta, OWN_ROW, []);
-        self.write(writes, Durability::Fsync)?;
+        self.write(writes, 0, Durability::Fsync)?;
         self.meta.rotate_memtable().map_err(store_error)?;
         Ok(())
     }

@@ -206,6 +206,32 @@ fn journals_do_not_pile_up() {
         disk.commit(batch, Durability::Buffered).expect("commits");
     }
     wait_until(|| disk.inner.database.journal_count() <= 2);
+    let own = disk.row(Space::Meta, OWN_ROW).expect("reads");
+    assert!(own.is_some(), "every journal has a row about the store that stays");
+    assert_eq!(disk.rows(Space::Meta, Bound::Unbounded, Bound::Unbounded).count(), 1);
+}
+
+/// As when the disk is full: fjall's thread ends, and nobody is told.
+#[test]
+fn a_failed_flush_is_noticed_without_a_commit() {
+    let directory = directory();
+    let disk = opened(&directory);
+    put(&disk, 0..10, 100);
+    assert_eq!(disk.failed(), None);
+    let folder = disk.inner.log.path().join("tables");
+    fs::rename(&folder, directory.path().join("elsewhere")).expect("renames");
+    disk.inner.log.rotate_memtable().expect("rotates");
+    wait_until(|| disk.failed().is_some());
+    let mut batch = Batch::default();
+    batch.put(Space::Log, key(10), key(10));
+    assert!(matches!(disk.commit(batch, Durability::Fsync), Err(StoreError::Io(_))));
+    assert!(matches!(disk.row(Space::Log, &key(1)), Err(StoreError::Io(_))), "not read either");
+    let is_dead = |_: &[u8], _: &[u8]| Ok(true);
+    assert!(disk.sweep(Arc::new(is_dead)).is_err(), "does not wait for ever");
+    drop(disk);
+
+    fs::rename(directory.path().join("elsewhere"), &folder).expect("renames");
+    assert_eq!(count(&opened(&directory)), 10, "the journal has it all");
 }
 
 /// Whatever byte of a table is damaged, what was written comes back, or an error that says so.
