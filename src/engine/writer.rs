@@ -30,7 +30,7 @@ use crate::error::{Error, StoreError};
 use crate::storage::schema::{
     Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row, Stamp, Table,
 };
-use crate::storage::{Batch, Durability, Space, Store};
+use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
 use crate::time::{HybridClock, Now, Timestamp};
 use crate::types::{KeyValue, LeaseId, MemberId, Revision};
 
@@ -40,8 +40,11 @@ const QUOTA_PAIR_OVERHEAD_BYTES: u64 = 256;
 const QUOTA_LEASE_BYTES: u64 = 64;
 /// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
-/// Commits stop when the disk has less than this left: room for the store's own work in the background.
+/// What is left of the disk for the store's own work in the background, such as flushes: an I/O error there would end
+/// the member.
 const DISK_RESERVE_BYTES: u64 = 64 << 20;
+/// On a small disk the reserve is only this part of it.
+const DISK_RESERVE_FRACTION: u64 = 4;
 
 /// Settings of a writer.
 #[derive(Clone, Debug)]
@@ -54,7 +57,7 @@ pub struct Options {
     pub value_cache_bytes: u64,
     /// Shorter leases live this long, in seconds.
     pub lease_ttl_seconds_min: u64,
-    /// The free space below which commits stop, in bytes.
+    /// The free space that writes leave alone, in bytes; a quarter of a disk at most.
     pub disk_reserve_bytes: u64,
 }
 
@@ -118,7 +121,11 @@ pub struct Writer {
     swept: Revision,
     room: Room,
     quota_bytes: Option<u64>,
+    /// The bytes of the rows in `open`.
+    open_bytes: u64,
     disk_reserve_bytes: u64,
+    /// What the disk had left after the last commit, beyond the reserve.
+    disk_room_bytes: u64,
 }
 
 impl Writer {
@@ -159,7 +166,9 @@ impl Writer {
             swept: meta.swept,
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
+            open_bytes: 0,
             disk_reserve_bytes: options.disk_reserve_bytes,
+            disk_room_bytes: u64::MAX,
         };
         writer.begin_run(&meta)?;
         Ok(writer)
@@ -180,7 +189,7 @@ impl Writer {
             self.mvcc.set_compacted(compacted);
             self.reclaim = Some(Reclaim::begin(&self.mvcc, compacted, None));
         }
-        self.check_disk()
+        self.check_space()
     }
 
     /// What readers share with the writer.
@@ -414,6 +423,7 @@ impl Writer {
         if visibility == Visibility::Visible {
             self.mvcc.add(place, &row);
         }
+        self.open_bytes += u64::from(row_bytes(&row.op));
         assert!(self.newest < place, "a row at {place:?} behind {:?}", self.newest);
         self.newest = place;
         self.open.push((place, row));
@@ -452,9 +462,8 @@ impl Writer {
     }
 
     /// The bytes that the next commit writes, roughly.
-    pub fn open_bytes(&self) -> usize {
-        let rows: u64 = self.open.iter().map(|(_, row)| u64::from(row_bytes(&row.op))).sum();
-        self.batch.bytes() + usize::try_from(rows).unwrap_or(usize::MAX)
+    pub fn open_bytes(&self) -> u64 {
+        self.open_bytes + self.batch.bytes() as u64
     }
 
     /// Makes everything executed so far durable, then visible. After an error the member must stop.
@@ -470,8 +479,9 @@ impl Writer {
             batch.put(Space::Log, place.encode(), bytes);
         }
         self.store().commit(batch, Durability::Fsync)?;
+        self.open_bytes = 0;
         self.publish(shown);
-        Ok(())
+        self.look_at_disk()
     }
 
     /// Shows what has become durable: to readers first, so that whoever hears of a change can read it.
@@ -534,17 +544,31 @@ impl Writer {
             && self.compacting.is_none()
     }
 
-    /// Looks at the space that the disk has left. To be called now and then.
-    pub fn check_disk(&mut self) -> Result<(), StoreError> {
-        let free = self.store().free_bytes()?;
-        let full = free.is_some_and(|free| free < self.disk_reserve_bytes);
-        self.room = match self.room {
-            _ if full => Room::DiskFull,
-            Room::DiskFull => Room::Enough,
-            room => room,
-        };
+    /// Finds out whether there is room again. To be called now and then.
+    pub fn check_space(&mut self) -> Result<(), StoreError> {
+        self.look_at_disk()?;
         self.check_quota(0);
         Ok(())
+    }
+
+    fn look_at_disk(&mut self) -> Result<(), StoreError> {
+        self.disk_room_bytes = match self.store().disk_space()? {
+            Some(DiskSpace { free, total }) => {
+                free.saturating_sub(self.disk_reserve_bytes.min(total / DISK_RESERVE_FRACTION))
+            }
+            None => u64::MAX,
+        };
+        if self.disk_room_bytes == 0 {
+            self.room = Room::DiskFull;
+        } else if self.room == Room::DiskFull {
+            self.room = Room::Enough;
+        }
+        Ok(())
+    }
+
+    /// Whether the store could rewrite what lives without running out of disk.
+    pub fn has_room_to_sweep(&self) -> bool {
+        self.disk_room_bytes > self.mvcc.live_bytes()
     }
 
     /// Refuses what adds data when there is no room for it.
@@ -556,6 +580,9 @@ impl Writer {
     /// Whether `cost` more bytes fit. As in etcd nothing more is taken once something did not fit; here that ends
     /// by itself when there is room again.
     fn check_quota(&mut self, cost: u64) -> bool {
+        if cost > 0 && self.open_bytes().saturating_add(cost) > self.disk_room_bytes {
+            self.room = Room::DiskFull;
+        }
         let (Some(quota), false) = (self.quota_bytes, self.room == Room::DiskFull) else {
             return self.room == Room::Enough;
         };

@@ -304,12 +304,12 @@ fn a_full_disk_is_seen_and_forgotten() {
     let memory = Memory::new();
     let mut member = Member::on(&memory, None);
     memory.inject(Fault::FreeBytes(1));
-    member.writer.check_disk().unwrap();
+    member.writer.check_space().unwrap();
     assert!(member.writer.is_out_of_space());
     assert_eq!(member.execute(put("a", "")), Err(Error::NoSpace));
     member.all([delete("a")]);
     memory.inject(Fault::FreeBytes(1 << 40));
-    member.writer.check_disk().unwrap();
+    member.writer.check_space().unwrap();
     member.all([put("a", "")]);
 }
 

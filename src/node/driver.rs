@@ -25,7 +25,7 @@ pub(super) const QUEUE_MAX: usize = 8192;
 /// Commands that one commit takes at most.
 const BATCH_COMMANDS_MAX: usize = 1024;
 /// Bytes that one commit takes, give or take one command.
-const BATCH_BYTES_MAX: usize = 8 << 20;
+const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// How often the thread looks at leases, the disk and compaction when nothing else wakes it.
 const TICK: Duration = Duration::from_millis(100);
 /// How often leases are looked at (etcd: 500 ms).
@@ -34,6 +34,8 @@ const EXPIRY_INTERVAL_MILLIS: u64 = 500;
 const EXPIRY_MAX: usize = 500;
 /// How often the free space is looked at.
 const DISK_INTERVAL_MILLIS: u64 = 1000;
+/// How long a sweep that failed is not tried again.
+const SWEEP_RETRY_MILLIS: u64 = 60_000;
 /// A tick this late means that the whole process stood still: leases start anew instead of expiring.
 const LATE_MILLIS: u64 = 5000;
 
@@ -69,6 +71,8 @@ pub(super) struct Driver {
     next_tick_millis: u64,
     next_expiry_millis: u64,
     next_disk_millis: u64,
+    /// No sweep starts before this, after one has failed.
+    next_sweep_millis: u64,
     stopping: bool,
 }
 
@@ -94,6 +98,7 @@ impl Driver {
             next_tick_millis: now_millis,
             next_expiry_millis: now_millis + EXPIRY_INTERVAL_MILLIS,
             next_disk_millis: now_millis,
+            next_sweep_millis: 0,
             stopping: false,
         }
     }
@@ -124,7 +129,7 @@ impl Driver {
         self.writer.reclaim();
         self.writer.commit()?;
         self.answer();
-        if self.sweeper.is_none() {
+        if self.sweeper.is_none() && now.monotonic_millis >= self.next_sweep_millis {
             self.sweep()?;
         }
         Ok(())
@@ -132,7 +137,7 @@ impl Driver {
 
     /// Starts a sweep of the log on a thread of its own, if there is enough to give back or somebody waits for it.
     fn sweep(&mut self) -> Result<(), StoreError> {
-        let Some(sweep) = self.writer.begin_sweep(!self.awaiting_reclaim.is_empty()) else {
+        let Some(sweep) = self.due_sweep() else {
             self.answer_reclaimed();
             return Ok(());
         };
@@ -145,6 +150,12 @@ impl Driver {
         };
         self.sweeper = Some(std::thread::Builder::new().name("sweep".to_owned()).spawn(run)?);
         Ok(())
+    }
+
+    fn due_sweep(&self) -> Option<Sweep> {
+        let sweep = self.writer.begin_sweep(!self.awaiting_reclaim.is_empty())?;
+        // A rewrite that runs out of disk would end the member: what is dead stays until there is room.
+        self.writer.has_room_to_sweep().then_some(sweep)
     }
 
     /// Tells those who wait for the space of a compaction that it has been given up.
@@ -193,9 +204,16 @@ impl Driver {
             }
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
             Task::Swept(sweep, result) => {
-                result?;
-                self.writer.end_sweep(&sweep);
                 self.sweeper = None;
+                match result {
+                    Ok(()) => self.writer.end_sweep(&sweep),
+                    // The store is as it was: what is dead stays for a while.
+                    Err(StoreError::Io(error)) => {
+                        tracing::warn!(%error, "the log could not be swept");
+                        self.next_sweep_millis = now.monotonic_millis + SWEEP_RETRY_MILLIS;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             Task::Stop => self.stopping = true,
         }
@@ -261,7 +279,7 @@ impl Driver {
 
     fn check_disk(&mut self) -> Result<(), StoreError> {
         let was_out = self.writer.is_out_of_space();
-        self.writer.check_disk()?;
+        self.writer.check_space()?;
         match (was_out, self.writer.is_out_of_space()) {
             (false, true) => tracing::warn!("alarm raised: NOSPACE"),
             (true, false) => tracing::info!("alarm cleared: NOSPACE"),

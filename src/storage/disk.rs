@@ -31,7 +31,9 @@ use parking_lot::Mutex;
 
 use super::schema::FORMAT_VERSION;
 use super::sweep::{self, FilterFactory, Slot};
-use super::{Batch, Change, Durability, IsDead, Result, Rows, Space, is_empty_range, journal};
+use super::{
+    Batch, Change, DiskSpace, Durability, IsDead, Result, Rows, Space, is_empty_range, journal,
+};
 use crate::error::StoreError;
 
 /// fjall's block cache. Small: a block holds mostly rows that nobody asked for, so memory is better spent on
@@ -223,10 +225,11 @@ impl Disk {
         journals + self.inner.log.disk_space() + self.inner.meta.disk_space()
     }
 
-    pub(super) fn free_bytes(&self) -> Result<u64> {
+    pub(super) fn space(&self) -> Result<DiskSpace> {
         let stat =
             rustix::fs::statvfs(&self.inner.path).map_err(|e| at(&self.inner.path, e.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(DiskSpace { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
     }
 }
 

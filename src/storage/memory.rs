@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::{Batch, Change, Durability, IsDead, Result, Rows, Space, is_empty_range};
+use super::{Batch, Change, DiskSpace, Durability, IsDead, Result, Rows, Space, is_empty_range};
 
 /// How many rows an iterator takes at a time.
 const CHUNK_ROWS: usize = 64;
@@ -200,8 +200,8 @@ impl Memory {
         self.state.read().bytes
     }
 
-    pub(super) fn free_bytes(&self) -> Option<u64> {
-        self.state.read().free_bytes
+    pub(super) fn space(&self) -> Option<DiskSpace> {
+        self.state.read().free_bytes.map(|free| DiskSpace { free, total: u64::MAX })
     }
 }
 

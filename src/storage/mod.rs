@@ -123,6 +123,15 @@ fn is_empty_range(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
     }
 }
 
+/// A file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// What it still has for us.
+    pub free: u64,
+    /// What it has altogether.
+    pub total: u64,
+}
+
 /// Rows in key order.
 pub type Rows = Box<dyn Iterator<Item = Result<(Bytes, Bytes)>> + Send>;
 
@@ -191,11 +200,11 @@ impl Store {
         }
     }
 
-    /// The bytes that the file system below still has for us, where there is one.
-    pub fn free_bytes(&self) -> Result<Option<u64>> {
+    /// The file system below, where there is one.
+    pub fn disk_space(&self) -> Result<Option<DiskSpace>> {
         match self {
-            Self::Disk(disk) => disk.free_bytes().map(Some),
-            Self::Memory(memory) => Ok(memory.free_bytes()),
+            Self::Disk(disk) => disk.space().map(Some),
+            Self::Memory(memory) => Ok(memory.space()),
         }
     }
 }

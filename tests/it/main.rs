@@ -2,6 +2,7 @@
 
 mod api;
 mod crash;
+mod disk;
 mod hostile;
 mod member;
 mod process;

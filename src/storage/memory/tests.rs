@@ -62,9 +62,9 @@ fn a_commit_fails_though_it_may_be_there() {
 #[test]
 fn free_space_is_what_the_test_says() {
     let memory = Memory::new();
-    assert_eq!(memory.free_bytes(), None);
+    assert_eq!(memory.space(), None);
     memory.inject(Fault::FreeBytes(3));
-    assert_eq!(memory.free_bytes(), Some(3));
+    assert_eq!(memory.space().map(|space| space.free), Some(3));
 }
 
 /// The undo list must not grow with the life of the process.
