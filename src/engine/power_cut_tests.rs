@@ -108,7 +108,7 @@ impl Choices {
 
     fn put(&mut self, step: u64) -> Put {
         let lease = if self.below(4) == 0 {
-            LeaseId(1 + i64::from(self.below(3) as u8))
+            LeaseId(1 + self.below(3).cast_signed())
         } else {
             LeaseId::NONE
         };
@@ -140,10 +140,10 @@ impl Choices {
             }
             16 => {
                 let ttl_seconds = 100;
-                Command::LeaseGrant { id: LeaseId(1 + i64::from(self.below(3) as u8)), ttl_seconds }
+                Command::LeaseGrant { id: LeaseId(1 + self.below(3).cast_signed()), ttl_seconds }
             }
-            17 => Command::LeaseRevoke { id: LeaseId(1 + i64::from(self.below(3) as u8)) },
-            _ => Command::Compact { revision: revision.shown() - i64::from(self.below(6) as u8) },
+            17 => Command::LeaseRevoke { id: LeaseId(1 + self.below(3).cast_signed()) },
+            _ => Command::Compact { revision: revision.shown() - self.below(6).cast_signed() },
         }
     }
 }

@@ -223,7 +223,7 @@ impl Node {
         let mut sum = Summary::default();
         match self {
             Self::Leaf(entries) => {
-                entries.iter().for_each(|entry| sum.add(entry.history.summary()))
+                entries.iter().for_each(|entry| sum.add(entry.history.summary()));
             }
             Self::Inner(children) => children.iter().for_each(|child| sum.add(child.summary)),
         }
@@ -338,13 +338,13 @@ impl Node {
             Self::Leaf(entries) => prune_leaf(entries, walk),
             Self::Inner(children) => {
                 let first = walk.from.as_deref().map_or(0, |from| child_of(children, from));
-                for i in first..children.len() {
+                for child in &mut children[first..] {
                     if walk.is_over() {
                         break;
                     }
-                    if children[i].summary.stale > 0 {
-                        children[i].node.prune(walk);
-                        children[i].summary = children[i].node.summary();
+                    if child.summary.stale > 0 {
+                        child.node.prune(walk);
+                        child.summary = child.node.summary();
                     }
                 }
                 merge_small(children);

@@ -161,6 +161,10 @@ impl Mvcc {
     }
 
     /// The keys that live now.
+    #[expect(
+        clippy::misnamed_getters,
+        reason = "keys without a live version are no keys to anyone"
+    )]
     pub fn keys(&self) -> u64 {
         self.guarded.read().index.summary().live
     }
@@ -195,7 +199,7 @@ impl Mvcc {
         let mut guarded = self.guarded.write();
         let mut was_alive = false;
         guarded.add(place, row, |before| {
-            was_alive = before.is_some_and(|latest| !latest.head.is_dead())
+            was_alive = before.is_some_and(|latest| !latest.head.is_dead());
         });
         match &row.op {
             Op::Put(kv) if !was_alive => guarded.remember(place.revision, true, &kv.key),

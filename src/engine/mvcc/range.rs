@@ -252,10 +252,10 @@ impl<'a> Walk<'a> {
         };
         match self.way {
             Direction::Up => {
-                reader.index().index.visit(&range.range, self.bound.as_deref(), &mut visit)
+                reader.index().index.visit(&range.range, self.bound.as_deref(), &mut visit);
             }
             Direction::Down => {
-                reader.index().index.visit_back(&range.range, self.bound.as_deref(), &mut visit)
+                reader.index().index.visit_back(&range.range, self.bound.as_deref(), &mut visit);
             }
         }
         match next {

@@ -56,7 +56,7 @@ impl<T: Copy + PartialEq> Matcher<T> {
                 watchers.push(watcher);
             }
             RangeEnd::Before(end) => {
-                self.spans.entry((start, end.clone())).or_default().push(watcher)
+                self.spans.entry((start, end.clone())).or_default().push(watcher);
             }
         }
     }

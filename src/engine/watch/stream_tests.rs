@@ -297,9 +297,9 @@ fn a_mailbox_that_overflowed_over_a_compaction_ends_its_watchers() {
     for _ in 0..MAILBOX_CHANGES_MAX + 10 {
         scene.put("a");
     }
-    scene.compact(MAILBOX_CHANGES_MAX as i64 + 5);
-    let (others, told) = scene.told();
     let compacted = Revision(MAILBOX_CHANGES_MAX as u64 + 5);
+    scene.compact(compacted.shown());
+    let (others, told) = scene.told();
     assert_eq!(others, [created(0, 1), WatchReply::Compacted { id: 0, compacted }]);
     assert_eq!(told.len(), MAILBOX_CHANGES_MAX);
 }
