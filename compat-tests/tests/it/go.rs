@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 
 use starling_compat_tests::server::Kind;
@@ -29,7 +29,7 @@ fn run(kind: Kind) {
     let mut go = Command::new("go");
     go.args(["test", "-count=1", "-timeout=150s", "./..."])
         .current_dir(tools::package_dir().join("go"));
-    go.env("COMPAT_ENDPOINT", endpoint).env("COMPAT_CONTROL", control(Arc::clone(&server)));
+    go.env("COMPAT_ENDPOINT", endpoint).env("COMPAT_CONTROL", control(Arc::downgrade(&server)));
     let output = go.output().expect("go can be started");
     let (text, errors) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -37,7 +37,9 @@ fn run(kind: Kind) {
 }
 
 /// Lets the Go tests restart the server: each line they send does so once, and is answered.
-fn control(server: Arc<Mutex<Server>>) -> String {
+///
+/// The thread must not keep the server alive beyond its test, since nothing would stop it then.
+fn control(server: Weak<Mutex<Server>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback interface has free ports");
     let address = listener.local_addr().expect("a bound socket has an address").to_string();
     thread::spawn(move || {
@@ -48,8 +50,9 @@ fn control(server: Arc<Mutex<Server>>) -> String {
     address
 }
 
-fn serve(mut socket: &TcpStream, server: &Mutex<Server>) {
+fn serve(mut socket: &TcpStream, server: &Weak<Mutex<Server>>) {
     for _ in BufReader::new(socket).lines().map_while(Result::ok) {
+        let Some(server) = server.upgrade() else { return };
         server.lock().expect("a restart does not panic").restart();
         if socket.write_all(b"restarted\n").is_err() {
             return;
