@@ -6,3 +6,4 @@ mod disk;
 mod hostile;
 mod member;
 mod process;
+mod tidy;
