@@ -98,8 +98,9 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
     let disk_options =
         DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
     let store = Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?);
-    let node =
-        Node::start(store.clone(), node_options(config)).map_err(|error| describe(&error))?;
+    let metrics = Arc::new(Metrics::new());
+    let node = Node::start(store.clone(), node_options(config), Arc::clone(&metrics))
+        .map_err(|error| describe(&error))?;
     let handle = node.handle();
     tracing::info!(
         member = %handle.member().id,
@@ -112,7 +113,6 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     let addresses: Vec<String> = listeners.iter().chain(&http_listeners).map(address).collect();
-    let metrics = Arc::new(Metrics::new());
     let options = server_options(config);
     let plain = ServerOptions { plain_only: true, worker_threads: 1, ..options.clone() };
     let mut servers = Vec::new();

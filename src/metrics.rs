@@ -7,6 +7,7 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// The content type of [`Metrics::encode`].
@@ -35,6 +36,10 @@ const CODES: [&str; 17] = [
 
 /// Ticks per second in `/proc/self/stat`: 100 on every Linux, whatever its kernel counts in.
 const USER_HZ: f64 = 100.0;
+
+/// The first bucket of commit times, and how many there are, each twice the one before: etcd's.
+const COMMIT_SECONDS_FIRST: f64 = 0.001;
+const COMMIT_BUCKETS: u16 = 14;
 
 /// Whether an RPC has streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +75,16 @@ pub struct Metrics {
     pub deletes: Counter,
     /// Transactions of more than one step.
     pub txns: Counter,
+    /// Leases granted.
+    pub leases_granted: Counter,
+    /// Leases revoked, by a client or because they ran out.
+    pub leases_revoked: Counter,
+    /// How long each commit took, its fsync included, in seconds.
+    pub commit_seconds: Histogram,
+    /// Bytes that clients sent.
+    pub received_bytes: Counter,
+    /// Bytes that were sent to clients.
+    pub sent_bytes: Counter,
     rpc_started: Family<[Label; 3], Counter>,
     rpc_handled: Family<[Label; 4], Counter>,
     started_seconds: f64,
@@ -90,6 +105,7 @@ pub struct State {
     pub quota_bytes: u64,
     pub watch_streams: u64,
     pub watchers: u64,
+    pub entries: u64,
 }
 
 /// The counters of one RPC, looked up once.
@@ -128,6 +144,15 @@ impl Metrics {
             puts: Counter::default(),
             deletes: Counter::default(),
             txns: Counter::default(),
+            leases_granted: Counter::default(),
+            leases_revoked: Counter::default(),
+            commit_seconds: Histogram::new(exponential_buckets(
+                COMMIT_SECONDS_FIRST,
+                2.0,
+                COMMIT_BUCKETS,
+            )),
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
             rpc_started: Family::default(),
             rpc_handled: Family::default(),
             started_seconds: SystemTime::now()
@@ -148,6 +173,24 @@ impl Metrics {
             "Transactions seen by this member",
             metrics.txns.clone(),
         );
+        for (name, help, counter) in [
+            ("etcd_debugging_lease_granted", "Leases granted", &metrics.leases_granted),
+            ("etcd_debugging_lease_revoked", "Leases revoked", &metrics.leases_revoked),
+            (
+                "etcd_network_client_grpc_received_bytes",
+                "Bytes received from clients",
+                &metrics.received_bytes,
+            ),
+            ("etcd_network_client_grpc_sent_bytes", "Bytes sent to clients", &metrics.sent_bytes),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        // One commit here is both to etcd: the sync of its log and the commit of its backend.
+        for name in
+            ["etcd_disk_wal_fsync_duration_seconds", "etcd_disk_backend_commit_duration_seconds"]
+        {
+            registry.register(name, "How long commits take", metrics.commit_seconds.clone());
+        }
         registry.register("grpc_server_started", "RPCs started", metrics.rpc_started.clone());
         registry.register("grpc_server_handled", "RPCs completed", metrics.rpc_handled.clone());
         metrics
@@ -204,6 +247,16 @@ fn register_state(now: &mut Registry, state: &State) {
     gauge(now, "etcd_server_is_leader", "Whether this member is the leader", 1);
     let leader_changes = ConstCounter::new(0_u64);
     now.register("etcd_server_leader_changes_seen", "Changes of the leader", leader_changes);
+    for (name, help) in [
+        ("etcd_server_proposals_committed", "Entries that are durable"),
+        ("etcd_server_proposals_applied", "Entries that can be read"),
+    ] {
+        // Gauges in etcd, too: they start where the log ends.
+        gauge(now, &format!("{name}_total"), help, shown(state.entries));
+    }
+    gauge(now, "etcd_server_proposals_pending", "Entries on their way", 0);
+    let failed = ConstCounter::new(0_u64);
+    now.register("etcd_server_proposals_failed", "Entries that were given up", failed);
     labelled(now, "etcd_server_id", "Which member this is", ("server_id", state.member_id.clone()));
     let version = ("server_version", state.server_version.to_owned());
     labelled(now, "etcd_server_version", "Which version is running", version);

@@ -8,7 +8,7 @@
 //! | file | has |
 //! |---|---|
 //! | [`router`] | which service and method a path names, and what unknown ones answer |
-//! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth` | a service of etcd each |
+//! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health` | a service of etcd each |
 //! | [`convert`] | etcd's messages to commands, and replies back |
 //! | [`header`] | the header of every answer |
 //! | [`status`] | errors as gRPC statuses |
@@ -18,6 +18,7 @@ mod cluster;
 pub(crate) mod convert;
 mod fragment;
 pub(crate) mod header;
+mod health;
 mod kv;
 mod lease;
 mod maintenance;

@@ -20,16 +20,20 @@ use starling_proto::etcdserverpb::watch_server::WatchServer;
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
 
 use super::auth::AuthService;
 use super::cluster::ClusterService;
+use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
 use super::watch::WatchService;
 use super::{Context, status};
 use crate::metrics::{RpcKind, RpcMetrics};
+
+/// How long a client will wait, and how many digits it may say that with.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// A gRPC service that is served.
 #[derive(Clone, Copy, Debug)]
@@ -153,8 +157,7 @@ impl Router {
                 .max_decoding_message_size(unlimited),
             auth: AuthServer::new(AuthService::new(context.clone()))
                 .max_decoding_message_size(unlimited),
-            // The empty name, which is the whole server, is there and serving from the start.
-            health: HealthServer::new(HealthService::from_health_reporter(HealthReporter::new())),
+            health: HealthServer::new(HealthService),
             context,
         }
     }
@@ -168,6 +171,12 @@ impl Router {
         let Some(method) = self.methods.get(request.uri().path()) else {
             return Call::Unknown(Some(unknown(request.uri().path())));
         };
+        if let Some(timeout) = request.headers().get(GRPC_TIMEOUT)
+            && !is_timeout(timeout.as_bytes())
+        {
+            let text = format!("malformed grpc-timeout: {timeout:?}");
+            return Call::Unknown(Some(Status::internal(text).into_http()));
+        }
         let future = match method.service {
             ServiceName::Kv => self.kv.clone().call(request),
             ServiceName::Watch => self.watch.clone().call(request),
@@ -196,6 +205,17 @@ fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
     methods
 }
 
+/// Whether a client's deadline is one: up to eight digits and a unit. The client keeps it itself.
+fn is_timeout(value: &[u8]) -> bool {
+    match value.split_last() {
+        Some((b'H' | b'M' | b'S' | b'm' | b'u' | b'n', digits)) => {
+            (1..=TIMEOUT_DIGITS_MAX).contains(&digits.len())
+                && digits.iter().all(u8::is_ascii_digit)
+        }
+        _ => false,
+    }
+}
+
 /// As grpc-go puts it.
 fn unknown(path: &str) -> Response<tonic::body::Body> {
     let text = match path.strip_prefix('/').unwrap_or(path).rsplit_once('/') {
@@ -217,7 +237,7 @@ pub(crate) enum Call {
         /// Only for streams.
         context: Option<Context>,
     },
-    /// By nobody.
+    /// By nobody, or by nobody yet.
     Unknown(Option<Response<tonic::body::Body>>),
 }
 
@@ -356,6 +376,13 @@ mod tests {
         assert_eq!(message("/foo.Bar/Baz"), "unknown service foo.Bar");
         assert_eq!(message("/a/b/c"), "unknown service a/b");
         assert_eq!(message("/foo"), "malformed method name: \"/foo\"");
+    }
+
+    #[test]
+    fn deadlines_are_digits_and_a_unit() {
+        assert!(is_timeout(b"1S") && is_timeout(b"00000010m") && is_timeout(b"99999999n"));
+        let refused: [&[u8]; 6] = [b"", b"S", b"123456789S", b"1s", b"-1S", b"nonsense"];
+        assert!(refused.iter().all(|value| !is_timeout(value)));
     }
 
     #[test]

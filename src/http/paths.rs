@@ -205,6 +205,7 @@ fn metrics(context: &Context) -> Response<AnswerBody> {
         quota_bytes: status.quota_bytes.unwrap_or(0),
         watch_streams: status.watch_streams,
         watchers: status.watchers,
+        entries: status.entries,
     };
     answer(context.metrics.encode(&state), metrics::CONTENT_TYPE)
 }

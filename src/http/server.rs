@@ -225,7 +225,7 @@ impl Worker {
         let builder = Arc::new(builder(&self.options));
         let connections = GracefulShutdown::new();
         while let Some(accepted) = self.connections.recv().await {
-            match Socket::new(accepted, HANDSHAKE_TIMEOUT) {
+            match Socket::new(accepted, HANDSHAKE_TIMEOUT, &self.context.metrics) {
                 Ok(socket) => {
                     let (builder, app) = (Arc::clone(&builder), Arc::clone(&app));
                     tokio::spawn(serve(builder, app, socket, connections.watcher()));

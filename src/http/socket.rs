@@ -5,12 +5,15 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 use std::{fs, net};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+use crate::metrics::Metrics;
 
 /// Connections that wait to be accepted; the system may allow less. Bursts of reconnecting clients overrun the
 /// 128 of the standard library, and the kernel then lets them wait for a second.
@@ -118,6 +121,7 @@ pub(super) enum Accepted {
 pub(super) struct Socket {
     stream: Stream,
     first_words: Option<FirstWords>,
+    metrics: Arc<Metrics>,
 }
 
 enum Stream {
@@ -132,14 +136,24 @@ struct FirstWords {
 
 impl Socket {
     /// Must be called within the runtime that is to serve it.
-    pub(super) fn new(accepted: Accepted, first_words: Duration) -> io::Result<Self> {
+    pub(super) fn new(
+        accepted: Accepted,
+        first_words: Duration,
+        metrics: &Arc<Metrics>,
+    ) -> io::Result<Self> {
         let stream = match accepted {
             Accepted::Tcp(stream) => Stream::Tcp(tokio::net::TcpStream::from_std(stream)?),
             Accepted::Unix(stream) => Stream::Unix(tokio::net::UnixStream::from_std(stream)?),
         };
         let deadline = Box::pin(tokio::time::sleep(first_words));
         let first_words = Some(FirstWords { deadline, missing_bytes: FIRST_WORDS_BYTES });
-        Ok(Self { stream, first_words })
+        Ok(Self { stream, first_words, metrics: Arc::clone(metrics) })
+    }
+
+    fn count_sent(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.metrics.sent_bytes.inc_by(*bytes as u64);
+        }
     }
 
     fn stream(&mut self) -> Pin<&mut (dyn ReadWrite + Send)> {
@@ -161,6 +175,8 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = self.stream().poll_read(cx, buf);
+        let bytes = buf.filled().len() - before;
+        self.metrics.received_bytes.inc_by(bytes as u64);
         let Some(first_words) = &mut self.first_words else { return read };
         if read.is_pending() {
             return first_words
@@ -169,7 +185,6 @@ impl AsyncRead for Socket {
                 .poll(cx)
                 .map(|()| Err(io::ErrorKind::TimedOut.into()));
         }
-        let bytes = buf.filled().len() - before;
         first_words.missing_bytes = first_words.missing_bytes.saturating_sub(bytes);
         if first_words.missing_bytes == 0 {
             self.first_words = None;
@@ -184,7 +199,9 @@ impl AsyncWrite for Socket {
         cx: &mut task::Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write(cx, buf)
+        let written = self.stream().poll_write(cx, buf);
+        self.count_sent(&written);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
@@ -200,7 +217,9 @@ impl AsyncWrite for Socket {
         cx: &mut task::Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(cx, bufs)
+        let written = self.stream().poll_write_vectored(cx, bufs);
+        self.count_sent(&written);
+        written
     }
 
     /// Both kinds of sockets can.

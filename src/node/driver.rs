@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -127,11 +127,21 @@ impl Driver {
             self.tick(now)?;
         }
         self.writer.reclaim();
-        self.writer.commit()?;
+        self.commit()?;
         self.answer();
         if self.sweeper.is_none() && now.monotonic_millis >= self.next_sweep_millis {
             self.sweep()?;
         }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        if !self.writer.has_open_batch() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.writer.commit()?;
+        self.shared.metrics.commit_seconds.observe(start.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -226,7 +236,14 @@ impl Driver {
         now: Now,
     ) -> Result<Result<Reply<CommandReply>>, StoreError> {
         match self.writer.execute(command, now) {
-            Ok(reply) => Ok(Ok(reply)),
+            Ok(reply) => {
+                match reply.body {
+                    CommandReply::LeaseGrant(_) => _ = self.shared.metrics.leases_granted.inc(),
+                    CommandReply::LeaseRevoke => _ = self.shared.metrics.leases_revoked.inc(),
+                    _ => {}
+                }
+                Ok(Ok(reply))
+            }
             Err(Failure::Refused(error)) => Ok(Err(error)),
             Err(Failure::Broken(error)) => Err(error),
         }

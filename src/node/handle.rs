@@ -19,6 +19,7 @@ use crate::engine::mvcc::{Mvcc, Reader, StateHash};
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
 use crate::error::{Error, Result, StoreError};
+use crate::metrics::Metrics;
 use crate::types::{ClusterId, LeaseId, MemberId, Revision};
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
@@ -90,6 +91,7 @@ pub(super) struct Shared {
     pub(super) lessor: Arc<Lessor>,
     pub(super) hub: Arc<Hub>,
     pub(super) clock: SystemClock,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) member: Member,
     pub(super) options: RequestOptions,
     pub(super) quota_bytes: Option<u64>,
@@ -108,12 +110,14 @@ impl Shared {
         options: RequestOptions,
         quota_bytes: Option<u64>,
         clock: SystemClock,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             mvcc: Arc::clone(writer.mvcc()),
             lessor: Arc::clone(writer.lessor()),
             hub: Arc::clone(writer.hub()),
             clock,
+            metrics,
             member,
             options,
             quota_bytes,

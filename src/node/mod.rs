@@ -25,6 +25,7 @@ pub use crate::engine::mvcc::StateHash as HashKv;
 
 use crate::engine::{Options as WriterOptions, Writer};
 use crate::error::StoreError;
+use crate::metrics::Metrics;
 use crate::storage::Store;
 use compactor::Compactor;
 use driver::{Driver, QUEUE_MAX, Task};
@@ -55,7 +56,11 @@ pub struct Node {
 
 impl Node {
     /// Starts a member on a store: reads the log back into memory, then takes requests.
-    pub fn start(store: Store, options: NodeOptions) -> Result<Self, StoreError> {
+    pub fn start(
+        store: Store,
+        options: NodeOptions,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StoreError> {
         let clock = SystemClock::new();
         let now = clock.now();
         let writer = Writer::open(store, &options.writer, now)?;
@@ -67,8 +72,8 @@ impl Node {
             peer_urls: options.peer_urls,
             client_urls: options.client_urls,
         };
-        let shared =
-            Shared::new(&writer, member, options.request, options.writer.quota_bytes, clock);
+        let quota_bytes = options.writer.quota_bytes;
+        let shared = Shared::new(&writer, member, options.request, quota_bytes, clock, metrics);
         let shared = Arc::new(shared);
         let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
         let compactor = Compactor::new(options.retention, now.monotonic_millis);

@@ -32,12 +32,14 @@ impl Member {
 
     /// Serves on more listeners than the one on a free port.
     pub(crate) fn start_with(options: &ServerOptions, mut listeners: Vec<Listener>) -> Self {
-        let node = Node::start(Store::Memory(Memory::new()), node_options())
-            .expect("an empty store opens");
+        let metrics = Arc::new(Metrics::new());
+        let store = Store::Memory(Memory::new());
+        let node = Node::start(store, node_options(), Arc::clone(&metrics));
+        let node = node.expect("an empty store opens");
         let listener = Listener::tcp("127.0.0.1:0").expect("there is a free port");
         let address = listener.address().expect("it listens on TCP");
         listeners.push(listener);
-        let server = Server::start(options, node.handle(), Arc::new(Metrics::new()), listeners);
+        let server = Server::start(options, node.handle(), metrics, listeners);
         Self { node: Some(node), server: Some(server.expect("threads start")), address }
     }
 
