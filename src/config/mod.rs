@@ -232,7 +232,7 @@ fn from_file(text: &str, warnings: &mut Vec<String>) -> Result<Values, UsageErro
                 values.insert(flag.name, value);
             }
             None => {
-                warnings.push(format!("unrecognized setting in the configuration file: {name}"))
+                warnings.push(format!("unrecognized setting in the configuration file: {name}"));
             }
         }
     }

@@ -465,7 +465,9 @@ impl Pair {
             Step::Poll(stream) => self.clients[*stream].poll(&self.shown),
             Step::Progress(stream) => {
                 self.clients[*stream].stream.request_progress();
-                self.clients[*stream].progress_asked = true;
+                // A request that finds no watcher is forgotten.
+                let client = &mut self.clients[*stream];
+                client.progress_asked |= !client.watchers.is_empty();
             }
         }
     }

@@ -162,7 +162,7 @@ impl Stream {
 
     /// Asks for a progress reply. As in etcd none comes while a watcher is behind, or if there is none.
     pub fn request_progress(&mut self) {
-        self.progress_asked = !self.watchers.is_empty() && self.behind == 0;
+        self.progress_asked |= !self.watchers.is_empty();
     }
 
     /// Tells the stream what time it is: watchers that want it and have heard nothing for `interval_millis` are told
