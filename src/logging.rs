@@ -1,11 +1,12 @@
 //! The log: one line an event, as JSON or for people.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
 use std::sync::Mutex;
 
 use tracing::Level;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
 
 use crate::config::{LogFormat, LogLevel, LogOutput};
 
@@ -14,21 +15,22 @@ use crate::config::{LogFormat, LogLevel, LogOutput};
 /// # Errors
 ///
 /// If the log file cannot be opened.
-pub fn init(level: LogLevel, format: LogFormat, output: &LogOutput) -> io::Result<()> {
+pub fn init(level: LogLevel, format: LogFormat, outputs: &[LogOutput]) -> io::Result<()> {
     let level = match level {
         LogLevel::Debug => Level::DEBUG,
         LogLevel::Info => Level::INFO,
         LogLevel::Warn => Level::WARN,
         LogLevel::Error => Level::ERROR,
     };
-    let (writer, is_terminal) = match output {
-        LogOutput::Stderr => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
-        LogOutput::Stdout => (BoxMakeWriter::new(io::stdout), io::stdout().is_terminal()),
-        LogOutput::File(path) => {
-            let file = OpenOptions::new().create(true).append(true).open(path)?;
-            (BoxMakeWriter::new(Mutex::new(file)), false)
-        }
-    };
+    let is_terminal = outputs.iter().all(|output| match output {
+        LogOutput::Stderr => io::stderr().is_terminal(),
+        LogOutput::Stdout => io::stdout().is_terminal(),
+        LogOutput::File(_) => false,
+    });
+    let mut writer = BoxMakeWriter::new(io::sink);
+    for output in outputs {
+        writer = BoxMakeWriter::new(writer.and(self::writer(output)?));
+    }
     let for_people = match format {
         LogFormat::Console => true,
         LogFormat::Json => false,
@@ -42,4 +44,34 @@ pub fn init(level: LogLevel, format: LogFormat, output: &LogOutput) -> io::Resul
         log.json().flatten_event(true).init();
     }
     Ok(())
+}
+
+fn writer(output: &LogOutput) -> io::Result<BoxMakeWriter> {
+    Ok(match output {
+        LogOutput::Stderr => BoxMakeWriter::new(io::stderr),
+        LogOutput::Stdout => BoxMakeWriter::new(io::stdout),
+        LogOutput::File(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path)?;
+            BoxMakeWriter::new(Mutex::new(file))
+        }
+    })
+}
+
+/// From now on a panic in any thread is logged and ends the process: the threads that wait for that one would wait
+/// for ever.
+pub fn end_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let backtrace = Backtrace::capture();
+        tracing::error!(
+            thread = thread.name().unwrap_or_default(),
+            place,
+            backtrace =
+                (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string()),
+            "panicked: {}",
+            panic.payload_as_str().unwrap_or("for no given reason")
+        );
+        std::process::abort();
+    }));
 }

@@ -1,6 +1,7 @@
 //! The `starling` binary: reads the settings, opens the store, serves until it is told to stop.
 
 use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +31,13 @@ const LEASE_ELECTION_HALVES: u128 = 3;
 const EXIT_INTERRUPTED: i32 = 130;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args();
-    let program = args.next().unwrap_or_default();
-    let args: Vec<String> = args.collect();
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
+    let args: Result<Vec<String>, _> = args.map(std::ffi::OsString::into_string).collect();
+    let args = match args {
+        Ok(args) => args,
+        Err(arg) => return refuse(&format!("{} is not UTF-8", arg.display()), 2),
+    };
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let invocation =
@@ -51,10 +56,12 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "this is what was asked for")]
 fn print(text: &str) -> ExitCode {
-    print!("{text}");
-    ExitCode::SUCCESS
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads it may stop after the first line.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "there may be no log yet")]
@@ -80,8 +87,9 @@ fn version() -> String {
 
 /// Runs a member until it is told to stop, or fails.
 fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
-    logging::init(config.log_level, config.log_format, &config.log_output)
+    logging::init(config.log_level, config.log_format, &config.log_outputs)
         .map_err(|error| format!("cannot open the log: {error}"))?;
+    logging::end_on_panic();
     for warning in warnings {
         tracing::warn!("{warning}");
     }

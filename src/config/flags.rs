@@ -9,6 +9,8 @@ pub enum Kind {
     Bool,
     /// A whole number.
     Int,
+    /// A whole number from zero on.
+    Uint,
     /// Such as `5s` or `1m30s`; in a configuration file, nanoseconds.
     Duration,
 }
@@ -49,7 +51,7 @@ pub struct Group {
 }
 
 use Effect::{Honoured, Ignored, Refused};
-use Kind::{Bool, Duration, Int, Text};
+use Kind::{Bool, Duration, Int, Text, Uint};
 
 const NO_RAFT: Effect = Ignored("there is no raft");
 const NO_BBOLT: Effect = Ignored("the store is not bbolt");
@@ -79,25 +81,25 @@ pub const GROUPS: &[Group] = &[
         flag("listen-client-http-urls", Text, "", Honoured, "where to listen for plain HTTP only, besides"),
         flag("listen-peer-urls", Text, "http://localhost:2380", ONE_MEMBER, "where to listen for peers"),
         flag("quota-backend-bytes", Int, "0", Honoured, "bytes that the data may take; 0 is 2 GiB, less is no limit"),
-        flag("max-txn-ops", Int, "128", Honoured, "operations that a transaction may have"),
-        flag("max-request-bytes", Int, "1572864", Honoured, "bytes that a request may have"),
-        flag("max-concurrent-streams", Int, "4294967295", Honoured, "calls at the same time on one connection"),
-        flag("heartbeat-interval", Int, "100", NO_RAFT, "milliseconds between heartbeats; checked against the election timeout"),
-        flag("election-timeout", Int, "1000", Honoured, "milliseconds; leases live at least 1.5 times as long"),
+        flag("max-txn-ops", Uint, "128", Honoured, "operations that a transaction may have"),
+        flag("max-request-bytes", Uint, "1572864", Honoured, "bytes that a request may have"),
+        flag("max-concurrent-streams", Uint, "4294967295", Honoured, "calls at the same time on one connection"),
+        flag("heartbeat-interval", Uint, "100", NO_RAFT, "milliseconds between heartbeats; checked against the election timeout"),
+        flag("election-timeout", Uint, "1000", Honoured, "milliseconds; leases live at least 1.5 times as long"),
         flag("grpc-keepalive-min-time", Duration, "5s", Ignored("frequent pings do no harm"), "how often a client may ping"),
         flag("grpc-keepalive-interval", Duration, "2h", Honoured, "after how long in silence a client is pinged; 0 for never"),
         flag("grpc-keepalive-timeout", Duration, "20s", Honoured, "how long the client has to answer"),
-        flag("value-cache-bytes", Int, "67108864", Honoured, "(starling) memory for values that were read or written lately"),
-        flag("block-cache-bytes", Int, "16777216", Honoured, "(starling) memory for blocks of the store"),
+        flag("value-cache-bytes", Uint, "67108864", Honoured, "(starling) memory for values that were read or written lately"),
+        flag("block-cache-bytes", Uint, "16777216", Honoured, "(starling) memory for blocks of the store"),
         flag("enable-grpc-gateway", Bool, "true", LATER, "serve the JSON gateway"),
         flag("feature-gates", Text, "", LATER, "switches of etcd's experimental features"),
         flag("wal-dir", Text, "", Ignored("there is no separate log"), "directory of etcd's log"),
-        flag("snapshot-count", Int, "10000", NO_RAFT, "transactions between snapshots"),
-        flag("snapshot-catchup-entries", Int, "5000", NO_RAFT, "entries kept for slow followers"),
+        flag("snapshot-count", Uint, "10000", NO_RAFT, "transactions between snapshots"),
+        flag("snapshot-catchup-entries", Uint, "5000", NO_RAFT, "entries kept for slow followers"),
         flag("initial-election-tick-advance", Bool, "true", NO_RAFT, "hurry the first election"),
         flag("pre-vote", Bool, "true", NO_RAFT, "ask before an election"),
-        flag("max-snapshots", Int, "5", NO_RAFT, "snapshot files to keep"),
-        flag("max-wals", Int, "5", NO_RAFT, "log files to keep"),
+        flag("max-snapshots", Uint, "5", NO_RAFT, "snapshot files to keep"),
+        flag("max-wals", Uint, "5", NO_RAFT, "log files to keep"),
         flag("memory-mlock", Bool, "false", NO_BBOLT, "keep pages in memory"),
         flag("backend-bbolt-freelist-type", Text, "map", NO_BBOLT, "bbolt's free list"),
         flag("backend-batch-interval", Duration, "0s", NO_BBOLT, "time between bbolt's commits"),
@@ -159,7 +161,7 @@ pub const GROUPS: &[Group] = &[
         flag("peer-auto-tls", Bool, "false", NO_TLS, "make a certificate for the peer port"),
         flag("peer-crl-file", Text, "", NO_TLS, "revoked certificates of peers"),
         flag("peer-skip-client-san-verification", Bool, "false", NO_TLS, "do not check the names of peers"),
-        flag("self-signed-cert-validity", Int, "1", Ignored("TLS is not supported yet"), "years that made certificates are valid"),
+        flag("self-signed-cert-validity", Uint, "1", Ignored("TLS is not supported yet"), "years that made certificates are valid"),
         flag("cipher-suites", Text, "", NO_TLS, "cipher suites"),
         flag("tls-min-version", Text, "TLS1.2", NO_TLS, "oldest version of TLS"),
         flag("tls-max-version", Text, "", NO_TLS, "newest version of TLS"),
@@ -168,8 +170,8 @@ pub const GROUPS: &[Group] = &[
     ] },
     Group { title: "Auth", flags: &[
         flag("auth-token", Text, "simple", LATER, "kind of tokens"),
-        flag("auth-token-ttl", Int, "300", LATER, "seconds that a token lives"),
-        flag("bcrypt-cost", Int, "10", LATER, "cost of hashing a password"),
+        flag("auth-token-ttl", Uint, "300", LATER, "seconds that a token lives"),
+        flag("bcrypt-cost", Uint, "10", LATER, "cost of hashing a password"),
     ] },
     Group { title: "Monitoring and logging", flags: &[
         flag("listen-metrics-urls", Text, "", Honoured, "where to serve /metrics and health checks, besides"),
@@ -195,7 +197,7 @@ pub const GROUPS: &[Group] = &[
         flag("compaction-batch-limit", Int, "1000", Ignored("compaction paces itself"), "revisions that a compaction removes at once"),
         flag("compaction-sleep-interval", Duration, "10ms", Ignored("compaction paces itself"), "pause between those"),
         flag("warning-apply-duration", Duration, "100ms", LATER, "log requests that take longer"),
-        flag("bootstrap-defrag-threshold-megabytes", Int, "0", Ignored("nothing needs defragmentation"), "defragment at start"),
+        flag("bootstrap-defrag-threshold-megabytes", Uint, "0", Ignored("nothing needs defragmentation"), "defragment at start"),
         flag("downgrade-check-time", Duration, "5s", LATER, "time between checks of a downgrade"),
     ] },
     Group { title: "Unsafe", flags: &[
@@ -203,7 +205,7 @@ pub const GROUPS: &[Group] = &[
         flag("unsafe-no-fsync", Bool, "false", Ignored("every write is synced"), "lose writes when the power fails"),
     ] },
     Group { title: "Of older releases", flags: &[
-        flag("experimental-bootstrap-defrag-threshold-megabytes", Int, "0", REMOVED, ""),
+        flag("experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", REMOVED, ""),
         flag("experimental-compact-hash-check-enabled", Bool, "false", REMOVED, ""),
         flag("experimental-compact-hash-check-time", Duration, "1m", REMOVED, ""),
         flag("experimental-compaction-batch-limit", Int, "1000", REMOVED, ""),
@@ -223,13 +225,28 @@ pub const GROUPS: &[Group] = &[
         flag("experimental-memory-mlock", Bool, "false", REMOVED, ""),
         flag("experimental-peer-skip-client-san-verification", Bool, "false", NO_TLS, ""),
         flag("experimental-set-member-localaddr", Bool, "false", REMOVED, ""),
-        flag("experimental-snapshot-catchup-entries", Int, "5000", REMOVED, ""),
+        flag("experimental-snapshot-catchup-entries", Uint, "5000", REMOVED, ""),
         flag("experimental-stop-grpc-service-on-defrag", Bool, "false", REMOVED, ""),
         flag("experimental-txn-mode-write-with-shared-buffer", Bool, "true", REMOVED, ""),
         flag("experimental-warning-apply-duration", Duration, "100ms", REMOVED, ""),
         flag("experimental-warning-unary-request-duration", Duration, "300ms", REMOVED, ""),
-        flag("experimental-watch-progress-notify-interval", Duration, "10m", REMOVED, ""),
+        flag("experimental-watch-progress-notify-interval", Duration, "10m", Honoured, "the name of watch-progress-notify-interval up to 3.6"),
     ] },
+];
+
+/// etcd's experimental features. None is to be had here, but a misspelt one is not passed over.
+pub const FEATURE_GATES: &[&str] = &[
+    "AllAlpha",
+    "AllBeta",
+    "CompactHashCheck",
+    "FastLeaseKeepAlive",
+    "InitialCorruptCheck",
+    "LeaseCheckpoint",
+    "LeaseCheckpointPersist",
+    "PriorityRequest",
+    "SetMemberLocalAddr",
+    "StopGRPCServiceOnDefrag",
+    "TxnModeWriteWithSharedBuffer",
 ];
 
 /// The flag of a name.

@@ -8,11 +8,12 @@
 pub mod flags;
 mod parse;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use flags::{Effect, Kind};
+use flags::{Effect, Flag, Kind};
 pub use parse::ListenUrl;
 use parse::Values;
 
@@ -20,6 +21,8 @@ use crate::node::Retention;
 
 /// The prefix of etcd's environment variables.
 const ENV_PREFIX: &str = "ETCD_";
+/// In the place of `--config-file`.
+const CONFIG_FILE_VARIABLE: &str = "ETCD_CONFIG_FILE";
 /// The program name under which starling stands in for etcd.
 const ETCD: &str = "etcd";
 /// etcd's quota if none is set.
@@ -76,7 +79,7 @@ pub struct Config {
     /// How it looks.
     pub log_format: LogFormat,
     /// Where it goes.
-    pub log_output: LogOutput,
+    pub log_outputs: Vec<LogOutput>,
 }
 
 /// How much is logged.
@@ -161,7 +164,12 @@ pub fn load(
         Some(word) => return Err(UsageError::config(format!("{word:?} is not a valid flag"))),
     }
     let mut warnings = Vec::new();
-    let values = match line.config_file {
+    let mut environment: BTreeMap<String, String> = environment
+        .into_iter()
+        .filter(|(name, value)| name.starts_with(ENV_PREFIX) && !value.is_empty())
+        .collect();
+    let config_file = environment.remove(CONFIG_FILE_VARIABLE);
+    let values = match line.config_file.filter(|path| !path.is_empty()).or(config_file) {
         Some(path) => {
             let text = read(&path)
                 .map_err(|error| UsageError::config(format!("cannot read {path}: {error}")))?;
@@ -171,6 +179,10 @@ pub fn load(
             from_file(&text, &mut warnings)?
         }
         None => {
+            // What a flag hides need not make sense.
+            environment.retain(|name, _| {
+                flag_of(name).is_none_or(|flag| !line.values.contains_key(flag.name))
+            });
             let mut values = from_environment(environment, &mut warnings)?;
             values.extend(line.values);
             values
@@ -182,19 +194,21 @@ pub fn load(
     Ok(Invocation::Run(Box::new(config), warnings))
 }
 
+/// The flag that a variable stands for.
+fn flag_of(variable: &str) -> Option<&'static Flag> {
+    let name = variable.strip_prefix(ENV_PREFIX)?.to_ascii_lowercase().replace('_', "-");
+    flags::find(&name)
+}
+
 fn from_environment(
-    environment: impl IntoIterator<Item = (String, String)>,
+    environment: BTreeMap<String, String>,
     warnings: &mut Vec<String>,
 ) -> Result<Values, UsageError> {
     let mut values = Values::new();
-    let mut variables: Vec<_> =
-        environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
-    variables.sort();
-    for (variable, value) in variables {
-        let name = variable[ENV_PREFIX.len()..].to_ascii_lowercase().replace('_', "-");
-        match flags::find(&name) {
+    for (variable, value) in environment {
+        match flag_of(&variable) {
             Some(flag) => {
-                parse::check(flag, &value)?;
+                parse::check_variable(flag, &variable, &value)?;
                 values.insert(flag.name, value);
             }
             None => warnings.push(format!("unrecognized environment variable {variable}={value}")),
@@ -275,7 +289,7 @@ fn refuse_security(name: &str, value: &serde_norway::Value) -> Result<(), UsageE
 fn judge(values: &Values, warnings: &mut Vec<String>) -> Result<(), UsageError> {
     for (name, value) in values {
         let Some(flag) = flags::find(name) else { continue };
-        if value == flag.default {
+        if parse::is_same(flag.kind, value, flag.default) {
             continue;
         }
         match flag.effect {
@@ -354,9 +368,7 @@ impl Settings {
             concurrent_streams_max: self.positive("max-concurrent-streams")?,
             retention: self.retention()?,
             election_timeout: self.election_timeout()?,
-            progress_interval: self
-                .duration("watch-progress-notify-interval")
-                .max(PROGRESS_INTERVAL_MIN),
+            progress_interval: self.progress_interval().max(PROGRESS_INTERVAL_MIN),
             keepalive_interval: Some(self.duration("grpc-keepalive-interval"))
                 .filter(|interval| !interval.is_zero()),
             keepalive_timeout: self.duration("grpc-keepalive-timeout"),
@@ -364,13 +376,15 @@ impl Settings {
             block_cache_bytes: u64::try_from(self.int("block-cache-bytes")).unwrap_or(0),
             log_level: self.log_level()?,
             log_format: self.log_format()?,
-            log_output: match self.text("log-outputs") {
-                "default" | "stderr" => LogOutput::Stderr,
-                "stdout" => LogOutput::Stdout,
-                path => LogOutput::File(PathBuf::from(path)),
-            },
+            log_outputs: self.log_outputs(),
             name,
         })
+    }
+
+    fn progress_interval(&self) -> Duration {
+        let name = "watch-progress-notify-interval";
+        let former = "experimental-watch-progress-notify-interval";
+        self.duration(if self.is_set(name) { name } else { former })
     }
 
     fn data_dir(&self, name: &str, is_etcd: bool) -> PathBuf {
@@ -385,9 +399,8 @@ impl Settings {
     fn check_cluster(&self, name: &str) -> Result<(), UsageError> {
         let state = self.text("initial-cluster-state");
         if !matches!(state, "new" | "existing") {
-            let text = format!(
-                "invalid value {state:?} for flag -initial-cluster-state: invalid value {state:?}"
-            );
+            let text =
+                format!("invalid value {state:?} for flag -initial-cluster-state: invalid value");
             return Err(UsageError::syntax(text));
         }
         let cluster = self.text("initial-cluster");
@@ -429,8 +442,11 @@ impl Settings {
     /// A bare number is hours in the one mode and revisions in the other.
     fn retention(&self) -> Result<Retention, UsageError> {
         let text = self.text("auto-compaction-retention");
-        let wrong =
-            || UsageError::config(format!("error parsing CompactionRetention: invalid {text:?}"));
+        let wrong = || {
+            UsageError::config(format!(
+                "error parsing CompactionRetention: invalid duration or number {text:?}"
+            ))
+        };
         let number = parse::parse_int(text);
         match self.text("auto-compaction-mode") {
             "periodic" => {
@@ -464,6 +480,23 @@ impl Settings {
             "error" | "dpanic" | "panic" | "fatal" => Ok(LogLevel::Error),
             level => Err(UsageError::config(format!("unrecognized level: {level:?}"))),
         }
+    }
+
+    fn log_outputs(&self) -> Vec<LogOutput> {
+        let output = |output| match output {
+            // The service manager puts what comes on stderr into its journal.
+            "default" | "stderr" | "systemd/journal" => LogOutput::Stderr,
+            "stdout" => LogOutput::Stdout,
+            path => LogOutput::File(PathBuf::from(path)),
+        };
+        let mut outputs: Vec<_> = self
+            .text("log-outputs")
+            .split(',')
+            .filter(|output| !output.is_empty())
+            .map(output)
+            .collect();
+        outputs.dedup();
+        outputs
     }
 
     fn log_format(&self) -> Result<LogFormat, UsageError> {

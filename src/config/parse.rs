@@ -89,21 +89,67 @@ fn with_value<'a>(
 /// Checks that a value is of the flag's kind.
 pub(super) fn check(flag: &Flag, value: &str) -> Result<(), UsageError> {
     let name = flag.name;
-    let fits = match flag.kind {
-        Kind::Text => true,
-        Kind::Bool => parse_bool(value).is_some(),
-        Kind::Int => parse_int(value).is_some(),
-        Kind::Duration => parse_duration(value).is_some(),
+    fault(flag, value).map_or(Ok(()), |fault| {
+        Err(UsageError::syntax(match flag.kind {
+            Kind::Bool => format!("invalid boolean value {value:?} for -{name}: {fault}"),
+            _ => format!("invalid value {value:?} for flag -{name}: {fault}"),
+        }))
+    })
+}
+
+/// Checks the same of an environment variable.
+pub(super) fn check_variable(flag: &Flag, variable: &str, value: &str) -> Result<(), UsageError> {
+    fault(flag, value).map_or(Ok(()), |fault| {
+        Err(UsageError::config(format!("invalid value {value:?} for {variable}: {fault}")))
+    })
+}
+
+/// What is wrong with a value, in Go's words.
+fn fault(flag: &Flag, value: &str) -> Option<String> {
+    const PARSE: &str = "parse error";
+    const RANGE: &str = "value out of range";
+    let fault = match flag.kind {
+        Kind::Text if flag.name == "feature-gates" => return feature_gates_fault(value),
+        Kind::Text => None,
+        Kind::Bool => parse_bool(value).is_none().then_some(PARSE),
+        Kind::Duration => parse_duration(value).is_none().then_some(PARSE),
+        Kind::Int => match parse_number(value) {
+            Some(number) => i64::try_from(number).is_err().then_some(RANGE),
+            None => Some(PARSE),
+        },
+        Kind::Uint => match parse_number(value) {
+            Some(number) if !value.starts_with(['+', '-']) => {
+                u64::try_from(number).is_err().then_some(RANGE)
+            }
+            _ => Some(PARSE),
+        },
     };
-    match (fits, flag.kind) {
-        (true, _) => Ok(()),
-        (false, Kind::Bool) => Err(UsageError::syntax(format!(
-            "invalid boolean value {value:?} for -{name}: parse error"
-        ))),
-        (false, _) => Err(UsageError::syntax(format!(
-            "invalid value {value:?} for flag -{name}: parse error"
-        ))),
-    }
+    fault.map(str::to_owned)
+}
+
+/// Names with a bool each.
+fn feature_gates_fault(value: &str) -> Option<String> {
+    value.split(',').map(str::trim).filter(|gate| !gate.is_empty()).find_map(|gate| {
+        let Some((name, value)) = gate.split_once('=') else {
+            return Some(format!("missing bool value for {gate}"));
+        };
+        if parse_bool(value.trim()).is_none() {
+            return Some(format!("invalid value of {name}={value}"));
+        }
+        let is_known = flags::FEATURE_GATES.contains(&name.trim());
+        (!is_known).then(|| format!("unrecognized feature gate: {name}"))
+    })
+}
+
+/// Whether two values that were checked mean the same.
+pub(super) fn is_same(kind: Kind, a: &str, b: &str) -> bool {
+    a == b
+        || match kind {
+            Kind::Text => false,
+            Kind::Bool => parse_bool(a) == parse_bool(b),
+            Kind::Int | Kind::Uint => parse_number(a) == parse_number(b),
+            Kind::Duration => parse_duration(a) == parse_duration(b),
+        }
 }
 
 /// A bool as Go reads it.
@@ -117,21 +163,28 @@ pub(super) fn parse_bool(value: &str) -> Option<bool> {
 
 /// A number as Go reads it: decimal, or with a prefix 0x, 0o, 0b or 0.
 pub(super) fn parse_int(value: &str) -> Option<i64> {
+    parse_number(value).and_then(|number| i64::try_from(number).ok())
+}
+
+/// The number, or the largest there is for one that is larger still.
+fn parse_number(value: &str) -> Option<i128> {
     let (negative, digits) = match value.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, value.strip_prefix('+').unwrap_or(value)),
     };
     let lower = digits.to_ascii_lowercase().replace('_', "");
-    let magnitude = match lower.as_bytes() {
-        [b'0', b'x', ..] => i128::from_str_radix(&lower[2..], 16),
-        [b'0', b'o', ..] => i128::from_str_radix(&lower[2..], 8),
-        [b'0', b'b', ..] => i128::from_str_radix(&lower[2..], 2),
-        [b'0', _, ..] => i128::from_str_radix(&lower[1..], 8),
-        [b'+' | b'-', ..] => return None,
-        _ => lower.parse(),
+    let (radix, digits) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, lower.as_str()),
     };
-    let magnitude = magnitude.ok().filter(|magnitude| *magnitude >= 0)?;
-    i64::try_from(if negative { -magnitude } else { magnitude }).ok()
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return None;
+    }
+    let magnitude = i128::from_str_radix(digits, radix).unwrap_or(i128::MAX);
+    Some(if negative { -magnitude } else { magnitude })
 }
 
 /// A duration as Go reads it, such as `1h30m` or `1.5s`. A negative one is none here.

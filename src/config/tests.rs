@@ -60,6 +60,27 @@ fn bad_lines_are_refused_in_gos_words() {
         ("--foo", "flag provided but not defined: -foo"),
         ("---name=a", "bad flag syntax: ---name=a"),
         ("--name", "flag needs an argument: -name"),
+        ("--max-txn-ops=-1", "invalid value \"-1\" for flag -max-txn-ops: parse error"),
+        (
+            "--quota-backend-bytes=0x",
+            "invalid value \"0x\" for flag -quota-backend-bytes: parse error",
+        ),
+        (
+            "--max-request-bytes=99999999999999999999",
+            "invalid value \"99999999999999999999\" for flag -max-request-bytes: value out of range",
+        ),
+        (
+            "--feature-gates=Foo=true",
+            "invalid value \"Foo=true\" for flag -feature-gates: unrecognized feature gate: Foo",
+        ),
+        (
+            "--feature-gates=LeaseCheckpoint=true,AllBeta",
+            "invalid value \"LeaseCheckpoint=true,AllBeta\" for flag -feature-gates: missing bool value for AllBeta",
+        ),
+        (
+            "--initial-cluster-state=bla",
+            "invalid value \"bla\" for flag -initial-cluster-state: invalid value",
+        ),
         ("--max-txn-ops=x", "invalid value \"x\" for flag -max-txn-ops: parse error"),
         ("--pre-vote=bla", "invalid boolean value \"bla\" for -pre-vote: parse error"),
         (
@@ -132,8 +153,13 @@ fn a_flag_wins_over_the_environment() {
     };
     assert_eq!((config.name.as_str(), config.txn_ops_max), ("f", 7));
     assert_eq!(warnings, ["unrecognized environment variable ETCD_FOO=1"]);
-    let refused = run_with("", &[("ETCD_MAX_TXN_OPS", "x")], "");
-    assert_eq!(refused.unwrap_err().text, "invalid value \"x\" for flag -max-txn-ops: parse error");
+    let refused = run_with("", &[("ETCD_MAX_TXN_OPS", "x")], "").unwrap_err();
+    assert_eq!(
+        refused,
+        UsageError::config("invalid value \"x\" for ETCD_MAX_TXN_OPS: parse error".to_owned())
+    );
+    assert!(run_with("--max-txn-ops=5", &[("ETCD_MAX_TXN_OPS", "x")], "").is_ok(), "hidden");
+    assert!(run_with("", &[("ETCD_MAX_TXN_OPS", "")], "").is_ok(), "empty is not set");
 }
 
 #[test]
@@ -168,6 +194,10 @@ typo: 1
         panic!("refused")
     };
     assert_eq!((config.name.as_str(), config.txn_ops_max), ("j", 9));
+    let Ok(Invocation::Run(config, _)) = run_with("", &[("ETCD_CONFIG_FILE", "x")], json) else {
+        panic!("refused")
+    };
+    assert_eq!(config.name, "j");
     let tls = run_with("--config-file x", &[], "client-transport-security: {cert-file: a.pem}");
     assert_eq!(
         tls.unwrap_err().text,
@@ -211,6 +241,31 @@ fn what_has_no_effect_is_named() {
 }
 
 #[test]
+fn a_default_may_be_written_in_other_words() {
+    let line = "--auto-tls=F --discovery-dial-timeout 2000ms --snapshot-count=0x2710 --cert-file=";
+    let Ok(Invocation::Run(_, warnings)) = run_with(line, &[], "") else { panic!("refused") };
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(error("--auto-tls=T").0, "TLS is not supported yet: --auto-tls");
+}
+
+#[test]
+fn the_interval_of_progress_has_two_names() {
+    let former = "--experimental-watch-progress-notify-interval=5s";
+    assert_eq!(config(former).progress_interval, Duration::from_secs(5));
+    let both = format!("{former} --watch-progress-notify-interval=1ms");
+    assert_eq!(config(&both).progress_interval, PROGRESS_INTERVAL_MIN);
+}
+
+#[test]
+fn the_log_may_go_to_several_places() {
+    assert_eq!(config("").log_outputs, [LogOutput::Stderr]);
+    assert_eq!(
+        config("--log-outputs=stdout,systemd/journal,/a").log_outputs,
+        [LogOutput::Stdout, LogOutput::Stderr, LogOutput::File(PathBuf::from("/a"))]
+    );
+}
+
+#[test]
 fn under_the_name_of_etcd_the_data_is_where_etcd_has_it() {
     let Ok(Invocation::Run(config, _)) =
         load("/usr/bin/etcd", &words("--name a"), [], |_| Ok(String::new()))
@@ -245,4 +300,36 @@ fn every_default_is_of_its_kind() {
     let mut names: Vec<&str> = flags::all().map(|flag| flag.name).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a flag stands twice in the table");
+}
+
+/// What `etcd --help` of 3.7 lists.
+const ETCD_FLAGS: &str = "\
+    name data-dir wal-dir snapshot-count heartbeat-interval election-timeout initial-election-tick-advance \
+    listen-peer-urls listen-client-urls listen-client-http-urls max-snapshots max-wals memory-mlock \
+    quota-backend-bytes backend-bbolt-freelist-type backend-batch-interval backend-batch-limit max-txn-ops \
+    max-request-bytes max-concurrent-streams grpc-keepalive-min-time grpc-keepalive-interval \
+    grpc-keepalive-timeout socket-reuse-port socket-reuse-address enable-grpc-gateway raft-read-timeout \
+    raft-write-timeout feature-gates initial-advertise-peer-urls initial-cluster initial-cluster-state \
+    initial-cluster-token advertise-client-urls discovery discovery-token discovery-endpoints \
+    discovery-dial-timeout discovery-request-timeout discovery-keepalive-time discovery-keepalive-timeout \
+    discovery-insecure-transport discovery-insecure-skip-tls-verify discovery-cert discovery-key \
+    discovery-cacert discovery-user discovery-password discovery-fallback discovery-proxy discovery-srv \
+    discovery-srv-name strict-reconfig-check pre-vote auto-compaction-retention auto-compaction-mode \
+    v2-deprecation cert-file key-file client-cert-auth client-cert-file client-key-file client-crl-file \
+    client-cert-allowed-hostname trusted-ca-file auto-tls peer-cert-file peer-key-file peer-client-cert-auth \
+    peer-client-cert-file peer-client-key-file peer-trusted-ca-file peer-cert-allowed-cn \
+    peer-cert-allowed-hostname peer-auto-tls self-signed-cert-validity peer-crl-file cipher-suites cors \
+    host-whitelist tls-min-version tls-max-version auth-token bcrypt-cost auth-token-ttl enable-pprof metrics \
+    listen-metrics-urls logger log-outputs log-level log-format enable-log-rotation log-rotation-config-json \
+    warning-unary-request-duration enable-distributed-tracing distributed-tracing-address \
+    distributed-tracing-service-name distributed-tracing-instance-id distributed-tracing-sampling-rate \
+    corrupt-check-time compact-hash-check-time compaction-batch-limit peer-skip-client-san-verification \
+    watch-progress-notify-interval warning-apply-duration bootstrap-defrag-threshold-megabytes max-learners \
+    compaction-sleep-interval downgrade-check-time snapshot-catchup-entries force-new-cluster unsafe-no-fsync";
+
+#[test]
+fn every_flag_of_etcd_is_known() {
+    let unknown: Vec<&str> =
+        ETCD_FLAGS.split_whitespace().filter(|name| flags::find(name).is_none()).collect();
+    assert_eq!(unknown, Vec::<&str>::new());
 }

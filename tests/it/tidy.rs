@@ -267,7 +267,7 @@ fn flag_row(flag: &Flag) -> String {
     let kind = match flag.kind {
         Kind::Text => "text",
         Kind::Bool => "bool",
-        Kind::Int => "number",
+        Kind::Int | Kind::Uint => "number",
         Kind::Duration => "duration",
     };
     let default =
