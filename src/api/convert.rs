@@ -94,21 +94,28 @@ pub(crate) fn delete_range(request: pb::DeleteRangeRequest) -> Parsed<DeleteRang
 }
 
 /// Recurses for nested transactions, which prost has bounded: it refuses messages more than 100 levels deep.
-pub(crate) fn txn(request: pb::TxnRequest) -> Parsed<Txn> {
+pub(crate) fn txn(request: pb::TxnRequest, ops_max: usize) -> Parsed<Txn> {
+    // As in etcd, the number of operations is looked at before any of them.
+    let pb::TxnRequest { compare: compares, success, failure } = request;
+    let used = compares.len().max(success.len()).max(failure.len());
+    let left = ops_max.checked_sub(used).ok_or(Invalid::TooManyOps)?;
+    let ops = |ops: Vec<pb::RequestOp>| -> Parsed<Vec<TxnOp>> {
+        ops.into_iter().map(|op| txn_op(op, left)).collect()
+    };
     Ok(Txn {
-        compares: request.compare.into_iter().map(compare).collect::<Parsed<_>>()?,
-        success: request.success.into_iter().map(txn_op).collect::<Parsed<_>>()?,
-        failure: request.failure.into_iter().map(txn_op).collect::<Parsed<_>>()?,
+        compares: compares.into_iter().map(compare).collect::<Parsed<_>>()?,
+        success: ops(success)?,
+        failure: ops(failure)?,
     })
 }
 
-fn txn_op(op: pb::RequestOp) -> Parsed<TxnOp> {
+fn txn_op(op: pb::RequestOp, ops_max: usize) -> Parsed<TxnOp> {
     use pb::request_op::Request;
     match op.request {
         Some(Request::RequestRange(request)) => range(request).map(TxnOp::Range),
         Some(Request::RequestPut(request)) => put(request).map(TxnOp::Put),
         Some(Request::RequestDeleteRange(request)) => delete_range(request).map(TxnOp::DeleteRange),
-        Some(Request::RequestTxn(request)) => txn(request).map(TxnOp::Txn),
+        Some(Request::RequestTxn(request)) => txn(request, ops_max).map(TxnOp::Txn),
         None => Err(Invalid::KeyNotFound),
     }
 }

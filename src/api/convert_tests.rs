@@ -91,12 +91,14 @@ fn a_transaction_is_checked_from_compares_to_failure() {
     let compare = |key: &'static str| pb::Compare { key: key.into(), ..pb::Compare::default() };
     let empty_op = || vec![op(None)];
     let empty_put = || vec![op(Some(Request::RequestPut(put_request(""))))];
-    let check = |compare, success, failure| txn(pb::TxnRequest { compare, success, failure }).err();
+    let check =
+        |compare, success, failure| txn(pb::TxnRequest { compare, success, failure }, 4).err();
     assert_eq!(check(vec![], vec![], vec![]), None);
     assert_eq!(check(vec![compare("")], empty_op(), vec![]), Some(Invalid::EmptyKey));
     assert_eq!(check(vec![compare("a")], empty_op(), empty_put()), Some(Invalid::KeyNotFound));
     assert_eq!(check(vec![], empty_put(), empty_op()), Some(Invalid::EmptyKey));
     assert_eq!(check(vec![], vec![], empty_op()), Some(Invalid::KeyNotFound));
+    assert_eq!(check(vec![compare(""); 5], empty_op(), vec![]), Some(Invalid::TooManyOps));
     let nested = pb::TxnRequest { failure: empty_op(), ..pb::TxnRequest::default() };
     assert_eq!(
         check(vec![], vec![op(Some(Request::RequestTxn(nested)))], vec![]),

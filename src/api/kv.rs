@@ -91,7 +91,7 @@ impl Kv for KvService {
     ) -> Result<Response<pb::TxnResponse>, Status> {
         let request = request.into_inner();
         let large = self.check_size(&request);
-        let txn = convert::txn(request)?;
+        let txn = convert::txn(request, self.context.node.txn_ops_max())?;
         if !txn.is_read_only() {
             large?;
         }

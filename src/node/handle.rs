@@ -192,6 +192,11 @@ impl Handle {
         self.shared.term
     }
 
+    /// Operations that a transaction may have.
+    pub fn txn_ops_max(&self) -> usize {
+        self.shared.options.txn_ops_max
+    }
+
     /// How the member is. Asks the file system for sizes.
     pub fn status(&self) -> Status {
         let Shared { mvcc, hub, lessor, .. } = &*self.shared;
