@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use starling_proto::etcdserverpb::request_op::Request;
 use starling_proto::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::process::Process;
 
@@ -23,6 +23,8 @@ const VALUE_BYTES: usize = 3000;
 /// A round lasts up to this long before the kill.
 const ROUND_MILLIS_MAX: u64 = 120;
 const ROUNDS: u64 = 50;
+/// History that the compactor leaves.
+const REVISIONS_KEPT: i64 = 20;
 
 /// What a writer knows of one key: the number that it holds for sure, and those it may hold since.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +72,7 @@ async fn load(member: Process, book: &Book, first: u64, round: u64) -> u64 {
         let first = first + writer as u64 * 1_000_000;
         writers.push(tokio::spawn(write(kv, book, writer, first)));
     }
+    writers.push(tokio::spawn(compact(member.kv().await)));
     // A different instant each round, the same ones in each run, as far as the machine lets it.
     let millis = 1 + round.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) % ROUND_MILLIS_MAX;
     tokio::time::sleep(Duration::from_millis(millis)).await;
@@ -100,6 +103,23 @@ async fn write(mut kv: Kv, book: Book, writer: usize, first: u64) {
             let mut book = book.lock().unwrap();
             let known = book.entry(key.clone()).or_default();
             *known = Known { answered: stored, open: Vec::new(), revision };
+        }
+    }
+}
+
+/// Gives up history all the time, so that crashes meet compaction and the sweeps of the log, too.
+async fn compact(mut kv: Kv) {
+    loop {
+        let Ok(reply) = kv.range(RangeRequest { key: "x".into(), ..Default::default() }).await
+        else {
+            return;
+        };
+        let revision = reply.into_inner().header.unwrap().revision - REVISIONS_KEPT;
+        let request = CompactionRequest { revision, physical: true };
+        match kv.compact(request).await {
+            Err(status) if status.code() != Code::OutOfRange => return,
+            // Done, or nothing new to give up.
+            _ => tokio::task::yield_now().await,
         }
     }
 }
