@@ -1,6 +1,7 @@
 //! The `starling` binary: reads the settings, opens the store, serves until it is told to stop.
 
 use std::fmt::Display;
+use std::io;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -187,13 +188,26 @@ async fn failed_in_background(store: Store) -> String {
 }
 
 fn listen(urls: &[ListenUrl]) -> Result<Vec<Listener>, String> {
-    let listen = |url: &ListenUrl| match url {
-        ListenUrl::Tcp { host, port } => Listener::tcp((host.as_str(), *port))
-            .map_err(|error| format!("cannot listen on {host}:{port}: {error}")),
+    urls.iter().map(listen_on).collect()
+}
+
+fn listen_on(url: &ListenUrl) -> Result<Listener, String> {
+    match url {
+        ListenUrl::Tcp { host, port } => {
+            // As Go does it: the name means IPv4 where there is that.
+            let is_name = host == "localhost";
+            let address = if is_name { "127.0.0.1" } else { host.as_str() };
+            let listener = match Listener::tcp((address, *port)) {
+                Err(error) if is_name && error.kind() == io::ErrorKind::AddrNotAvailable => {
+                    Listener::tcp(("::1", *port))
+                }
+                listener => listener,
+            };
+            listener.map_err(|error| format!("cannot listen on {host}:{port}: {error}"))
+        }
         ListenUrl::Unix(path) => Listener::unix(path)
             .map_err(|error| format!("cannot listen on {}: {error}", path.display())),
-    };
-    urls.iter().map(listen).collect()
+    }
 }
 
 fn address(listener: &Listener) -> String {

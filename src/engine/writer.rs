@@ -513,7 +513,7 @@ impl Writer {
     /// A sweep of the log, if it is worth the work, or if there is anything to sweep and it is `wanted`. One at a time:
     /// the caller runs it on another thread and then calls [`Self::end_sweep`].
     pub fn begin_sweep(&self, wanted: bool) -> Option<Sweep> {
-        let is_due = self.mvcc.is_worth_sweeping() || wanted && self.mvcc.has_dead_rows();
+        let is_due = self.mvcc.is_worth_sweeping() || wanted && self.mvcc.can_be_swept();
         // Durable rows only: the end of the log must not be swept away under an open batch.
         let is_settled =
             self.reclaim.is_none() && self.compacting.is_none() && !self.has_open_batch();

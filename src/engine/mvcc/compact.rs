@@ -24,6 +24,8 @@ const SLICE_KEYS: usize = 256;
 const SWEEP_BYTES_MIN: u64 = 16 << 20;
 /// ... this part of what it has to rewrite.
 const SWEEP_FRACTION: u64 = 2;
+/// For a client that waits for the space, this part is enough: less is not worth a rewrite of the log.
+const SWEEP_WANTED_FRACTION: u64 = 64;
 
 /// The walk that takes what a compaction gave up out of the index.
 pub(in crate::engine) struct Reclaim {
@@ -164,9 +166,10 @@ impl Mvcc {
         guarded.dead_bytes >= SWEEP_BYTES_MIN.max(guarded.live_bytes / SWEEP_FRACTION)
     }
 
-    /// Whether a sweep would give back anything.
-    pub(in crate::engine) fn has_dead_rows(&self) -> bool {
-        self.guarded.read().dead_bytes > 0
+    /// Whether a sweep that somebody waits for would give back anything to speak of.
+    pub(in crate::engine) fn can_be_swept(&self) -> bool {
+        let guarded = self.guarded.read();
+        guarded.dead_bytes > 0 && guarded.dead_bytes >= guarded.live_bytes / SWEEP_WANTED_FRACTION
     }
 
     /// Takes note of a sweep that is complete.
