@@ -1,8 +1,7 @@
 //! The `starling` binary: reads the settings, opens the store, serves until it is told to stop.
 
 use std::fmt::Display;
-use std::io;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 fn print(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match io::stdout().write_all(text.as_bytes()) {
         // Whoever reads it may stop after the first line.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
@@ -198,7 +197,7 @@ fn listen_on(url: &ListenUrl) -> Result<Listener, String> {
             let is_name = host == "localhost";
             let address = if is_name { "127.0.0.1" } else { host.as_str() };
             let listener = match Listener::tcp((address, *port)) {
-                Err(error) if is_name && error.kind() == io::ErrorKind::AddrNotAvailable => {
+                Err(error) if is_name && error.kind() == ErrorKind::AddrNotAvailable => {
                     Listener::tcp(("::1", *port))
                 }
                 listener => listener,
