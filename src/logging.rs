@@ -6,7 +6,10 @@ use std::io::{self, IsTerminal};
 use std::sync::Mutex;
 
 use tracing::Level;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, LogLevel, LogOutput};
 
@@ -16,12 +19,6 @@ use crate::config::{LogFormat, LogLevel, LogOutput};
 ///
 /// If the log file cannot be opened.
 pub fn init(level: LogLevel, format: LogFormat, outputs: &[LogOutput]) -> io::Result<()> {
-    let level = match level {
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Error => Level::ERROR,
-    };
     let is_terminal = outputs.iter().all(|output| match output {
         LogOutput::Stderr => io::stderr().is_terminal(),
         LogOutput::Stdout => io::stdout().is_terminal(),
@@ -36,14 +33,25 @@ pub fn init(level: LogLevel, format: LogFormat, outputs: &[LogOutput]) -> io::Re
         LogFormat::Json => false,
         LogFormat::Auto => is_terminal,
     };
-    let log =
-        tracing_subscriber::fmt().with_max_level(level).with_target(false).with_writer(writer);
+    let log = tracing_subscriber::fmt::layer().with_target(false).with_writer(writer);
+    let registry = tracing_subscriber::registry().with(filter(level));
     if for_people {
-        log.with_ansi(is_terminal).init();
+        registry.with(log.with_ansi(is_terminal)).init();
     } else {
-        log.json().flatten_event(true).init();
+        registry.with(log.json().flatten_event(true)).init();
     }
     Ok(())
+}
+
+/// What the store and the transport say in passing is for those who look for a fault in them.
+fn filter(level: LogLevel) -> Targets {
+    let (level, of_libraries) = match level {
+        LogLevel::Debug => (Level::DEBUG, Level::INFO),
+        LogLevel::Info => (Level::INFO, Level::WARN),
+        LogLevel::Warn => (Level::WARN, Level::WARN),
+        LogLevel::Error => (Level::ERROR, Level::ERROR),
+    };
+    Targets::new().with_default(of_libraries).with_target(env!("CARGO_PKG_NAME"), level)
 }
 
 fn writer(output: &LogOutput) -> io::Result<BoxMakeWriter> {
