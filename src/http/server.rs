@@ -221,6 +221,7 @@ impl Failures {
 impl Worker {
     /// Serves connections until no more can come and those there are have ended.
     async fn run(mut self) {
+        self.context.node = self.context.node.at_home();
         let app = Arc::new(App::new(&self.context, self.options.plain_only));
         let builder = Arc::new(builder(&self.options));
         let connections = GracefulShutdown::new();

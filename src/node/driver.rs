@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use super::clock::SystemClock;
 use super::compactor::Compactor;
 use super::handle::Shared;
-use crate::engine::command::{Command, CommandReply, Reply};
+use super::home::{Answer, Answers, Home, Outcome};
+use crate::engine::command::{Command, CommandReply};
 use crate::engine::mvcc::Sweep;
 use crate::engine::{Failure, Writer};
 use crate::error::{Error, Result, StoreError};
@@ -42,7 +43,7 @@ const LATE_MILLIS: u64 = 5000;
 /// What the thread is asked to do.
 pub(super) enum Task {
     /// Evaluate a command.
-    Command(Command, oneshot::Sender<Result<Reply<CommandReply>>>),
+    Command(Command, oneshot::Sender<Outcome>, Home),
     /// Say when the space of a compaction has been given up.
     AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
     /// Take note of a sweep, which has ended so.
@@ -54,8 +55,6 @@ pub(super) enum Task {
 /// The sending end of the queue.
 pub(super) type Queue = SyncSender<Task>;
 
-type Answer = (oneshot::Sender<Result<Reply<CommandReply>>>, Result<Reply<CommandReply>>);
-
 /// The state of the thread.
 pub(super) struct Driver {
     writer: Writer,
@@ -63,7 +62,7 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     clock: SystemClock,
     compactor: Compactor,
-    answers: Vec<Answer>,
+    answers: Answers,
     awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
     /// For sweeps to report back.
     queue: Queue,
@@ -91,7 +90,7 @@ impl Driver {
             shared,
             clock,
             compactor,
-            answers: Vec::new(),
+            answers: Answers::default(),
             awaiting_reclaim: Vec::new(),
             queue,
             sweeper: None,
@@ -208,9 +207,9 @@ impl Driver {
 
     fn take(&mut self, task: Task, now: Now) -> Result<(), StoreError> {
         match task {
-            Task::Command(command, reply) => {
-                let result = self.execute(command, now)?;
-                self.answers.push((reply, result));
+            Task::Command(command, waiting, home) => {
+                let outcome = self.execute(command, now)?;
+                self.answers.push(&home, Answer { waiting, outcome });
             }
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
             Task::Swept(sweep, result) => {
@@ -230,11 +229,7 @@ impl Driver {
         Ok(())
     }
 
-    fn execute(
-        &mut self,
-        command: Command,
-        now: Now,
-    ) -> Result<Result<Reply<CommandReply>>, StoreError> {
+    fn execute(&mut self, command: Command, now: Now) -> Result<Outcome, StoreError> {
         match self.writer.execute(command, now) {
             Ok(reply) => {
                 match reply.body {
@@ -252,10 +247,7 @@ impl Driver {
     /// After the commit: everybody gets an answer, and what readers see of the writer is renewed.
     fn answer(&mut self) {
         self.shared.observe(&self.writer);
-        for (reply, result) in self.answers.drain(..) {
-            // A client that has gone away needs no answer.
-            let _ = reply.send(result);
-        }
+        self.answers.send();
         let writer = &self.writer;
         for (_, reply) in
             self.awaiting_reclaim.extract_if(.., |(revision, _)| writer.is_reclaimed(*revision))

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
+use super::home::Home;
 use crate::engine::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put,
     PutReply, Range, RangeReply, Reply, Txn, TxnOp, TxnReply,
@@ -174,9 +175,17 @@ impl Shared {
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
     pub(super) queue: Queue,
+    /// Where its answers go.
+    pub(super) home: Home,
 }
 
 impl Handle {
+    /// A handle for requests of the current runtime, whose answers arrive there in batches. Its clones are the same.
+    #[must_use]
+    pub fn at_home(&self) -> Self {
+        Self { home: Home::here(), ..self.clone() }
+    }
+
     /// Who this is.
     pub fn member(&self) -> &Member {
         &self.shared.member
@@ -355,7 +364,7 @@ impl Handle {
 
     async fn execute(&self, command: Command) -> Result<Reply<CommandReply>> {
         let (reply, wait) = oneshot::channel();
-        self.send(Task::Command(command, reply))?;
+        self.send(Task::Command(command, reply, self.home.clone()))?;
         match tokio::time::timeout(self.shared.options.timeout, wait).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Stopped),

@@ -13,6 +13,7 @@ mod clock;
 mod compactor;
 mod driver;
 mod handle;
+mod home;
 
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -30,6 +31,7 @@ use crate::storage::Store;
 use compactor::Compactor;
 use driver::{Driver, QUEUE_MAX, Task};
 use handle::Shared;
+use home::Home;
 
 /// Settings of a member.
 #[derive(Clone, Debug)]
@@ -81,7 +83,7 @@ impl Node {
             Driver::new(writer, (queue.clone(), tasks), Arc::clone(&shared), clock, compactor);
         let driver =
             std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
-        Ok(Self { handle: Handle { shared, queue }, driver: Some(driver) })
+        Ok(Self { handle: Handle { shared, queue, home: Home::nowhere() }, driver: Some(driver) })
     }
 
     /// A way in.
