@@ -248,7 +248,7 @@ impl Handle {
     pub async fn txn(&self, txn: Txn) -> Result<Reply<TxnReply>> {
         txn.check(self.shared.options.txn_ops_max)?;
         if txn.is_read_only() {
-            let cost = txn_cost(&txn, &self.shared.mvcc.reader());
+            let cost = txn_cost(&txn, &self.shared.mvcc);
             return self.read(cost, move |reader| txn::read_only(&txn, reader)).await;
         }
         match self.execute(Command::Txn(txn)).await? {
@@ -259,7 +259,7 @@ impl Handle {
 
     /// Reads a range, without the writer.
     pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
-        let cost = self.shared.mvcc.reader().cost(&range);
+        let cost = self.shared.mvcc.cost(&range);
         self.read(cost, move |reader| {
             Ok(Reply { revision: reader.revision(), body: reader.range(&range)? })
         })
@@ -380,11 +380,10 @@ impl Handle {
     }
 }
 
-fn txn_cost(txn: &Txn, reader: &Reader<'_>) -> u64 {
-    let compares =
-        txn.compares.iter().map(|compare| reader.cost(&Range::new(compare.range.clone())));
+fn txn_cost(txn: &Txn, mvcc: &Mvcc) -> u64 {
+    let compares = txn.compares.iter().map(|compare| mvcc.cost(&Range::new(compare.range.clone())));
     let ranges = txn.success.iter().chain(&txn.failure).map(|op| match op {
-        TxnOp::Range(range) => reader.cost(range),
+        TxnOp::Range(range) => mvcc.cost(range),
         _ => 0,
     });
     compares.chain(ranges).fold(0, u64::saturating_add)

@@ -32,6 +32,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::Failure;
+use super::command::{Filter, Range, SortTarget};
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{Op, Place, Row};
 use crate::storage::{Space, Store};
@@ -172,6 +173,21 @@ impl Mvcc {
     /// The bytes that the store takes on disk.
     pub fn disk_bytes(&self) -> u64 {
         self.store.disk_bytes()
+    }
+
+    /// How many keys a range looks at: a measure of its cost.
+    pub fn cost(&self, range: &Range) -> u64 {
+        if range.count_only || range.range.is_single() {
+            return 1;
+        }
+        let walks_all = range.filter != Filter::default()
+            || range.sort.is_some_and(|sort| sort.target != SortTarget::Key);
+        let limit = range.limit.filter(|_| !walks_all).map_or(u64::MAX, |limit| limit as u64);
+        // A small limit is an answer without a look at the index.
+        if limit <= CHUNK_KEYS as u64 {
+            return limit;
+        }
+        self.guarded.read().index.sum(&range.range).keys.min(limit)
     }
 
     pub(super) fn store(&self) -> &Store {

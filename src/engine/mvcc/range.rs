@@ -19,11 +19,19 @@ const SWEEP_GAP_MAX: u64 = 4;
 /// How many candidates a sorted range with a limit collects before it drops those that cannot win.
 const SORT_SLACK: usize = 1024;
 
-/// A key found by the walk: enough of it to decide whether its row is needed.
-struct Found {
-    place: Place,
-    /// Everything but the value, where the index knows it.
-    head: Option<KeyValue>,
+/// Keys found by a walk: enough of them to decide whether their rows are needed.
+#[derive(Default)]
+struct Chunk {
+    places: Vec<Place>,
+    /// For each of them everything but the value, where the index knows it. Empty if nobody asked.
+    heads: Vec<Option<KeyValue>>,
+}
+
+impl Chunk {
+    fn truncate(&mut self, len: usize) {
+        self.places.truncate(len);
+        self.heads.truncate(len);
+    }
 }
 
 /// In which direction a walk goes.
@@ -38,6 +46,9 @@ impl Reader<'_> {
     /// field than the key, or filters, O(keys in the range).
     pub fn range(&self, range: &Range) -> Result<RangeReply, Failure> {
         let revision = self.resolve(range.revision)?;
+        if range.range.is_single() {
+            return self.single(range, revision);
+        }
         let count = self.index().count(&range.range, revision);
         if range.count_only {
             return Ok(RangeReply { kvs: Vec::new(), more: false, count });
@@ -60,18 +71,28 @@ impl Reader<'_> {
         Ok(RangeReply { kvs, more, count })
     }
 
-    /// How many keys a range reply would look at: a measure of its cost.
-    pub fn cost(&self, range: &Range) -> u64 {
-        if range.count_only {
-            return 0;
+    /// A range of one key takes one lookup.
+    fn single(&self, range: &Range, revision: Revision) -> Result<RangeReply, Failure> {
+        let key = &range.range.start;
+        let found = {
+            let guarded = self.index();
+            let history = guarded.index.find(key);
+            history.and_then(|history| {
+                let place = live_at(history, revision)?;
+                let head = if range.keys_only { head_of(key, history, place) } else { None };
+                Some((place, head))
+            })
+        };
+        let Some((place, head)) = found else { return Ok(RangeReply::default()) };
+        let mut reply = RangeReply { kvs: Vec::new(), more: false, count: 1 };
+        if !range.count_only && range.filter.lets_through_mod(place.revision) {
+            let kv = head.map_or_else(|| self.fetch(place), Ok)?;
+            let kv = if range.keys_only { without_value(kv) } else { kv };
+            reply
+                .kvs
+                .extend(Some(kv).filter(|kv| range.filter.lets_through_create(kv.create_revision)));
         }
-        let keys = self.index().index.sum(&range.range).keys;
-        let walks_all = range.filter != Filter::default()
-            || range.sort.is_some_and(|sort| sort.target != SortTarget::Key);
-        match range.limit {
-            Some(limit) if !walks_all => keys.min(limit as u64),
-            _ => keys,
-        }
+        Ok(reply)
     }
 
     /// The first pairs in the direction of the walk, and whether there are more.
@@ -90,7 +111,7 @@ impl Reader<'_> {
             let left = limit - kvs.len();
             let Some(mut chunk) = walk.next(self, left.saturating_add(1)) else { break };
             if range.filter == Filter::default() {
-                more = chunk.len() > left;
+                more = chunk.places.len() > left;
                 chunk.truncate(left);
             }
             for kv in self.load(chunk, range.keys_only)? {
@@ -141,7 +162,7 @@ impl Reader<'_> {
         let mut all: Vec<(Place, KeyValue)> = Vec::new();
         let mut walk = Walk::new(range, revision, Direction::Up, !with_value);
         while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
-            let places: Vec<Place> = chunk.iter().map(|found| found.place).collect();
+            let places = chunk.places.clone();
             let kvs = places.into_iter().zip(self.load(chunk, !with_value)?);
             all.extend(kvs.filter(|(_, kv)| range.filter.lets_through_create(kv.create_revision)));
             if all.len() > keep.saturating_mul(2).saturating_add(SORT_SLACK) {
@@ -155,7 +176,10 @@ impl Reader<'_> {
             all.into_iter().map(|(_, kv)| kv).collect()
         } else {
             self.load(
-                all.into_iter().map(|(place, _)| Found { place, head: None }).collect(),
+                Chunk {
+                    places: all.into_iter().map(|(place, _)| place).collect(),
+                    heads: Vec::new(),
+                },
                 false,
             )?
         };
@@ -164,15 +188,19 @@ impl Reader<'_> {
 
     /// The pairs that were found, in their order; without values if `keys_only`. What is not in the cache is read in
     /// the order of the log, in one sweep where it stands close together.
-    fn load(&self, found: Vec<Found>, keys_only: bool) -> Result<Vec<KeyValue>, Failure> {
-        let mut kvs = Vec::with_capacity(found.len());
+    fn load(&self, chunk: Chunk, keys_only: bool) -> Result<Vec<KeyValue>, Failure> {
+        let mut kvs = Vec::with_capacity(chunk.places.len());
         let mut missing = Vec::new();
-        for (i, Found { place, head }) in found.into_iter().enumerate() {
-            let known = if keys_only && head.is_some() { head } else { self.cached(place) };
-            if known.is_none() {
-                missing.push((place, i));
+        let mut heads = chunk.heads.into_iter();
+        for (i, place) in chunk.places.into_iter().enumerate() {
+            let head = heads.next().flatten().filter(|_| keys_only);
+            match head.or_else(|| self.cached(place)) {
+                Some(kv) => kvs.push(kv),
+                None => {
+                    missing.push((place, i));
+                    kvs.push(KeyValue::default());
+                }
             }
-            kvs.push(known.unwrap_or_default());
         }
         missing.sort_unstable();
         let span = match missing.as_slice() {
@@ -204,7 +232,7 @@ impl Reader<'_> {
         let range = Range::new(range.clone());
         let mut walk = Walk::new(&range, revision, Direction::Up, heads);
         while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
-            let places: Vec<Place> = chunk.iter().map(|found| found.place).collect();
+            let places = chunk.places.clone();
             for (place, kv) in places.into_iter().zip(self.load(chunk, heads)?) {
                 if f(place, kv).is_break() {
                     return Ok(());
@@ -234,20 +262,27 @@ impl<'a> Walk<'a> {
     }
 
     /// The next keys, about `wanted` of them; fewer if many are passed over, `None` at the end.
-    fn next(&mut self, reader: &Reader<'_>, wanted: usize) -> Option<Vec<Found>> {
+    fn next(&mut self, reader: &Reader<'_>, wanted: usize) -> Option<Chunk> {
         if self.done {
             return None;
         }
         let Self { range, revision, heads, .. } = *self;
-        let (mut chunk, mut seen, mut next) = (Vec::new(), 0, None);
+        let (mut chunk, mut seen, mut next) = (Chunk::default(), 0, None);
+        chunk.places.reserve(wanted.min(CHUNK_KEYS));
         let mut visit = |key: &[u8], history: &History| {
-            if seen == CHUNK_KEYS || chunk.len() == wanted {
+            if seen == CHUNK_KEYS || chunk.places.len() == wanted {
                 next = Some(key.to_vec());
                 return ControlFlow::Break(());
             }
             seen += 1;
-            let found = find(key, history, revision, heads);
-            chunk.extend(found.filter(|found| range.filter.lets_through_mod(found.place.revision)));
+            if let Some(place) = live_at(history, revision)
+                && range.filter.lets_through_mod(place.revision)
+            {
+                chunk.places.push(place);
+                if heads {
+                    chunk.heads.push(head_of(key, history, place));
+                }
+            }
             ControlFlow::Continue(())
         };
         match self.way {
@@ -271,18 +306,22 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn find(key: &[u8], history: &History, revision: Revision, heads: bool) -> Option<Found> {
-    let version: Version = history.at(revision).filter(|version| !version.is_dead())?;
+/// Where the put stands that is current at a revision, if the key lives then.
+fn live_at(history: &History, revision: Revision) -> Option<Place> {
+    history.at(revision).filter(|version| !version.is_dead()).map(Version::place)
+}
+
+/// What the index knows of the put at `place`: everything but the value, if it is the newest of its key.
+fn head_of(key: &[u8], history: &History, place: Place) -> Option<KeyValue> {
     let latest = history.latest();
-    let head = (heads && latest.head == version).then(|| KeyValue {
+    (latest.head.place() == place).then(|| KeyValue {
         key: Bytes::copy_from_slice(key),
         create_revision: latest.create_revision,
-        mod_revision: version.place().revision,
+        mod_revision: place.revision,
         version: latest.version,
         value: Bytes::new(),
         lease: latest.lease,
-    });
-    Some(Found { place: version.place(), head })
+    })
 }
 
 fn cut_at(mut kvs: Vec<KeyValue>, range: &Range) -> (Vec<KeyValue>, bool) {
