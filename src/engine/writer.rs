@@ -23,7 +23,7 @@ use super::command::{
     Txn, TxnOp, TxnOpReply, TxnReply,
 };
 use super::lease::Lessor;
-use super::mvcc::{Latest, Mvcc, Reader, Reclaim, Sweep, row_bytes};
+use super::mvcc::{Latest, Mvcc, Reader, Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY, Sweep, row_bytes};
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
@@ -504,8 +504,9 @@ impl Writer {
 
     /// Frees a slice of what the last compaction gave up. Answers whether there is more to do.
     pub fn reclaim(&mut self) -> bool {
+        let keys = if self.has_open_batch() { SLICE_KEYS_BUSY } else { SLICE_KEYS };
         let Some(reclaim) = &mut self.reclaim else { return false };
-        reclaim.step(&self.mvcc);
+        reclaim.step(&self.mvcc, keys);
         if reclaim.is_done() {
             self.reclaim = None;
             self.check_quota(0);

@@ -35,6 +35,8 @@ const EXPIRY_INTERVAL_MILLIS: u64 = 500;
 const EXPIRY_MAX: usize = 500;
 /// How often the free space is looked at.
 const DISK_INTERVAL_MILLIS: u64 = 1000;
+/// The priority of a sweep: the least there is.
+const SWEEP_NICE: i32 = 19;
 /// How long a sweep that failed is not tried again.
 const SWEEP_RETRY_MILLIS: u64 = 60_000;
 /// A tick this late means that the whole process stood still: leases start anew instead of expiring.
@@ -152,6 +154,7 @@ impl Driver {
         };
         let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
         let run = move || {
+            step_back();
             let result = sweep.run(&mvcc);
             drop(mvcc);
             // A driver that is gone needs no report.
@@ -309,5 +312,13 @@ impl Driver {
             Err(error) => tracing::warn!(revision = revision.0, %error, "auto-compaction failed"),
         }
         Ok(())
+    }
+}
+
+/// Lets all other threads of the system go first: nobody waits for this one.
+fn step_back() {
+    let this = rustix::thread::gettid();
+    if let Err(error) = rustix::process::setpriority_process(Some(this), SWEEP_NICE) {
+        tracing::debug!(%error, "the sweep runs at full priority");
     }
 }

@@ -18,8 +18,10 @@ use crate::error::{Error, StoreError};
 use crate::storage::schema::{Op, Place, Row};
 use crate::types::Revision;
 
-/// Stale keys that one slice looks at: about 50 microseconds under the lock.
-const SLICE_KEYS: usize = 256;
+/// Stale keys that one slice looks at when nobody waits: about 50 microseconds under the lock.
+pub(in crate::engine) const SLICE_KEYS: usize = 256;
+/// The same when commands wait for the batch.
+pub(in crate::engine) const SLICE_KEYS_BUSY: usize = 32;
 /// A sweep is worth it when it gives back this many bytes, and ...
 const SWEEP_BYTES_MIN: u64 = 16 << 20;
 /// ... this part of what it has to rewrite.
@@ -60,8 +62,8 @@ impl Reclaim {
         self.former.iter().any(|era| Arc::strong_count(era) > 1)
     }
 
-    /// Frees a slice.
-    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc) {
+    /// Frees a slice of so many stale keys.
+    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc, keys: usize) {
         if self.done || self.is_waiting() {
             return;
         }
@@ -69,7 +71,7 @@ impl Reclaim {
         let mut freed = Vec::new();
         {
             let mut guarded = mvcc.guarded.write();
-            self.from = guarded.index.prune(self.floor, self.from.take(), SLICE_KEYS, &mut freed);
+            self.from = guarded.index.prune(self.floor, self.from.take(), keys, &mut freed);
             let bytes: u64 = freed.iter().map(|version| u64::from(version.size())).sum();
             guarded.live_bytes -= bytes;
             guarded.dead_bytes += bytes;

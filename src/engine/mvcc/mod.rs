@@ -38,8 +38,8 @@ use crate::storage::schema::{Op, Place, Row};
 use crate::storage::{Space, Store};
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
-pub(super) use compact::Reclaim;
 pub use compact::Sweep;
+pub(super) use compact::{Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY};
 pub use hash::StateHash;
 pub(super) use index::Latest;
 use index::{Index, Version};
