@@ -23,6 +23,8 @@
 pub mod command;
 pub mod lease;
 pub mod mvcc;
+mod quota;
+mod restore;
 pub mod txn;
 pub mod watch;
 mod writer;

@@ -11,8 +11,6 @@
 //! * An operation that has begun cannot fail any more: everything was checked before.
 //! * The rows of an open batch are in memory until the commit.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,6 +22,8 @@ use super::command::{
 };
 use super::lease::Lessor;
 use super::mvcc::{Latest, Mvcc, Reader, Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY, Sweep, row_bytes};
+use super::quota::cost;
+use super::restore::{StoreMeta, restore};
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
@@ -31,13 +31,9 @@ use crate::storage::schema::{
     Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row, Stamp, Table,
 };
 use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
-use crate::time::{HybridClock, Now, Timestamp};
-use crate::types::{KeyValue, LeaseId, MemberId, Revision};
+use crate::time::{HybridClock, Now};
+use crate::types::{KeyValue, LeaseId, Revision};
 
-/// What etcd counts for a pair beyond its key and value when it checks the quota.
-const QUOTA_PAIR_OVERHEAD_BYTES: u64 = 256;
-/// What etcd counts for a lease when it checks the quota.
-const QUOTA_LEASE_BYTES: u64 = 64;
 /// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
 /// What is left of the disk for the store's own work in the background, such as flushes: an I/O error there would end
@@ -645,108 +641,6 @@ impl Shown {
         };
         Some(Self { place, change })
     }
-}
-
-/// What a command may add to the data, in bytes, as etcd estimates it; zero for what only takes away.
-fn cost(command: &Command) -> u64 {
-    match command {
-        Command::Put(put) => put_cost(put),
-        Command::Txn(txn) => txn_cost(txn),
-        Command::LeaseGrant { .. } => QUOTA_LEASE_BYTES,
-        Command::DeleteRange(_) | Command::Compact { .. } | Command::LeaseRevoke { .. } => 0,
-    }
-}
-
-fn put_cost(put: &Put) -> u64 {
-    QUOTA_PAIR_OVERHEAD_BYTES + (put.key.len() + put.value.len()) as u64
-}
-
-/// The dearer branch counts.
-fn txn_cost(txn: &Txn) -> u64 {
-    let branch_cost = |ops: &[TxnOp]| {
-        ops.iter().fold(0, |sum, op| match op {
-            TxnOp::Put(put) => sum + put_cost(put),
-            TxnOp::Txn(txn) => sum + txn_cost(txn),
-            TxnOp::Range(_) | TxnOp::DeleteRange(_) => sum,
-        })
-    };
-    branch_cost(&txn.success).max(branch_cost(&txn.failure))
-}
-
-/// The rows about the store, read at start.
-#[derive(Debug, Default)]
-struct StoreMeta {
-    identity: Option<Identity>,
-    compacted: Option<Revision>,
-    swept: Revision,
-    origins: BTreeMap<OriginIndex, Origin>,
-    entries: u64,
-    leases: Vec<LeaseRecord>,
-}
-
-impl StoreMeta {
-    fn read(store: &Store) -> Result<Self, StoreError> {
-        let mut meta = Self::default();
-        for row in store.rows(Space::Meta, Bound::Unbounded, Bound::Unbounded) {
-            let (key, value) = row?;
-            match Meta::decode(&key, value)? {
-                Meta::Identity(identity) => meta.identity = Some(identity),
-                Meta::Compacted(revision) => meta.compacted = Some(revision),
-                Meta::Swept(revision) => meta.swept = revision,
-                Meta::Entries(entries) => meta.entries = entries,
-                Meta::Lease(record) => meta.leases.push(record),
-                Meta::Origin(index, origin) => {
-                    meta.origins.insert(index, origin);
-                }
-            }
-        }
-        Ok(meta)
-    }
-
-    /// The newest run of a member, and its number here.
-    fn newest_run_of(&self, member: MemberId) -> Option<(OriginIndex, u64)> {
-        let runs = self.origins.iter().filter(|(_, origin)| origin.member == member);
-        runs.map(|(index, origin)| (*index, origin.run)).max_by_key(|(_, run)| *run)
-    }
-
-    fn next_origin(&self) -> OriginIndex {
-        OriginIndex(self.origins.keys().next_back().map_or(0, |last| last.0 + 1))
-    }
-}
-
-/// What the log says about how far the store has come.
-#[derive(Debug)]
-struct LogEnd {
-    newest: Place,
-    time: Timestamp,
-    /// The origin and seq of the newest row.
-    entry: Option<(OriginIndex, u64)>,
-}
-
-/// Reads the whole log back into memory. The leases are there already, for the keys to be attached to them.
-fn restore(mvcc: &Mvcc, lessor: &Lessor) -> Result<LogEnd, StoreError> {
-    let newest = Place { revision: Revision::FIRST, n: 0 };
-    let mut end = LogEnd { newest, time: Timestamp::default(), entry: None };
-    for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
-        let (key, value) = item?;
-        let place = Place::decode(&key)?;
-        let row = Row::decode(place, value)?;
-        end.newest = place;
-        end.time = end.time.max(row.stamp.time);
-        end.entry = Some((row.stamp.origin, row.seq));
-        match &row.op {
-            Op::Put(kv) => {
-                let former = mvcc.restore(place, &row);
-                lessor.reattach(&kv.key, former, kv.lease);
-            }
-            Op::Delete { key, .. } => {
-                let former = mvcc.restore(place, &row);
-                lessor.reattach(key, former, LeaseId::NONE);
-            }
-            Op::InternalPut { .. } | Op::InternalDelete { .. } => {}
-        }
-    }
-    Ok(end)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
+use std::ops::Bound;
+
 use super::*;
 use crate::engine::command::{Compare, CompareResult, CompareTarget, Range};
 use crate::engine::watch::{Stream, WatchCreate, WatchReply};
 use crate::error::Invalid;
 use crate::storage::{Fault, Memory};
-use crate::types::{ClusterId, KeyRange};
+use crate::types::{ClusterId, KeyRange, MemberId};
 
 /// A member on a store in memory, its clock at zero.
 struct Member {
