@@ -11,6 +11,7 @@
 //! * An operation that has begun cannot fail any more: everything was checked before.
 //! * The rows of an open batch are in memory until the commit.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -41,6 +42,9 @@ const QUOTA_CLEAR_FRACTION: u64 = 100;
 const DISK_RESERVE_BYTES: u64 = 64 << 20;
 /// On a small disk the reserve is only this part of it.
 const DISK_RESERVE_FRACTION: u64 = 4;
+
+/// How many versions that were replaced lately stay in the cache, for watchers that want to see what was before.
+const REPLACED_WARM_MAX: usize = 1024;
 
 /// Settings of a writer.
 #[derive(Clone, Debug)]
@@ -102,6 +106,8 @@ pub struct Writer {
     batch: Batch,
     /// The rows of the open batch, in order.
     open: Vec<(Place, Row)>,
+    /// Versions that were replaced lately, oldest first.
+    replaced: VecDeque<Place>,
     /// The newest row of the log, open or durable.
     newest: Place,
     /// Where the entry that is being executed starts in `open`.
@@ -154,6 +160,7 @@ impl Writer {
             newest: end.newest,
             batch: Batch::default(),
             open: Vec::new(),
+            replaced: VecDeque::new(),
             entry_start: 0,
             entry_shows: false,
             entry_ops: 0,
@@ -356,6 +363,7 @@ impl Writer {
         } else {
             put.value
         };
+        self.replaced.extend(latest.map(|latest| latest.head.place()));
         let former_lease = latest.map_or(LeaseId::NONE, |latest| latest.lease);
         let lease = if put.ignore_lease { former_lease } else { put.lease };
         self.lessor.reattach(&put.key, former_lease, lease);
@@ -393,6 +401,7 @@ impl Writer {
     }
 
     fn delete(&mut self, key: Bytes, latest: Latest, stamp: Stamp) {
+        self.replaced.push_back(latest.head.place());
         self.lessor.reattach(&key, latest.lease, LeaseId::NONE);
         self.append(Op::Delete { key, seen: latest.stamp }, stamp, Visibility::Visible);
     }
@@ -490,6 +499,9 @@ impl Writer {
                 self.mvcc.warm(*place, change.kv.clone());
             }
         }
+        // Dead values would fill the cache otherwise, and push out the live ones.
+        let cold = self.replaced.len().saturating_sub(REPLACED_WARM_MAX);
+        self.replaced.drain(..cold).for_each(|place| self.mvcc.cool(place));
         self.mvcc.publish(self.revision);
         if let Some(compacted) = self.compacting.take() {
             self.mvcc.set_compacted(compacted);

@@ -275,11 +275,12 @@ impl Node {
         match self {
             Self::Leaf(entries) => {
                 let first = entries.partition_point(|entry| entry.key.as_ref() < low);
-                for entry in &entries[first..] {
-                    if !range.contains(&entry.key) {
-                        return ControlFlow::Break(());
-                    }
+                let within = within(&entries[first..], range);
+                for entry in within {
                     f(&entry.key, &entry.history)?;
+                }
+                if first + within.len() < entries.len() {
+                    return ControlFlow::Break(());
                 }
             }
             Self::Inner(children) => {
@@ -415,6 +416,15 @@ fn adopt(children: &mut Vec<Child>, i: usize, split: Split) -> Option<Split> {
 /// append the left half stays full.
 fn split_point(i: usize, len: usize) -> usize {
     if i + 1 == len { len - 1 } else { len / 2 }
+}
+
+/// The first of some entries, none of which is before the range, as far as they are in it.
+fn within<'a>(entries: &'a [Entry], range: &KeyRange) -> &'a [Entry] {
+    let is_within = |entry: &Entry| range.contains(&entry.key);
+    // Most leaves of a long walk are in it as a whole.
+    let all = entries.last().is_none_or(is_within);
+    let end = if all { entries.len() } else { entries.partition_point(is_within) };
+    &entries[..end]
 }
 
 fn child_of(children: &[Child], key: &[u8]) -> usize {

@@ -245,6 +245,11 @@ impl Mvcc {
         self.cache.insert(place, kv);
     }
 
+    /// Makes room where that was, for a pair that hardly anybody wants any more.
+    pub(super) fn cool(&self, place: Place) {
+        self.cache.remove(&place);
+    }
+
     /// Lets readers see everything up to `revision`, which is durable now.
     pub(super) fn publish(&self, revision: Revision) {
         let before = self.published.swap(revision.0, Atomic::Release);
