@@ -30,6 +30,16 @@ pub enum Kind {
     Etcd,
 }
 
+impl Kind {
+    /// What tests in other languages know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starling => "starling",
+            Self::Etcd => "etcd",
+        }
+    }
+}
+
 /// A running server; dropping it kills the process and removes its data.
 #[derive(Debug)]
 pub struct Server {

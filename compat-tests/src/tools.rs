@@ -55,20 +55,29 @@ fn profile_dir() -> PathBuf {
     test.ancestors().nth(2).expect("cargo puts tests into target/<profile>/deps").to_owned()
 }
 
+/// The version of a language's toolchain; `None` without it, after saying so.
+///
+/// # Panics
+///
+/// In CI (`CI=true`) when it is missing.
 #[expect(clippy::print_stderr, reason = "a skipped test has to be seen")]
-fn go_is_installed() -> bool {
-    let installed =
-        Command::new("go").arg("version").output().is_ok_and(|out| out.status.success());
-    if !installed {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "go is not installed, and CI must run these tests"
-        );
-        eprintln!(
-            "*** SKIPPED: go is not installed, so nothing here is compared with real etcd ***"
-        );
+pub fn toolchain(program: &str, version: &str, without: &str) -> Option<String> {
+    let output = Command::new(program).arg(version).output();
+    if let Ok(output) = output
+        && output.status.success()
+    {
+        return Some(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    installed
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{program} is not installed, and CI must run these tests"
+    );
+    eprintln!("*** SKIPPED: {program} is not installed, so {without} ***");
+    None
+}
+
+fn go_is_installed() -> bool {
+    toolchain("go", "version", "nothing here is compared with real etcd").is_some()
 }
 
 fn build_etcd() -> EtcdTools {
@@ -87,8 +96,8 @@ fn build_etcd() -> EtcdTools {
     }
 }
 
-/// Two test runs at once must not build into one file.
-fn lock(dir: &Path) -> File {
+/// Two test runs at once must not build into one place; the lock is held until the file is dropped.
+pub(crate) fn lock(dir: &Path) -> File {
     fs::create_dir_all(dir).expect("the target directory is writable");
     let file = File::create(dir.join(".lock")).expect("the target directory is writable");
     file.lock().expect("the file system of the target directory has locks");
@@ -137,11 +146,17 @@ fn executable(message: &str) -> Option<PathBuf> {
         .flatten()
 }
 
-fn succeed(command: &mut Command) -> Output {
+/// Runs a command to its end.
+///
+/// # Panics
+///
+/// When it fails, with what it has written.
+pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
         output.status.success(),
-        "{command:?} failed\n{}",
+        "{command:?} failed\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
     output
