@@ -3,5 +3,6 @@
 mod etcdctl;
 mod go;
 mod http;
+mod python;
 mod raw;
 mod rust_client;

@@ -1,0 +1,31 @@
+"""A pytest plugin that runs the integration tests of aetcd against the server at TEST_ETCD_HTTP_URL."""
+
+import functools
+import os
+from urllib.parse import urlparse
+
+import aetcd
+
+import skips
+
+SETUP = {
+    "test_snapshot": "wants `etcdctl snapshot status`, which etcd 3.6 has dropped",
+    "test_cluster.py": "wants three members",
+}
+NOT_YET = {
+    "test_auth.py": "enables authentication",
+    "test_create_alarm_all_members": "activates an alarm",
+    "test_create_alarm_specific_member": "activates an alarm",
+    "test_list_alarms": "activates an alarm",
+    "test_disarm_alarm": "activates an alarm",
+}
+
+
+def pytest_configure():
+    endpoint = urlparse(os.environ["TEST_ETCD_HTTP_URL"])
+    # Parts of the suite are fixed to localhost:2379.
+    aetcd.Client = functools.partial(aetcd.Client, host=endpoint.hostname, port=endpoint.port)
+
+
+def pytest_collection_modifyitems(items):
+    skips.mark(items, SETUP, NOT_YET)
