@@ -3,6 +3,7 @@
 mod etcdctl;
 mod go;
 mod http;
+mod node;
 mod python;
 mod raw;
 mod rust_client;
