@@ -3,6 +3,7 @@
 mod etcdctl;
 mod go;
 mod http;
+mod java;
 mod node;
 mod python;
 mod raw;
