@@ -11,6 +11,7 @@
 
 use std::ops::ControlFlow;
 
+use super::sorted::{Keyed, Sorted};
 use crate::storage::schema::{Place, Stamp};
 use crate::types::{KeyRange, LeaseId, RangeEnd, Revision};
 
@@ -195,6 +196,12 @@ struct Entry {
     history: History,
 }
 
+impl Keyed for Entry {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+}
+
 #[derive(Debug)]
 struct Child {
     /// No key below this one is in the child; the first child of a node takes all that are smaller, too.
@@ -203,10 +210,16 @@ struct Child {
     node: Node,
 }
 
+impl Keyed for Child {
+    fn key(&self) -> &[u8] {
+        &self.low
+    }
+}
+
 #[derive(Debug)]
 enum Node {
-    Leaf(Vec<Entry>),
-    Inner(Vec<Child>),
+    Leaf(Sorted<Entry>),
+    Inner(Sorted<Child>),
 }
 
 /// The right half of a node that grew too large.
@@ -215,17 +228,29 @@ struct Split {
     node: Node,
 }
 
+impl Split {
+    fn of(node: Node) -> Self {
+        Self { low: node.low(), node }
+    }
+}
+
 /// A walk's verdict on whether to go on.
 type Visit<'a> = &'a mut dyn FnMut(&[u8], &History) -> ControlFlow<()>;
 
 impl Node {
+    fn leaf(entries: Vec<Entry>) -> Self {
+        Self::Leaf(Sorted::new(entries))
+    }
+
     fn summary(&self) -> Summary {
         let mut sum = Summary::default();
         match self {
             Self::Leaf(entries) => {
-                entries.iter().for_each(|entry| sum.add(entry.history.summary()));
+                entries.items().iter().for_each(|entry| sum.add(entry.history.summary()));
             }
-            Self::Inner(children) => children.iter().for_each(|child| sum.add(child.summary)),
+            Self::Inner(children) => {
+                children.items().iter().for_each(|child| sum.add(child.summary));
+            }
         }
         sum
     }
@@ -239,18 +264,27 @@ impl Node {
 
     fn is_empty(&self) -> bool {
         match self {
-            Self::Leaf(entries) => entries.is_empty(),
-            Self::Inner(children) => children.iter().all(|child| child.node.is_empty()),
+            Self::Leaf(entries) => entries.len() == 0,
+            Self::Inner(children) => children.items().iter().all(|child| child.node.is_empty()),
         }
     }
 
-    fn find(&self, key: &[u8]) -> Option<&History> {
+    /// The first key, or a bound of it.
+    fn low(&self) -> Box<[u8]> {
         match self {
-            Self::Leaf(entries) => {
-                let i = entries.binary_search_by(|entry| entry.key.as_ref().cmp(key)).ok()?;
-                Some(&entries[i].history)
+            Self::Leaf(entries) => entries.items().first().map(|entry| entry.key.clone()),
+            Self::Inner(children) => children.items().first().map(|child| child.low.clone()),
+        }
+        .unwrap_or_default()
+    }
+
+    fn find(&self, key: &[u8]) -> Option<&History> {
+        let mut node = self;
+        loop {
+            match node {
+                Self::Leaf(entries) => return entries.find(key).map(|entry| &entry.history),
+                Self::Inner(children) => node = &children.items()[child_of(children, key)].node,
             }
-            Self::Inner(children) => children[child_of(children, key)].node.find(key),
         }
     }
 
@@ -263,29 +297,34 @@ impl Node {
             Self::Leaf(entries) => write_leaf(entries, key, change),
             Self::Inner(children) => {
                 let i = child_of(children, key);
-                let ([before, after], split) = children[i].node.write(key, change);
-                children[i].summary.replace(before, after);
+                let child = &mut children.items_mut()[i];
+                let ([before, after], split) = child.node.write(key, change);
+                child.summary.replace(before, after);
                 let split = split.and_then(|split| adopt(children, i, split));
                 ([before, after], split)
             }
         }
     }
 
-    fn visit(&self, low: &[u8], range: &KeyRange, f: Visit<'_>) -> ControlFlow<()> {
+    /// Walks from `low` on; from the first key on if that is not in this node.
+    fn visit(&self, low: Option<&[u8]>, range: &KeyRange, f: Visit<'_>) -> ControlFlow<()> {
         match self {
             Self::Leaf(entries) => {
-                let first = entries.partition_point(|entry| entry.key.as_ref() < low);
-                let within = within(&entries[first..], range);
+                let first = low.map_or(0, |low| entries.below(low));
+                let entries = &entries.items()[first..];
+                let within = within(entries, range);
                 for entry in within {
                     f(&entry.key, &entry.history)?;
                 }
-                if first + within.len() < entries.len() {
+                if within.len() < entries.len() {
                     return ControlFlow::Break(());
                 }
             }
             Self::Inner(children) => {
-                for child in &children[child_of(children, low)..] {
-                    child.node.visit(low, range, f)?;
+                let first = low.map_or(0, |low| child_of(children, low));
+                let mut low = low;
+                for child in &children.items()[first..] {
+                    child.node.visit(low.take(), range, f)?;
                 }
             }
         }
@@ -296,10 +335,8 @@ impl Node {
     fn visit_back(&self, high: Option<&[u8]>, range: &KeyRange, f: Visit<'_>) -> ControlFlow<()> {
         match self {
             Self::Leaf(entries) => {
-                let end = high.map_or(entries.len(), |high| {
-                    entries.partition_point(|entry| entry.key.as_ref() < high)
-                });
-                for entry in entries[..end].iter().rev() {
+                let end = high.map_or(entries.len(), |high| entries.below(high));
+                for entry in entries.items()[..end].iter().rev() {
                     if entry.key.as_ref() < range.start.as_ref() {
                         return ControlFlow::Break(());
                     }
@@ -308,7 +345,7 @@ impl Node {
             }
             Self::Inner(children) => {
                 let end = high.map_or(children.len(), |high| child_of(children, high) + 1);
-                for child in children[..end].iter().rev() {
+                for child in children.items()[..end].iter().rev() {
                     child.node.visit_back(high, range, f)?;
                 }
             }
@@ -321,13 +358,13 @@ impl Node {
         let mut sum = Summary::default();
         match self {
             Self::Leaf(entries) => {
-                let end = entries.partition_point(|entry| entry.key.as_ref() < bound);
-                entries[..end].iter().for_each(|entry| sum.add(entry.history.summary()));
+                let end = entries.below(bound);
+                entries.items()[..end].iter().for_each(|entry| sum.add(entry.history.summary()));
             }
             Self::Inner(children) => {
                 let i = child_of(children, bound);
-                children[..i].iter().for_each(|child| sum.add(child.summary));
-                sum.add(children[i].node.below(bound));
+                children.items()[..i].iter().for_each(|child| sum.add(child.summary));
+                sum.add(children.items()[i].node.below(bound));
             }
         }
         sum
@@ -339,7 +376,7 @@ impl Node {
             Self::Leaf(entries) => prune_leaf(entries, walk),
             Self::Inner(children) => {
                 let first = walk.from.as_deref().map_or(0, |from| child_of(children, from));
-                for child in &mut children[first..] {
+                for child in &mut children.items_mut()[first..] {
                     if walk.is_over() {
                         break;
                     }
@@ -348,7 +385,9 @@ impl Node {
                         child.summary = child.node.summary();
                     }
                 }
-                merge_small(children);
+                if children.items().iter().any(|child| child.node.len() <= LEAF_ENTRIES_MAX / 4) {
+                    children.change(merge_small);
+                }
             }
         }
     }
@@ -372,13 +411,17 @@ impl PruneWalk<'_> {
     }
 }
 
-fn write_leaf<F>(entries: &mut Vec<Entry>, key: &[u8], change: F) -> ([Summary; 2], Option<Split>)
+fn write_leaf<F>(
+    entries: &mut Sorted<Entry>,
+    key: &[u8],
+    change: F,
+) -> ([Summary; 2], Option<Split>)
 where
     F: FnOnce(Option<&Latest>) -> Option<Latest>,
 {
-    match entries.binary_search_by(|entry| entry.key.as_ref().cmp(key)) {
+    match entries.search(key) {
         Ok(i) => {
-            let history = &mut entries[i].history;
+            let history = &mut entries.items_mut()[i].history;
             let before = history.summary();
             if let Some(latest) = change(Some(history.latest())) {
                 history.push(latest);
@@ -391,9 +434,8 @@ where
             let after = history.summary();
             entries.insert(i, Entry { key: key.into(), history });
             let split = (entries.len() > LEAF_ENTRIES_MAX).then(|| {
-                let mut right = Vec::with_capacity(LEAF_ENTRIES_MAX + 1);
-                right.extend(entries.drain(split_point(i, entries.len())..));
-                Split { low: right[0].key.clone(), node: Node::Leaf(right) }
+                let at = split_point(i, entries.len());
+                Split::of(Node::Leaf(entries.split_off(at, LEAF_ENTRIES_MAX + 1)))
             });
             ([Summary::default(), after], split)
         }
@@ -401,14 +443,14 @@ where
 }
 
 /// Takes the right half of a split child in; splits in turn if that is one too many.
-fn adopt(children: &mut Vec<Child>, i: usize, split: Split) -> Option<Split> {
+fn adopt(children: &mut Sorted<Child>, i: usize, split: Split) -> Option<Split> {
     let summary = split.node.summary();
-    let left = &mut children[i].summary;
+    let left = &mut children.items_mut()[i].summary;
     left.replace(summary, Summary::default());
     children.insert(i + 1, Child { low: split.low, summary, node: split.node });
     (children.len() > CHILDREN_MAX).then(|| {
-        let right = children.split_off(split_point(i + 1, children.len()));
-        Split { low: right[0].low.clone(), node: Node::Inner(right) }
+        let at = split_point(i + 1, children.len());
+        Split::of(Node::Inner(children.split_off(at, CHILDREN_MAX + 1)))
     })
 }
 
@@ -427,29 +469,33 @@ fn within<'a>(entries: &'a [Entry], range: &KeyRange) -> &'a [Entry] {
     &entries[..end]
 }
 
-fn child_of(children: &[Child], key: &[u8]) -> usize {
-    children.partition_point(|child| child.low.as_ref() <= key).saturating_sub(1)
+/// The child that a key belongs to: the last that does not start behind it, or the first.
+fn child_of(children: &Sorted<Child>, key: &[u8]) -> usize {
+    match children.search(key) {
+        Ok(i) => i,
+        Err(i) => i.saturating_sub(1),
+    }
 }
 
-fn prune_leaf(entries: &mut Vec<Entry>, walk: &mut PruneWalk<'_>) {
-    let first = walk
-        .from
-        .as_deref()
-        .map_or(0, |from| entries.partition_point(|entry| entry.key.as_ref() < from));
-    let mut i = 0;
-    entries.retain_mut(|entry| {
-        let skip = i < first || walk.is_over() || !entry.history.is_stale();
-        i += 1;
-        if skip {
-            return true;
+fn prune_leaf(entries: &mut Sorted<Entry>, walk: &mut PruneWalk<'_>) {
+    let first = walk.from.as_deref().map_or(0, |from| entries.below(from));
+    let mut gone = Vec::new();
+    for (i, entry) in entries.items_mut().iter_mut().enumerate().skip(first) {
+        if !entry.history.is_stale() {
+            continue;
         }
         if walk.budget == 0 {
             walk.resume = Some(entry.key.clone());
-            return true;
+            break;
         }
         walk.budget -= 1;
-        !entry.history.prune(walk.floor, walk.freed)
-    });
+        if entry.history.prune(walk.floor, walk.freed) {
+            gone.push(i);
+        }
+    }
+    if !gone.is_empty() {
+        entries.change(|entries| gone.iter().rev().for_each(|i| drop(entries.remove(*i))));
+    }
 }
 
 /// Joins neighbours that became small, and drops those that became empty.
@@ -465,11 +511,14 @@ fn merge_small(children: &mut Vec<Child>) {
             let left = &mut children[i - 1];
             left.summary.add(right.summary);
             match (&mut left.node, right.node) {
-                (Node::Leaf(left), Node::Leaf(right)) => left.extend(right),
-                (Node::Inner(left), Node::Inner(mut nodes)) => {
+                (Node::Leaf(left), Node::Leaf(right)) => {
+                    left.change(|entries| entries.extend(right.into_items()));
+                }
+                (Node::Inner(left), Node::Inner(right_nodes)) => {
+                    let mut nodes = right_nodes.into_items();
                     // Its first child took all that is smaller than its own bound, too: now the bound must say so.
                     nodes[0].low = right.low;
-                    left.extend(nodes);
+                    left.change(|children| children.extend(nodes));
                 }
                 _ => unreachable!("siblings are of one height"),
             }
@@ -488,7 +537,7 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn new() -> Self {
-        Self { root: Node::Leaf(Vec::new()), summary: Summary::default() }
+        Self { root: Node::leaf(Vec::new()), summary: Summary::default() }
     }
 
     /// The sums over all keys.
@@ -509,16 +558,16 @@ impl Index {
         let ([before, after], split) = self.root.write(key, change);
         self.summary.replace(before, after);
         if let Some(Split { low, node }) = split {
-            let left = std::mem::replace(&mut self.root, Node::Leaf(Vec::new()));
-            let children = [(Box::default(), left), (low, node)];
+            let left = std::mem::replace(&mut self.root, Node::leaf(Vec::new()));
+            let children = [(left.low(), left), (low, node)];
             let children = children.map(|(low, node)| Child { low, summary: node.summary(), node });
-            self.root = Node::Inner(Vec::from(children));
+            self.root = Node::Inner(Sorted::new(Vec::from(children)));
         }
     }
 
     /// Walks the keys of a range in order, starting at `from` where given, until told to stop.
     pub(super) fn visit(&self, range: &KeyRange, from: Option<&[u8]>, f: Visit<'_>) {
-        let _ = self.root.visit(from.unwrap_or(&range.start), range, f);
+        let _ = self.root.visit(Some(from.unwrap_or(&range.start)), range, f);
     }
 
     /// Walks the keys of a range backwards, starting below `high` where given, until told to stop.
@@ -559,12 +608,12 @@ impl Index {
         self.root.prune(&mut walk);
         let resume = walk.resume;
         self.summary = self.root.summary();
-        while let Node::Inner(children) = &mut self.root {
-            if children.len() != 1 {
-                break;
-            }
-            let only = children.pop().expect("there is one child");
-            self.root = only.node;
+        while let Node::Inner(children) = &mut self.root
+            && children.len() == 1
+        {
+            let mut only = None;
+            children.change(|children| only = children.pop());
+            self.root = only.expect("there is one child").node;
         }
         resume
     }

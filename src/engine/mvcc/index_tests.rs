@@ -107,9 +107,10 @@ fn depth_is_even(node: &Node) -> usize {
         }
         Node::Inner(children) => {
             assert!(children.len() <= CHILDREN_MAX);
-            let depths: Vec<_> = children.iter().map(|child| depth_is_even(&child.node)).collect();
+            let depths: Vec<_> =
+                children.items().iter().map(|child| depth_is_even(&child.node)).collect();
             assert!(depths.windows(2).all(|pair| pair[0] == pair[1]), "{depths:?}");
-            assert!(children.iter().all(|child| child.summary == child.node.summary()));
+            assert!(children.items().iter().all(|child| child.summary == child.node.summary()));
             depths[0] + 1
         }
     }
@@ -175,7 +176,7 @@ fn keys_in_order_fill_their_leaves() {
     let Node::Inner(children) = &index.root else { panic!("10 000 keys in one leaf") };
     assert_eq!(index.summary().live, 10_000);
     let leaves = 10_000_usize.div_ceil(LEAF_ENTRIES_MAX);
-    let grandchildren: usize = children.iter().map(|child| child.node.len()).sum();
+    let grandchildren: usize = children.items().iter().map(|child| child.node.len()).sum();
     assert!(grandchildren <= leaves + 1, "{grandchildren} leaves for {leaves} full ones");
 }
 
@@ -206,8 +207,8 @@ fn keys_before_a_first_child_survive_a_join() {
         index.write(&key(k), |_| Some(latest(put(1))));
     }
     let Node::Inner(children) = &index.root else { panic!("it is a leaf") };
-    let Node::Inner(second) = &children[1].node else { panic!("it is flat") };
-    let (low, next) = (children[1].low.clone(), second[1].low.clone());
+    let Node::Inner(second) = &children.items()[1].node else { panic!("it is flat") };
+    let (low, next) = (children.items()[1].low.clone(), second.items()[1].low.clone());
     let low = u64::from_be_bytes(low.as_ref().try_into().unwrap());
     let next = u64::from_be_bytes(next.as_ref().try_into().unwrap());
     let delete = |index: &mut Index, keys: std::ops::Range<u64>, revision| {

@@ -18,6 +18,7 @@ mod hash;
 mod history;
 mod index;
 mod range;
+mod sorted;
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
