@@ -9,6 +9,7 @@ use starling_proto::etcdserverpb as pb;
 use starling_proto::mvccpb;
 
 use super::header;
+use crate::engine::Pair;
 use crate::engine::command::{
     Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Filter, Put, PutReply,
     Range, RangeReply, Sort, SortOrder, SortTarget, Txn, TxnOp, TxnOpReply, TxnReply,
@@ -214,8 +215,8 @@ pub(crate) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
     }
 }
 
-fn key_values(kvs: Vec<KeyValue>) -> Vec<mvccpb::KeyValue> {
-    kvs.into_iter().map(key_value).collect()
+fn pair(pair: &Pair) -> mvccpb::KeyValue {
+    key_value(pair.into())
 }
 
 pub(crate) fn event(event: Event) -> mvccpb::Event {
@@ -238,14 +239,14 @@ fn tombstone(kv: KeyValue) -> mvccpb::KeyValue {
 pub(crate) fn range_response(reply: RangeReply, header: pb::ResponseHeader) -> pb::RangeResponse {
     pb::RangeResponse {
         header: Some(header),
-        kvs: key_values(reply.kvs),
+        kvs: reply.kvs.iter().map(pair).collect(),
         more: reply.more,
         count: shown(reply.count),
     }
 }
 
 pub(crate) fn put_response(reply: PutReply, header: pb::ResponseHeader) -> pb::PutResponse {
-    pb::PutResponse { header: Some(header), prev_kv: reply.prev_kv.map(key_value) }
+    pb::PutResponse { header: Some(header), prev_kv: reply.prev_kv.as_ref().map(pair) }
 }
 
 pub(crate) fn delete_range_response(
@@ -255,7 +256,7 @@ pub(crate) fn delete_range_response(
     pb::DeleteRangeResponse {
         header: Some(header),
         deleted: shown(reply.deleted),
-        prev_kvs: key_values(reply.prev_kvs),
+        prev_kvs: reply.prev_kvs.iter().map(pair).collect(),
     }
 }
 

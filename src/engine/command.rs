@@ -5,7 +5,8 @@
 
 use bytes::Bytes;
 
-use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
+use super::Pair;
+use crate::types::{KeyRange, LeaseId, Revision};
 
 /// A change that goes through the one writer.
 #[derive(Clone, Debug, PartialEq)]
@@ -226,7 +227,7 @@ pub enum CommandReply {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct PutReply {
     /// The pair as it was before, if asked for and there was one.
-    pub prev_kv: Option<KeyValue>,
+    pub prev_kv: Option<Pair>,
 }
 
 /// The answer to a delete.
@@ -235,14 +236,14 @@ pub struct DeleteRangeReply {
     /// How many keys were deleted.
     pub deleted: u64,
     /// The pairs as they were, in key order, if asked for.
-    pub prev_kvs: Vec<KeyValue>,
+    pub prev_kvs: Vec<Pair>,
 }
 
 /// The answer to a range.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct RangeReply {
     /// The pairs.
-    pub kvs: Vec<KeyValue>,
+    pub kvs: Vec<Pair>,
     /// Whether there are more than the limit let through.
     pub more: bool,
     /// How many keys are in the range at that revision, whatever limit and filters say.

@@ -23,6 +23,7 @@
 pub mod command;
 pub mod lease;
 pub mod mvcc;
+mod pair;
 mod quota;
 mod restore;
 pub mod txn;
@@ -31,6 +32,7 @@ mod writer;
 
 use crate::error::{Error, Invalid, StoreError};
 
+pub use pair::Pair;
 pub use writer::{Options, Writer};
 
 /// Why an operation did not succeed.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::Pair;
 use super::command::{
     Command, CommandReply, Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply,
     LeaseGrantReply, Put, PutReply, Range, RangeReply, Reply, SortOrder, SortTarget, Txn, TxnOp,
@@ -140,7 +141,8 @@ impl Model {
             kv.lease = former.as_ref().map(|kv| kv.lease).unwrap_or_default();
         }
         self.history.push(Change { kind: EventKind::Put, kv });
-        Ok(PutReply { prev_kv: if put.prev_kv { former } else { None } })
+        let former = former.as_ref().filter(|_| put.prev_kv);
+        Ok(PutReply { prev_kv: former.map(Pair::from) })
     }
 
     fn remove(&mut self, key: Bytes) {
@@ -154,8 +156,8 @@ impl Model {
         for kv in &doomed {
             self.remove(kv.key.clone());
         }
-        let deleted = doomed.len() as u64;
-        DeleteRangeReply { deleted, prev_kvs: if delete.prev_kv { doomed } else { Vec::new() } }
+        let prev_kvs = doomed.iter().filter(|_| delete.prev_kv).map(Pair::from).collect();
+        DeleteRangeReply { deleted: doomed.len() as u64, prev_kvs }
     }
 
     /// Compares look at the state before the whole transaction; operations see those before them.
@@ -269,7 +271,7 @@ impl Model {
         if range.keys_only {
             kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
         }
-        RangeReply { kvs, more, count }
+        RangeReply { kvs: kvs.iter().map(Pair::from).collect(), more, count }
     }
 
     /// What a watcher is to be told of the revisions from `from` on, as far as they have happened.

@@ -529,7 +529,8 @@ impl Pair {
             let all = answer(reader.range(&at(KeyRange::all()))).unwrap();
             let state = self.shown.state_at(Revision(revision));
             let state: Vec<KeyValue> = state.into_values().collect();
-            assert_eq!(all.kvs, state, "at {revision}");
+            let kvs: Vec<KeyValue> = all.kvs.iter().map(KeyValue::from).collect();
+            assert_eq!(kvs, state, "at {revision}");
             for (start, end) in [("a", "b"), ("ab", "c"), ("b", "\0"), ("c", ""), ("c", "a")] {
                 let range = KeyRange::from_request(start.into(), end.into());
                 let count = Range { count_only: true, ..at(range) };

@@ -1,12 +1,11 @@
 //! Power cuts: at every commit of a long random run the store is opened as it would be after a loss of power. What is
 //! there is exactly what was committed: nothing answered is missing, nothing half-done shows, nothing deleted returns.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::command::{Command, DeleteRange, Put, Txn, TxnOp};
+use super::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
 use super::mvcc::Sweep;
 use super::{Options, Writer};
 use crate::error::StoreError;
@@ -55,15 +54,9 @@ impl Member {
         let reader = mvcc.reader();
         let (compacted, revision) = (reader.compacted(), reader.revision());
         let pairs_at = |revision| {
-            let mut pairs = Vec::new();
-            let visit = |_, kv| {
-                pairs.push(kv);
-                ControlFlow::Continue(())
-            };
-            reader
-                .for_each(&KeyRange::all(), Revision(revision), false, visit)
-                .expect("it can be read");
-            pairs
+            let all = Range { revision: Revision(revision).shown(), ..Range::new(KeyRange::all()) };
+            let reply = reader.range(&all).expect("it can be read");
+            reply.kvs.iter().map(KeyValue::from).collect()
         };
         let lessor = self.writer.lessor();
         State {

@@ -299,17 +299,17 @@ fn show_put(reply: &PutReply) -> String {
     reply
         .prev_kv
         .as_ref()
-        .map_or_else(|| "put".to_owned(), |kv| format!("put, was {}", show_kv(kv)))
+        .map_or_else(|| "put".to_owned(), |pair| format!("put, was {}", show_kv(&pair.into())))
 }
 
 fn show_delete(reply: &DeleteRangeReply) -> String {
-    let was = reply.prev_kvs.iter().map(|kv| format!("\n  was {}", show_kv(kv)));
+    let was = reply.prev_kvs.iter().map(|pair| format!("\n  was {}", show_kv(&pair.into())));
     format!("deleted {}{}", reply.deleted, was.collect::<String>())
 }
 
 fn show_range(reply: &RangeReply) -> String {
     let more = if reply.more { ", and more" } else { "" };
-    let kvs = reply.kvs.iter().map(|kv| format!("\n  {}", show_kv(kv)));
+    let kvs = reply.kvs.iter().map(|pair| format!("\n  {}", show_kv(&pair.into())));
     format!("count {}{more}{}", reply.count, kvs.collect::<String>())
 }
 

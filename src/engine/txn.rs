@@ -15,8 +15,9 @@ use super::command::{
 };
 use super::lease::Lessor;
 use super::mvcc::Reader;
+use super::pair::Fields;
 use crate::error::{Error, Invalid};
-use crate::types::{KeyRange, KeyValue, RangeEnd};
+use crate::types::{KeyRange, RangeEnd};
 
 /// The keys that a list of operations writes, for the check that none is written twice.
 #[derive(Default)]
@@ -120,27 +121,27 @@ fn holds(compare: &Compare, reader: &Reader<'_>) -> Result<bool, Failure> {
     let revision = reader.revision();
     let is_value = matches!(compare.target, CompareTarget::Value(_));
     let (mut any, mut all) = (false, true);
-    reader.for_each(&compare.range, revision, !is_value, |_, kv| {
+    reader.for_each(&compare.range, revision, !is_value, |pair| {
         any = true;
-        all = matches(compare, &kv);
+        all = matches(compare, &pair);
         if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     if any {
         return Ok(all);
     }
     // A key that does not exist has no value, so that no compare of one can hold; all else is zero.
-    Ok(!is_value && matches(compare, &KeyValue::default()))
+    Ok(!is_value && matches(compare, &Fields::default()))
 }
 
-fn matches(compare: &Compare, kv: &KeyValue) -> bool {
+fn matches(compare: &Compare, pair: &Fields<'_>) -> bool {
     let order = match &compare.target {
         CompareTarget::Version(version) => {
-            i64::try_from(kv.version).unwrap_or(i64::MAX).cmp(version)
+            i64::try_from(pair.version).unwrap_or(i64::MAX).cmp(version)
         }
-        CompareTarget::CreateRevision(revision) => kv.create_revision.shown().cmp(revision),
-        CompareTarget::ModRevision(revision) => kv.mod_revision.shown().cmp(revision),
-        CompareTarget::Value(value) => kv.value.cmp(value),
-        CompareTarget::Lease(lease) => kv.lease.0.cmp(lease),
+        CompareTarget::CreateRevision(revision) => pair.create_revision.shown().cmp(revision),
+        CompareTarget::ModRevision(revision) => pair.mod_revision.shown().cmp(revision),
+        CompareTarget::Value(value) => pair.value.cmp(value.as_ref()),
+        CompareTarget::Lease(lease) => pair.lease.0.cmp(lease),
     };
     match compare.result {
         CompareResult::Equal => order.is_eq(),

@@ -359,7 +359,7 @@ impl Writer {
             _ => None,
         };
         let value = if put.ignore_value {
-            before.as_ref().map(|kv| kv.value.clone()).unwrap_or_default()
+            before.as_ref().map(|pair| KeyValue::from(pair).value).unwrap_or_default()
         } else {
             put.value
         };
@@ -496,7 +496,7 @@ impl Writer {
     fn publish(&mut self, shown: Vec<Shown>) {
         for Shown { place, change } in &shown {
             if change.kind == EventKind::Put {
-                self.mvcc.warm(*place, change.kv.clone());
+                self.mvcc.warm(*place, (&change.kv).into());
             }
         }
         // Dead values would fill the cache otherwise, and push out the live ones.

@@ -259,11 +259,24 @@ impl Handle {
 
     /// Reads a range, without the writer.
     pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
+        if let Some(reply) = self.shared.mvcc.get_cached(&range) {
+            return Ok(reply);
+        }
+        if let Some(reply) = self.range_at_once(&range)? {
+            return Ok(reply);
+        }
         let cost = self.shared.mvcc.cost(&range);
         self.read(cost, move |reader| {
             Ok(Reply { revision: reader.revision(), body: reader.range(&range)? })
         })
         .await
+    }
+
+    fn range_at_once(&self, range: &Range) -> Result<Option<Reply<RangeReply>>> {
+        let reader = self.shared.mvcc.reader();
+        let revision = reader.revision();
+        let body = reader.range_at_once(range).map_err(|failure| self.shared.refuse(failure))?;
+        Ok(body.map(|body| Reply { revision, body }))
     }
 
     /// Gives up the history before a revision; answers the current one. `physical`: after the space is given up, too.

@@ -32,8 +32,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::Failure;
-use super::command::{Filter, Range, SortTarget};
+use super::command::{Filter, Range, RangeReply, Reply, SortTarget};
+use super::{Failure, Pair};
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{Op, Place, Row};
 use crate::storage::{Space, Store};
@@ -47,14 +47,19 @@ use index::{Index, Version};
 
 /// What a row costs beyond its key and value: header, key in the log and its share of table overhead.
 const ROW_OVERHEAD_BYTES: usize = 36;
-/// What a cached pair costs beyond its key and value.
-const CACHED_OVERHEAD_BYTES: u64 = 160;
+/// What a cached pair costs beyond its encoding: its place, the cache's own links, and what the allocator rounds up.
+const CACHED_OVERHEAD_BYTES: u64 = 96;
+/// Ranges leave their pairs in the cache while it has this much room, as a part of it. Later they would only push
+/// out each other's, and at a price: a scan of more than fits finds none of them.
+const ROOM_FOR_RANGES: u64 = 16;
 /// A typical cached pair, to size the cache's own tables.
 const CACHED_TYPICAL_BYTES: u64 = 512;
 /// How many births and deaths of keys are remembered, to count the keys of recent revisions without a walk.
 const RECENT_MAX: usize = 1 << 16;
 /// How many keys a reader takes from the index before it lets go of the lock.
 const CHUNK_KEYS: usize = 512;
+/// Rows are read in one sweep if there is at most this many revisions per row that is wanted.
+const SWEEP_GAP_MAX: u64 = 4;
 
 /// The bytes that a row counts for, against the quota and in `dbSizeInUse`.
 pub(super) fn row_bytes(op: &Op) -> u32 {
@@ -70,9 +75,9 @@ pub(super) fn row_bytes(op: &Op) -> u32 {
 #[derive(Clone)]
 struct PairWeighter;
 
-impl Weighter<Place, KeyValue> for PairWeighter {
-    fn weight(&self, _place: &Place, kv: &KeyValue) -> u64 {
-        (kv.key.len() + kv.value.len()) as u64 + CACHED_OVERHEAD_BYTES
+impl Weighter<Place, Pair> for PairWeighter {
+    fn weight(&self, _place: &Place, pair: &Pair) -> u64 {
+        pair.wire().len() as u64 + CACHED_OVERHEAD_BYTES
     }
 }
 
@@ -105,7 +110,7 @@ struct Guarded {
 pub struct Mvcc {
     guarded: RwLock<Guarded>,
     store: Store,
-    cache: Cache<Place, KeyValue, PairWeighter>,
+    cache: Cache<Place, Pair, PairWeighter>,
     published: AtomicU64,
     /// The last compaction plus one; zero if there was none, since a fresh store may be compacted at 0, once.
     compacted_mark: AtomicU64,
@@ -242,13 +247,39 @@ impl Mvcc {
     }
 
     /// Keeps a pair that was just written where readers find it without the disk.
-    pub(super) fn warm(&self, place: Place, kv: KeyValue) {
-        self.cache.insert(place, kv);
+    pub(super) fn warm(&self, place: Place, pair: Pair) {
+        self.cache.insert(place, pair);
+    }
+
+    /// Whether the cache takes what ranges have read.
+    fn has_room(&self) -> bool {
+        let capacity = self.cache.capacity();
+        self.cache.weight() < capacity - capacity / ROOM_FOR_RANGES
     }
 
     /// Makes room where that was, for a pair that hardly anybody wants any more.
     pub(super) fn cool(&self, place: Place) {
         self.cache.remove(&place);
+    }
+
+    /// Answers a get of one key as it is now, if its pair is in the cache or it has none. `None`: ask a [`Reader`].
+    pub fn get_cached(&self, range: &Range) -> Option<Reply<RangeReply>> {
+        let wants_more = range.keys_only || range.count_only || range.filter != Filter::default();
+        if !range.range.is_single() || range.revision > 0 || wants_more {
+            return None;
+        }
+        let (revision, version) = {
+            let guarded = self.guarded.read();
+            let revision = self.revision();
+            (revision, guarded.index.find(&range.range.start).and_then(|key| key.at(revision)))
+        };
+        let mut body = RangeReply::default();
+        if let Some(version) = version.filter(|version| !version.is_dead()) {
+            // No era is held here: what a place has never changes, and if it is gone by now, so it is from the cache.
+            body =
+                RangeReply { kvs: vec![self.cache.get(&version.place())?], more: false, count: 1 };
+        }
+        Some(Reply { revision, body })
     }
 
     /// Lets readers see everything up to `revision`, which is durable now.
@@ -403,32 +434,57 @@ impl<'a> Reader<'a> {
             guarded.index.find(key).and_then(|history| history.at(revision))
         };
         match place {
-            Some(version) if !version.is_dead() => self.fetch(version.place()).map(Some),
+            Some(version) if !version.is_dead() => Ok(Some((&self.fetch(version.place())?).into())),
             _ => Ok(None),
         }
     }
 
     /// The pair whose put stands at `place`, if that takes no look at the disk.
-    fn cached(&self, place: Place) -> Option<KeyValue> {
-        if let Some(kv) = self.mvcc.cache.get(&place) {
-            return Some(kv);
+    fn cached(&self, place: Place) -> Option<Pair> {
+        if let Some(pair) = self.mvcc.cache.get(&place) {
+            return Some(pair);
         }
         let i = self.open.binary_search_by_key(&place, |(place, _)| *place).ok()?;
-        if let Op::Put(kv) = &self.open[i].1.op { Some(kv.clone()) } else { None }
+        if let Op::Put(kv) = &self.open[i].1.op { Some(kv.into()) } else { None }
     }
 
     /// The pair whose put stands at `place`.
-    pub(super) fn fetch(&self, place: Place) -> Result<KeyValue, Failure> {
-        if let Some(kv) = self.cached(place) {
-            return Ok(kv);
+    pub(super) fn fetch(&self, place: Place) -> Result<Pair, Failure> {
+        if let Some(pair) = self.cached(place) {
+            return Ok(pair);
         }
-        let row =
-            self.mvcc.store.row(Space::Log, &place.encode())?.ok_or_else(|| missing(place))?;
-        self.admit(place, row)
+        let pair = self.read(place)?;
+        self.mvcc.cache.insert(place, pair.clone());
+        Ok(pair)
     }
 
-    /// Fetches the pairs at some places, in order, by one sweep over the log between them.
-    fn sweep(&self, places: &[(Place, usize)], kvs: &mut [KeyValue]) -> Result<(), Failure> {
+    /// Reads pairs off the log: in one sweep if they stand close together, one by one if not. They are in order.
+    fn read_all(
+        &self,
+        places: &[(Place, usize)],
+        pairs: &mut [Option<Pair>],
+    ) -> Result<(), Failure> {
+        let span = match places {
+            [(first, _), .., (last, _)] => last.revision.0 - first.revision.0,
+            _ => u64::MAX,
+        };
+        if span / SWEEP_GAP_MAX < places.len() as u64 {
+            self.sweep(places, pairs)?;
+        } else {
+            for (place, i) in places {
+                pairs[*i] = Some(self.read(*place)?);
+            }
+        }
+        if self.mvcc.has_room() {
+            for (place, i) in places {
+                self.mvcc.cache.insert(*place, pairs[*i].clone().expect("it was just read"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the pairs at some places, in order, by one sweep over the log between them.
+    fn sweep(&self, places: &[(Place, usize)], pairs: &mut [Option<Pair>]) -> Result<(), Failure> {
         let [(first, _), .., (last, _)] = places else { return Ok(()) };
         let (first, last) = (first.encode(), last.encode());
         let mut rows =
@@ -443,22 +499,27 @@ impl<'a> Reader<'a> {
                     Ordering::Greater => return Err(missing(*place).into()),
                 }
             };
-            kvs[*i] = self.admit(*place, value)?;
+            pairs[*i] = Some(pair_of(*place, value)?);
         }
         Ok(())
     }
 
-    /// Reads a row and keeps its pair in the cache.
-    fn admit(&self, place: Place, row: Bytes) -> Result<KeyValue, Failure> {
-        let Op::Put(kv) = Row::decode(place, row)?.op else {
-            return Err(StoreError::Corrupt(format!("the row at {place:?} is no put")).into());
-        };
-        self.mvcc.cache.insert(place, kv.clone());
-        Ok(kv)
+    fn read(&self, place: Place) -> Result<Pair, Failure> {
+        let row =
+            self.mvcc.store.row(Space::Log, &place.encode())?.ok_or_else(|| missing(place))?;
+        Ok(pair_of(place, row)?)
     }
 
     fn index(&self) -> RwLockReadGuard<'a, Guarded> {
         self.mvcc.guarded.read()
+    }
+}
+
+/// The pair that a row puts.
+fn pair_of(place: Place, row: Bytes) -> Result<Pair, StoreError> {
+    match Row::decode(place, row)?.op {
+        Op::Put(kv) => Ok((&kv).into()),
+        _ => Err(StoreError::Corrupt(format!("the row at {place:?} is no put"))),
     }
 }
 

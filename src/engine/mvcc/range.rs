@@ -6,16 +6,13 @@
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
-
 use super::index::{History, Version};
 use super::{CHUNK_KEYS, Failure, Reader};
 use crate::engine::command::{Filter, Range, RangeReply, Sort, SortOrder, SortTarget};
+use crate::engine::pair::{Fields, Pair};
 use crate::storage::schema::Place;
-use crate::types::{KeyRange, KeyValue, Revision};
+use crate::types::{KeyRange, Revision};
 
-/// Rows are read in one sweep if there is at most this many revisions per row that is wanted.
-const SWEEP_GAP_MAX: u64 = 4;
 /// How many candidates a sorted range with a limit collects before it drops those that cannot win.
 const SORT_SLACK: usize = 1024;
 
@@ -24,7 +21,7 @@ const SORT_SLACK: usize = 1024;
 struct Chunk {
     places: Vec<Place>,
     /// For each of them everything but the value, where the index knows it. Empty if nobody asked.
-    heads: Vec<Option<KeyValue>>,
+    heads: Vec<Option<Pair>>,
 }
 
 impl Chunk {
@@ -45,30 +42,52 @@ impl Reader<'_> {
     /// Answers a Range at the revision it asks for. Costs O(log n) and what it returns; with a sort by another
     /// field than the key, or filters, O(keys in the range).
     pub fn range(&self, range: &Range) -> Result<RangeReply, Failure> {
+        if let Some(reply) = self.range_at_once(range)? {
+            return Ok(reply);
+        }
         let revision = self.resolve(range.revision)?;
-        if range.range.is_single() {
-            return self.single(range, revision);
-        }
-        let count = self.index().count(&range.range, revision);
-        if range.count_only {
-            return Ok(RangeReply { kvs: Vec::new(), more: false, count });
-        }
-        let (kvs, more) = match range.sort {
-            None
-            | Some(Sort { target: SortTarget::Key, order: None | Some(SortOrder::Ascending) }) => {
-                self.take(range, revision, Direction::Up)?
-            }
-            Some(Sort { target: SortTarget::Key, order: Some(SortOrder::Descending) }) => {
-                self.take(range, revision, Direction::Down)?
-            }
-            Some(Sort { target, order: None }) if range.filter == Filter::default() => {
+        let (kvs, more) = match (direction(range), range.sort) {
+            (Some(way), _) => self.take(range, revision, way)?,
+            (None, Some(Sort { target, order: None })) if range.filter == Filter::default() => {
                 self.sort_prefix(range, revision, target)?
             }
-            Some(Sort { target, order }) => {
+            (None, sort) => {
+                let Sort { target, order } = sort.expect("without a sort keys have a direction");
                 self.sort(range, revision, target, order.unwrap_or(SortOrder::Ascending))?
             }
         };
+        let count = self.index().count(&range.range, revision);
         Ok(RangeReply { kvs, more, count })
+    }
+
+    /// Answers a Range if it is one of few keys, at most [`CHUNK_KEYS`] to look at. `None` if it is not, or if that is
+    /// not known without a look at all of them.
+    pub fn range_at_once(&self, range: &Range) -> Result<Option<RangeReply>, Failure> {
+        let revision = self.resolve(range.revision)?;
+        if range.range.is_single() {
+            return self.single(range, revision).map(Some);
+        }
+        if range.count_only {
+            let count = self.index().count(&range.range, revision);
+            return Ok(Some(RangeReply { kvs: Vec::new(), more: false, count }));
+        }
+        let Some(way) = direction(range).filter(|_| range.filter == Filter::default()) else {
+            return Ok(None);
+        };
+        let limit = range.limit.unwrap_or(usize::MAX);
+        let mut walk = Walk::new(range, revision, way, range.keys_only);
+        // One more than wanted tells whether there are more; its row is not read.
+        let mut chunk = walk.next(self, limit.saturating_add(1)).unwrap_or_default();
+        let more = chunk.places.len() > limit;
+        if !more && !walk.done {
+            return Ok(None);
+        }
+        let count = match walk.done {
+            true => chunk.places.len() as u64,
+            false => self.index().count(&range.range, revision),
+        };
+        chunk.truncate(limit);
+        Ok(Some(RangeReply { kvs: self.load(chunk, range.keys_only)?, more, count }))
     }
 
     /// A range of one key takes one lookup.
@@ -86,11 +105,9 @@ impl Reader<'_> {
         let Some((place, head)) = found else { return Ok(RangeReply::default()) };
         let mut reply = RangeReply { kvs: Vec::new(), more: false, count: 1 };
         if !range.count_only && range.filter.lets_through_mod(place.revision) {
-            let kv = head.map_or_else(|| self.fetch(place), Ok)?;
-            let kv = if range.keys_only { without_value(kv) } else { kv };
-            reply
-                .kvs
-                .extend(Some(kv).filter(|kv| range.filter.lets_through_create(kv.create_revision)));
+            let pair = head.map_or_else(|| self.fetch(place), Ok)?;
+            let pair = if range.keys_only { pair.without_value() } else { pair };
+            reply.kvs.extend(Some(pair).filter(|pair| range.filter.lets_through_create(pair)));
         }
         Ok(reply)
     }
@@ -101,7 +118,7 @@ impl Reader<'_> {
         range: &Range,
         revision: Revision,
         way: Direction,
-    ) -> Result<(Vec<KeyValue>, bool), Failure> {
+    ) -> Result<(Vec<Pair>, bool), Failure> {
         let limit = range.limit.unwrap_or(usize::MAX);
         let mut kvs = Vec::new();
         let mut more = false;
@@ -115,7 +132,7 @@ impl Reader<'_> {
                 chunk.truncate(left);
             }
             for kv in self.load(chunk, range.keys_only)? {
-                if !range.filter.lets_through_create(kv.create_revision) {
+                if !range.filter.lets_through_create(&kv) {
                     continue;
                 }
                 if kvs.len() == limit {
@@ -134,14 +151,14 @@ impl Reader<'_> {
         range: &Range,
         revision: Revision,
         target: SortTarget,
-    ) -> Result<(Vec<KeyValue>, bool), Failure> {
+    ) -> Result<(Vec<Pair>, bool), Failure> {
         let cut = Range {
             limit: range.limit.map(|limit| limit.saturating_add(1)),
             keys_only: false,
             ..range.clone()
         };
         let (mut kvs, _) = self.take(&cut, revision, Direction::Up)?;
-        kvs.sort_by(|a, b| compare(target, a, b));
+        kvs.sort_by(|a, b| compare(target, a.fields(), b.fields()));
         Ok(cut_at(kvs, range))
     }
 
@@ -152,19 +169,19 @@ impl Reader<'_> {
         revision: Revision,
         target: SortTarget,
         order: SortOrder,
-    ) -> Result<(Vec<KeyValue>, bool), Failure> {
+    ) -> Result<(Vec<Pair>, bool), Failure> {
         let with_value = target == SortTarget::Value;
         let keep = range.limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
-        let by = |a: &(Place, KeyValue), b: &(Place, KeyValue)| match order {
-            SortOrder::Ascending => compare(target, &a.1, &b.1),
-            SortOrder::Descending => compare(target, &b.1, &a.1),
+        let by = |a: &(Place, Pair), b: &(Place, Pair)| match order {
+            SortOrder::Ascending => compare(target, a.1.fields(), b.1.fields()),
+            SortOrder::Descending => compare(target, b.1.fields(), a.1.fields()),
         };
-        let mut all: Vec<(Place, KeyValue)> = Vec::new();
+        let mut all: Vec<(Place, Pair)> = Vec::new();
         let mut walk = Walk::new(range, revision, Direction::Up, !with_value);
         while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
             let places = chunk.places.clone();
             let kvs = places.into_iter().zip(self.load(chunk, !with_value)?);
-            all.extend(kvs.filter(|(_, kv)| range.filter.lets_through_create(kv.create_revision)));
+            all.extend(kvs.filter(|(_, kv)| range.filter.lets_through_create(kv)));
             if all.len() > keep.saturating_mul(2).saturating_add(SORT_SLACK) {
                 all.sort_by(by);
                 all.truncate(keep);
@@ -188,53 +205,43 @@ impl Reader<'_> {
 
     /// The pairs that were found, in their order; without values if `keys_only`. What is not in the cache is read in
     /// the order of the log, in one sweep where it stands close together.
-    fn load(&self, chunk: Chunk, keys_only: bool) -> Result<Vec<KeyValue>, Failure> {
-        let mut kvs = Vec::with_capacity(chunk.places.len());
+    fn load(&self, chunk: Chunk, keys_only: bool) -> Result<Vec<Pair>, Failure> {
+        let mut pairs = Vec::with_capacity(chunk.places.len());
         let mut missing = Vec::new();
         let mut heads = chunk.heads.into_iter();
         for (i, place) in chunk.places.into_iter().enumerate() {
             let head = heads.next().flatten().filter(|_| keys_only);
-            match head.or_else(|| self.cached(place)) {
-                Some(kv) => kvs.push(kv),
-                None => {
-                    missing.push((place, i));
-                    kvs.push(KeyValue::default());
-                }
+            pairs.push(head.or_else(|| self.cached(place)));
+            if pairs[i].is_none() {
+                missing.push((place, i));
             }
         }
-        missing.sort_unstable();
-        let span = match missing.as_slice() {
-            [(first, _), .., (last, _)] => last.revision.0 - first.revision.0,
-            _ => u64::MAX,
-        };
-        if span / SWEEP_GAP_MAX < missing.len() as u64 {
-            self.sweep(&missing, &mut kvs)?;
+        if !missing.is_empty() {
+            missing.sort_unstable();
+            self.read_all(&missing, &mut pairs)?;
+        }
+        let pairs = pairs.into_iter().map(|pair| pair.expect("what was missing has been read"));
+        Ok(if keys_only {
+            pairs.map(|pair| pair.without_value()).collect()
         } else {
-            for (place, i) in missing {
-                kvs[i] = self.fetch(place)?;
-            }
-        }
-        if keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
-        }
-        Ok(kvs)
+            pairs.collect()
+        })
     }
 
-    /// Every live pair of a range at a revision with its place, in key order; `f` may stop it. `heads`: values may be
+    /// Every live pair of a range at a revision, in key order; `f` may stop it. `heads`: values may be
     /// left out.
     pub(in crate::engine) fn for_each(
         &self,
         range: &KeyRange,
         revision: Revision,
         heads: bool,
-        mut f: impl FnMut(Place, KeyValue) -> ControlFlow<()>,
+        mut f: impl FnMut(Fields<'_>) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
         let range = Range::new(range.clone());
         let mut walk = Walk::new(&range, revision, Direction::Up, heads);
         while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
-            let places = chunk.places.clone();
-            for (place, kv) in places.into_iter().zip(self.load(chunk, heads)?) {
-                if f(place, kv).is_break() {
+            for pair in self.load(chunk, heads)? {
+                if f(pair.fields()).is_break() {
                     return Ok(());
                 }
             }
@@ -312,39 +319,49 @@ fn live_at(history: &History, revision: Revision) -> Option<Place> {
 }
 
 /// What the index knows of the put at `place`: everything but the value, if it is the newest of its key.
-fn head_of(key: &[u8], history: &History, place: Place) -> Option<KeyValue> {
+fn head_of(key: &[u8], history: &History, place: Place) -> Option<Pair> {
     let latest = history.latest();
-    (latest.head.place() == place).then(|| KeyValue {
-        key: Bytes::copy_from_slice(key),
-        create_revision: latest.create_revision,
-        mod_revision: place.revision,
-        version: latest.version,
-        value: Bytes::new(),
-        lease: latest.lease,
+    (latest.head.place() == place).then(|| {
+        Pair::encode(&Fields {
+            key,
+            create_revision: latest.create_revision,
+            mod_revision: place.revision,
+            version: latest.version,
+            value: &[],
+            lease: latest.lease,
+        })
     })
 }
 
-fn cut_at(mut kvs: Vec<KeyValue>, range: &Range) -> (Vec<KeyValue>, bool) {
+/// Which way to walk for an order, if that is the order of keys.
+fn direction(range: &Range) -> Option<Direction> {
+    match range.sort {
+        None => Some(Direction::Up),
+        Some(Sort { target: SortTarget::Key, order: Some(SortOrder::Descending) }) => {
+            Some(Direction::Down)
+        }
+        Some(Sort { target: SortTarget::Key, .. }) => Some(Direction::Up),
+        Some(_) => None,
+    }
+}
+
+fn cut_at(mut kvs: Vec<Pair>, range: &Range) -> (Vec<Pair>, bool) {
     let limit = range.limit.unwrap_or(usize::MAX);
     let more = kvs.len() > limit;
     kvs.truncate(limit);
     if range.keys_only {
-        kvs = kvs.into_iter().map(without_value).collect();
+        kvs = kvs.iter().map(Pair::without_value).collect();
     }
     (kvs, more)
 }
 
-fn without_value(kv: KeyValue) -> KeyValue {
-    KeyValue { value: Bytes::new(), ..kv }
-}
-
-fn compare(target: SortTarget, a: &KeyValue, b: &KeyValue) -> Ordering {
+fn compare(target: SortTarget, a: Fields<'_>, b: Fields<'_>) -> Ordering {
     match target {
-        SortTarget::Key => a.key.cmp(&b.key),
+        SortTarget::Key => a.key.cmp(b.key),
         SortTarget::Version => a.version.cmp(&b.version),
         SortTarget::CreateRevision => a.create_revision.cmp(&b.create_revision),
         SortTarget::ModRevision => a.mod_revision.cmp(&b.mod_revision),
-        SortTarget::Value => a.value.cmp(&b.value),
+        SortTarget::Value => a.value.cmp(b.value),
     }
 }
 
@@ -353,8 +370,9 @@ impl Filter {
         within(self.min_mod_revision, revision, self.max_mod_revision)
     }
 
-    fn lets_through_create(&self, revision: Revision) -> bool {
-        within(self.min_create_revision, revision, self.max_create_revision)
+    fn lets_through_create(&self, pair: &Pair) -> bool {
+        let (min, max) = (self.min_create_revision, self.max_create_revision);
+        (min == 0 && max == 0) || within(min, pair.fields().create_revision, max)
     }
 }
 

@@ -1,0 +1,210 @@
+//! A pair as it goes over the wire.
+//!
+//! Most pairs are read far more often than they are written, and all that is done with them is to send them. So they
+//! are kept as etcd's `mvccpb.KeyValue` in protobuf: to answer is to copy bytes, one allocation per pair is
+//! all that the cache holds, and watchers share it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::types::{KeyValue, LeaseId, Revision};
+
+/// The fields of `mvccpb.KeyValue` as they begin: number and wire type, a byte for each.
+mod field {
+    const VARINT: u8 = 0;
+    const BYTES: u8 = 2;
+
+    pub(super) const KEY: u8 = 1 << 3 | BYTES;
+    pub(super) const CREATE_REVISION: u8 = 2 << 3 | VARINT;
+    pub(super) const MOD_REVISION: u8 = 3 << 3 | VARINT;
+    pub(super) const VERSION: u8 = 4 << 3 | VARINT;
+    pub(super) const VALUE: u8 = 5 << 3 | BYTES;
+    pub(super) const LEASE: u8 = 6 << 3 | VARINT;
+}
+
+/// What the numbers of a pair and the lengths of its bytes take, mostly.
+const NUMBERS_BYTES_TYPICAL: usize = 40;
+
+/// A pair, encoded. Cloning it copies nothing.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pair(Arc<[u8]>);
+
+/// A look into a [`Pair`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Fields<'a> {
+    pub key: &'a [u8],
+    pub create_revision: Revision,
+    pub mod_revision: Revision,
+    pub version: u64,
+    pub value: &'a [u8],
+    pub lease: LeaseId,
+}
+
+impl Pair {
+    /// Its encoding.
+    pub fn wire(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// What is in it. Costs a walk over six fields.
+    pub fn fields(&self) -> Fields<'_> {
+        let mut fields = Fields::default();
+        let mut wire = self.wire();
+        while let Some((field, rest)) = wire.split_first() {
+            wire = rest;
+            let number = take_varint(&mut wire);
+            match *field {
+                field::KEY => fields.key = take_bytes(&mut wire, number),
+                field::CREATE_REVISION => fields.create_revision = Revision(number),
+                field::MOD_REVISION => fields.mod_revision = Revision(number),
+                field::VERSION => fields.version = number,
+                field::VALUE => fields.value = take_bytes(&mut wire, number),
+                field::LEASE => fields.lease = LeaseId(number.cast_signed()),
+                other => unreachable!("field {other} in a pair that was encoded here"),
+            }
+        }
+        fields
+    }
+
+    /// The same pair with no value.
+    #[must_use]
+    pub fn without_value(&self) -> Self {
+        Self::encode(&Fields { value: &[], ..self.fields() })
+    }
+
+    /// The pair of some fields. Costs one copy of them.
+    pub(super) fn encode(fields: &Fields<'_>) -> Self {
+        let Fields { key, create_revision, mod_revision, version, value, lease } = *fields;
+        let mut wire = Vec::with_capacity(key.len() + value.len() + NUMBERS_BYTES_TYPICAL);
+        put_bytes(&mut wire, field::KEY, key);
+        put_number(&mut wire, field::CREATE_REVISION, create_revision.0);
+        put_number(&mut wire, field::MOD_REVISION, mod_revision.0);
+        put_number(&mut wire, field::VERSION, version);
+        put_bytes(&mut wire, field::VALUE, value);
+        put_number(&mut wire, field::LEASE, lease.0.cast_unsigned());
+        Self(wire.into())
+    }
+}
+
+/// What is zero is left out, as is what is empty.
+fn put_number(wire: &mut Vec<u8>, field: u8, number: u64) {
+    if number != 0 {
+        wire.push(field);
+        put_varint(wire, number);
+    }
+}
+
+fn put_bytes(wire: &mut Vec<u8>, field: u8, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        wire.push(field);
+        put_varint(wire, bytes.len() as u64);
+        wire.extend_from_slice(bytes);
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lowest seven bits are meant")]
+fn put_varint(wire: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        wire.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    wire.push(number as u8);
+}
+
+fn take_varint(wire: &mut &[u8]) -> u64 {
+    let mut number = 0;
+    for shift in (0..u64::BITS).step_by(7) {
+        let (byte, rest) = wire.split_first().expect("what was encoded here has an end");
+        *wire = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    number
+}
+
+fn take_bytes<'a>(wire: &mut &'a [u8], length: u64) -> &'a [u8] {
+    let length = usize::try_from(length).expect("what was encoded is in memory");
+    let (bytes, rest) = wire.split_at(length);
+    *wire = rest;
+    bytes
+}
+
+impl From<&KeyValue> for Pair {
+    fn from(kv: &KeyValue) -> Self {
+        Self::encode(&Fields {
+            key: &kv.key,
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
+            version: kv.version,
+            value: &kv.value,
+            lease: kv.lease,
+        })
+    }
+}
+
+impl From<&Pair> for KeyValue {
+    /// Key and value share one copy.
+    fn from(pair: &Pair) -> Self {
+        let Fields { key, create_revision, mod_revision, version, value, lease } = pair.fields();
+        let mut key_and_value = Bytes::from([key, value].concat());
+        let key = key_and_value.split_to(key.len());
+        Self { key, create_revision, mod_revision, version, value: key_and_value, lease }
+    }
+}
+
+impl fmt::Debug for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fields().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_pair() -> impl Strategy<Value = KeyValue> {
+        let bytes = || prop::collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from);
+        let number = || prop_oneof![Just(0), 0..300_u64, any::<u64>()];
+        (bytes(), number(), number(), number(), bytes(), prop_oneof![Just(0), any::<i64>()])
+            .prop_map(|(key, create, modified, version, value, lease)| KeyValue {
+                key,
+                create_revision: Revision(create),
+                mod_revision: Revision(modified),
+                version,
+                value,
+                lease: LeaseId(lease),
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_read_back(kv in any_pair()) {
+            let pair = Pair::from(&kv);
+            prop_assert_eq!(&KeyValue::from(&pair), &kv);
+            let bare = KeyValue { value: Bytes::new(), ..kv };
+            prop_assert_eq!(KeyValue::from(&pair.without_value()), bare);
+        }
+    }
+
+    #[test]
+    fn the_encoding_is_that_of_protobuf() {
+        let kv = KeyValue {
+            key: "k".into(),
+            create_revision: Revision(300),
+            mod_revision: Revision(1),
+            version: 0,
+            value: "ab".into(),
+            lease: LeaseId(-1),
+        };
+        let lease = [&[0x30][..], &[0xff; 9], &[1]].concat();
+        let wire = [&b"\x0a\x01k\x10\xac\x02\x18\x01\x2a\x02ab"[..], &lease].concat();
+        assert_eq!(Pair::from(&kv).wire(), wire);
+        assert!(Pair::from(&KeyValue::default()).wire().is_empty());
+    }
+}
