@@ -1,12 +1,16 @@
 //! `etcdserverpb.KV`: reads, writes, transactions and compaction.
 
+use bytes::BytesMut;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
+use super::unary::Answer;
 use super::{Context, convert, header};
-use crate::engine::command::{TxnOpReply, TxnReply};
+use crate::engine::Pair;
+use crate::engine::command::{RangeReply, TxnOpReply, TxnReply};
 use crate::error::{Error, Invalid};
 use crate::metrics::Metrics;
 
@@ -31,6 +35,63 @@ impl KvService {
             return Err(Invalid::TooLarge);
         }
         Ok(())
+    }
+}
+
+/// An answer to a Range whose pairs are encoded already.
+pub(crate) struct RangeAnswer {
+    /// Everything but the pairs.
+    frame: pb::RangeResponse,
+    pairs: Vec<Pair>,
+}
+
+/// `RangeResponse.kvs`.
+const KVS_TAG: u32 = 2;
+
+impl RangeAnswer {
+    fn pair_len(pair: &Pair) -> usize {
+        let length = pair.wire().len();
+        key_len(KVS_TAG) + encoded_len_varint(length as u64) + length
+    }
+}
+
+impl Answer for RangeAnswer {
+    fn len(&self) -> usize {
+        self.frame.encoded_len() + self.pairs.iter().map(Self::pair_len).sum::<usize>()
+    }
+
+    /// Fields may come in any order, but this is prost's, and Go's.
+    fn encode_to(&self, buffer: &mut BytesMut) {
+        let header = pb::RangeResponse { header: self.frame.header, ..Default::default() };
+        header.encode_raw(buffer);
+        for pair in &self.pairs {
+            encode_key(KVS_TAG, WireType::LengthDelimited, buffer);
+            encode_varint(pair.wire().len() as u64, buffer);
+            buffer.extend_from_slice(pair.wire());
+        }
+        let rest = pb::RangeResponse {
+            more: self.frame.more,
+            count: self.frame.count,
+            ..Default::default()
+        };
+        rest.encode_raw(buffer);
+    }
+}
+
+impl KvService {
+    /// A Range whose answer is not taken apart again.
+    pub(crate) async fn answer_range(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<RangeAnswer>, Status> {
+        let range = convert::range(request.into_inner())?;
+        let reply = self.context.node.range(range).await?;
+        self.context.metrics.ranges.inc();
+        let RangeReply { kvs: pairs, more, count } = reply.body;
+        let header = Some(header::at(&self.context.node, reply.revision));
+        let count = convert::shown(count);
+        let frame = pb::RangeResponse { header, kvs: Vec::new(), more, count };
+        Ok(Response::new(RangeAnswer { frame, pairs }))
     }
 }
 
@@ -131,4 +192,37 @@ fn count_steps(metrics: &Metrics, reply: &TxnReply) -> usize {
         1
     };
     reply.responses.iter().map(count_step).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use starling_proto::mvccpb;
+
+    use super::*;
+    use crate::types::{KeyValue, LeaseId, Revision};
+
+    #[test]
+    fn pairs_are_encoded_in_their_answer_as_prost_does_it() {
+        let kv = |value: &[u8]| KeyValue {
+            key: "key".into(),
+            create_revision: Revision(2),
+            mod_revision: Revision(300),
+            version: 3,
+            value: value.to_vec().into(),
+            lease: LeaseId(-1),
+        };
+        let kvs = [kv(&[7; 300]), kv(b""), KeyValue::default()];
+        let header = pb::ResponseHeader { revision: 300, member_id: 1, ..Default::default() };
+        for (more, count) in [(false, 0), (true, 1 << 40)] {
+            let frame = pb::RangeResponse { header: Some(header), kvs: Vec::new(), more, count };
+            let messages: Vec<mvccpb::KeyValue> =
+                kvs.iter().cloned().map(convert::key_value).collect();
+            let expected = pb::RangeResponse { kvs: messages, ..frame.clone() };
+            let answer = RangeAnswer { frame, pairs: kvs.iter().map(Pair::from).collect() };
+            let mut buffer = BytesMut::new();
+            answer.encode_to(&mut buffer);
+            assert_eq!(buffer, expected.encode_to_vec());
+            assert_eq!(answer.len(), buffer.len());
+        }
+    }
 }

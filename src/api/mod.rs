@@ -10,6 +10,7 @@
 //! | [`router`] | which service and method a path names, and what unknown ones answer |
 //! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health` | a service of etcd each |
 //! | [`convert`] | etcd's messages to commands, and replies back |
+//! | [`unary`] | the way of a message in and an answer out, where that is hot |
 //! | [`header`] | the header of every answer |
 //! | [`status`] | errors as gRPC statuses |
 
@@ -24,6 +25,7 @@ mod lease;
 mod maintenance;
 pub(crate) mod router;
 pub(crate) mod status;
+mod unary;
 mod watch;
 
 use std::sync::Arc;

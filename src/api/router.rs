@@ -13,7 +13,7 @@ use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use starling_proto::etcdserverpb::auth_server::AuthServer;
 use starling_proto::etcdserverpb::cluster_server::ClusterServer;
-use starling_proto::etcdserverpb::kv_server::KvServer;
+use starling_proto::etcdserverpb::kv_server::{Kv as _, KvServer};
 use starling_proto::etcdserverpb::lease_server::LeaseServer;
 use starling_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use starling_proto::etcdserverpb::watch_server::WatchServer;
@@ -28,7 +28,7 @@ use super::kv::KvService;
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
 use super::watch::WatchService;
-use super::{Context, status};
+use super::{Context, status, unary};
 use crate::metrics::{RpcKind, RpcMetrics};
 
 /// How long a client will wait, and how many digits it may say that with.
@@ -53,6 +53,27 @@ struct Service {
     name: &'static str,
     unary: &'static [&'static str],
     streams: &'static [(&'static str, RpcKind)],
+}
+
+/// Unary methods that are called often enough to have a way of their own.
+#[derive(Clone, Copy, Debug)]
+enum Hot {
+    Range,
+    Put,
+    DeleteRange,
+    Txn,
+}
+
+impl Hot {
+    fn of(service: ServiceName, method: &str) -> Option<Self> {
+        match (service, method) {
+            (ServiceName::Kv, "Range") => Some(Self::Range),
+            (ServiceName::Kv, "Put") => Some(Self::Put),
+            (ServiceName::Kv, "DeleteRange") => Some(Self::DeleteRange),
+            (ServiceName::Kv, "Txn") => Some(Self::Txn),
+            _ => None,
+        }
+    }
 }
 
 /// `KV.RangeStream` is not here: the release that we are does not know it, and clients go by its answer.
@@ -119,10 +140,13 @@ const SERVICES: &[Service] = &[
     },
 ];
 
+type Answering = BoxFuture<'static, Result<Response<tonic::body::Body>, Infallible>>;
+
 /// A method that is served.
 struct Method {
     service: ServiceName,
     kind: RpcKind,
+    hot: Option<Hot>,
     metrics: RpcMetrics,
 }
 
@@ -130,6 +154,7 @@ struct Method {
 pub(crate) struct Router {
     context: Context,
     methods: HashMap<String, Arc<Method>>,
+    hot: Arc<KvService>,
     kv: KvServer<KvService>,
     watch: WatchServer<WatchService>,
     lease: LeaseServer<LeaseService>,
@@ -144,9 +169,11 @@ impl Router {
         // The size of messages is checked before, with etcd's text.
         let unlimited = usize::MAX;
         let context = context.clone();
+        let hot = Arc::new(KvService::new(context.clone()));
         Self {
             methods: methods(&context),
-            kv: KvServer::new(KvService::new(context.clone())).max_decoding_message_size(unlimited),
+            kv: KvServer::from_arc(Arc::clone(&hot)).max_decoding_message_size(unlimited),
+            hot,
             watch: WatchServer::new(WatchService::new(context.clone()))
                 .max_decoding_message_size(unlimited),
             lease: LeaseServer::new(LeaseService::new(context.clone()))
@@ -165,8 +192,7 @@ impl Router {
     /// Answers one call. The body has been bounded already.
     pub(crate) fn call<B>(&self, request: Request<B>) -> Call
     where
-        B: Body + Send + 'static,
-        B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+        B: Body<Data = Bytes, Error = Status> + Unpin + Send + 'static,
     {
         let Some(method) = self.methods.get(request.uri().path()) else {
             return Call::Unknown(Some(unknown(request.uri().path())));
@@ -178,6 +204,9 @@ impl Router {
             return Call::Unknown(Some(Status::internal(text).into_http()));
         }
         let future = match method.service {
+            _ if let Some(hot) = method.hot.filter(|_| unary::is_plain(&request)) => {
+                self.answer(hot, request)
+            }
             ServiceName::Kv => self.kv.clone().call(request),
             ServiceName::Watch => self.watch.clone().call(request),
             ServiceName::Lease => self.lease.clone().call(request),
@@ -192,6 +221,29 @@ impl Router {
     }
 }
 
+impl Router {
+    fn answer<B>(&self, method: Hot, request: Request<B>) -> Answering
+    where
+        B: Body<Data = Bytes, Error = Status> + Unpin + Send + 'static,
+    {
+        let kv = Arc::clone(&self.hot);
+        match method {
+            Hot::Range => Box::pin(async move {
+                Ok(unary::answer(request, |request| kv.answer_range(request)).await)
+            }),
+            Hot::Put => {
+                Box::pin(async move { Ok(unary::answer(request, |request| kv.put(request)).await) })
+            }
+            Hot::DeleteRange => Box::pin(async move {
+                Ok(unary::answer(request, |request| kv.delete_range(request)).await)
+            }),
+            Hot::Txn => {
+                Box::pin(async move { Ok(unary::answer(request, |request| kv.txn(request)).await) })
+            }
+        }
+    }
+}
+
 fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
     let mut methods = HashMap::new();
     for Service { service, name, unary, streams } in SERVICES {
@@ -199,7 +251,8 @@ fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
         for (method, kind) in unary.chain(streams.iter().copied()) {
             let metrics = context.metrics.rpc(name, method, kind);
             let method_path = format!("/{name}/{method}");
-            methods.insert(method_path, Arc::new(Method { service: *service, kind, metrics }));
+            let hot = Hot::of(*service, method);
+            methods.insert(method_path, Arc::new(Method { service: *service, kind, hot, metrics }));
         }
     }
     methods
@@ -232,7 +285,7 @@ fn unknown(path: &str) -> Response<tonic::body::Body> {
 pub(crate) enum Call {
     /// By a service.
     Known {
-        future: BoxFuture<'static, Result<Response<tonic::body::Body>, Infallible>>,
+        future: Answering,
         handled: Handled,
         /// Only for streams.
         context: Option<Context>,

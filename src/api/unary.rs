@@ -1,0 +1,249 @@
+//! Unary calls of the KV service, the hot ones.
+//!
+//! tonic's own way through a unary call is one for streams, too: two buffers of 8 KiB, four boxes and a copy of the
+//! message on either side. Here the message is decoded where the socket's buffer has it, and the answer is
+//! encoded once, into what is sent. On the wire there is no difference; the cases of `compat-tests` hold for
+//! both.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{self, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use prost::Message;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+/// A flag for compression and the length of the message go before it.
+const PREFIX_BYTES: usize = 5;
+/// What is set aside for a message in pieces when the first comes; the rest as it comes.
+const PIECES_BYTES: usize = 16 * 1024;
+const OK: HeaderValue = HeaderValue::from_static("0");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// An answer that can be sent.
+pub(crate) trait Answer {
+    /// The bytes that [`Self::encode_to`] takes.
+    fn len(&self) -> usize;
+    /// Appends it to a buffer with room for it.
+    fn encode_to(&self, buffer: &mut BytesMut);
+}
+
+impl<M: Message> Answer for M {
+    fn len(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn encode_to(&self, buffer: &mut BytesMut) {
+        self.encode_raw(buffer);
+    }
+}
+
+/// Whether a call can be answered here. A body that is compressed, or says so, is tonic's to refuse.
+pub(crate) fn is_plain<B>(request: &Request<B>) -> bool {
+    !request.headers().contains_key("grpc-encoding")
+}
+
+/// Answers one call: reads its message, has it handled, and dresses the answer.
+pub(crate) async fn answer<B, R, A, F>(
+    request: Request<B>,
+    handle: impl FnOnce(tonic::Request<R>) -> F,
+) -> Response<tonic::body::Body>
+where
+    B: Body<Data = Bytes, Error = Status> + Unpin,
+    R: Message + Default,
+    A: Answer,
+    F: Future<Output = Result<tonic::Response<A>, Status>>,
+{
+    let (head, body) = request.into_parts();
+    let handled = async {
+        let message =
+            R::decode(read(body).await?).map_err(|error| Status::internal(error.to_string()))?;
+        let metadata = MetadataMap::from_headers(head.headers);
+        handle(tonic::Request::from_parts(metadata, head.extensions, message)).await
+    };
+    match handled.await {
+        Ok(answer) => respond(answer.get_ref()),
+        Err(status) => status.into_http(),
+    }
+}
+
+/// The message of a call, once all of its body is there. Its size is bounded already; what follows it is dropped.
+async fn read<B>(mut body: B) -> Result<Bytes, Status>
+where
+    B: Body<Data = Bytes, Error = Status> + Unpin,
+{
+    let mut whole = None;
+    let mut pieces = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if whole.is_some() {
+            continue;
+        }
+        if pieces.is_empty() {
+            whole = message(&data)?;
+            if whole.is_some() {
+                continue;
+            }
+            pieces.reserve(PIECES_BYTES.max(data.len()));
+        }
+        pieces.extend_from_slice(&data);
+        if let Some(length) = length(&pieces)?
+            && pieces.len() >= PREFIX_BYTES + length
+        {
+            whole = message(&pieces.split().freeze())?;
+        }
+    }
+    whole.ok_or_else(|| Status::internal("Missing request message."))
+}
+
+/// The message at the start of some bytes, if all of it is there.
+fn message(data: &Bytes) -> Result<Option<Bytes>, Status> {
+    let end = length(data)?.map(|length| PREFIX_BYTES + length);
+    Ok(end.filter(|end| *end <= data.len()).map(|end| data.slice(PREFIX_BYTES..end)))
+}
+
+/// The length in a message's prefix, if all of that is there.
+fn length(data: &[u8]) -> Result<Option<usize>, Status> {
+    let Some([flag, length @ ..]) = data.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
+    match flag {
+        0 => Ok(usize::try_from(u32::from_be_bytes(*length)).ok()),
+        1 => Err(Status::internal(
+            "protocol error: received message with compressed-flag but no grpc-encoding was specified",
+        )),
+        flag => Err(Status::internal(format!(
+            "protocol error: received message with invalid compression flag: {flag} (valid flags are 0 and 1), while sending request"
+        ))),
+    }
+}
+
+fn respond(answer: &impl Answer) -> Response<tonic::body::Body> {
+    let length = answer.len();
+    let Ok(announced) = u32::try_from(length) else {
+        // What grpc-go answers when a message does not fit its prefix.
+        let text = format!("grpc: message too large ({length} bytes)");
+        return Status::resource_exhausted(text).into_http();
+    };
+    let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + length);
+    buffer.put_u8(0);
+    buffer.put_u32(announced);
+    answer.encode_to(&mut buffer);
+    debug_assert_eq!(buffer.len(), PREFIX_BYTES + length, "an answer is as long as it says");
+    let mut response = Response::new(tonic::body::Body::new(Unary::Message(buffer.freeze())));
+    response.headers_mut().insert(CONTENT_TYPE, GRPC);
+    response
+}
+
+/// The body of an answer: a message, then the status.
+enum Unary {
+    Message(Bytes),
+    Status,
+    Done,
+}
+
+impl Body for Unary {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = match &mut *self {
+            Self::Message(message) => {
+                let message = std::mem::take(message);
+                *self = Self::Status;
+                Frame::data(message)
+            }
+            Self::Status => {
+                *self = Self::Done;
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert(Status::GRPC_STATUS, OK);
+                Frame::trailers(trailers)
+            }
+            Self::Done => return Poll::Ready(None),
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Message(message) => SizeHint::with_exact(message.len() as u64),
+            Self::Status | Self::Done => SizeHint::with_exact(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, StreamBody};
+    use starling_proto::etcdserverpb::{RangeRequest, RangeResponse};
+
+    use super::*;
+
+    fn framed(message: &impl Message) -> Vec<u8> {
+        let message = message.encode_to_vec();
+        let length = u32::try_from(message.len()).expect("a short message");
+        [&[0][..], &length.to_be_bytes(), &message].concat()
+    }
+
+    async fn call(pieces: &[&[u8]]) -> Result<RangeResponse, Status> {
+        let frames = pieces.iter().map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))));
+        let body = StreamBody::new(tokio_stream::iter(frames.collect::<Vec<_>>()));
+        let count = async |request: tonic::Request<RangeRequest>| {
+            let count = request.into_inner().key.len();
+            let count = i64::try_from(count).expect("a short key");
+            Ok(tonic::Response::new(RangeResponse { count, ..RangeResponse::default() }))
+        };
+        let response = answer(Request::new(body), count).await;
+        let failed = Status::from_header_map(response.headers());
+        let body = response.into_body().collect().await?;
+        let status = failed.or_else(|| Status::from_header_map(body.trailers()?));
+        match status.expect("a status") {
+            status if status.code() == tonic::Code::Ok => {
+                let bytes = body.to_bytes();
+                let message = message(&bytes)?.expect("a message");
+                assert_eq!(bytes.len(), PREFIX_BYTES + message.len());
+                Ok(RangeResponse::decode(message).expect("what was encoded"))
+            }
+            status => Err(status),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_arrives_however_it_is_cut() {
+        let request = RangeRequest { key: vec![b'k'; 300].into(), ..RangeRequest::default() };
+        let bytes = framed(&request);
+        for size in [1, 2, 4, 5, 6, 100, bytes.len() - 1, bytes.len()] {
+            let pieces: Vec<&[u8]> = bytes.chunks(size).collect();
+            let reply = call(&pieces).await.unwrap_or_else(|error| panic!("{size}: {error}"));
+            assert_eq!(reply.count, 300, "in pieces of {size}");
+        }
+        let twice = [&bytes[..], &framed(&RangeRequest::default())].concat();
+        assert_eq!(call(&[&twice]).await.expect("the first counts").count, 300);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_refused() {
+        let table: [(&[&[u8]], &str); 6] = [
+            (&[], "Missing request message."),
+            (&[&[0, 0, 0]], "Missing request message."),
+            (&[&[0, 0, 0, 0, 9, 1]], "Missing request message."),
+            (&[&[1, 0, 0, 0, 0]], "compressed-flag but no grpc-encoding"),
+            (&[&[2, 0, 0, 0, 0]], "invalid compression flag: 2"),
+            (&[&[0, 0, 0, 0, 2, 0xff, 0xff]], "failed to decode Protobuf message"),
+        ];
+        for (pieces, text) in table {
+            let error = call(pieces).await.expect_err("it is no message");
+            assert_eq!(error.code(), tonic::Code::Internal, "{pieces:?}");
+            assert!(error.message().contains(text), "{pieces:?}: {error}");
+        }
+    }
+}
