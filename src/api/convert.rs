@@ -14,7 +14,7 @@ use crate::engine::command::{
     Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Filter, Put, PutReply,
     Range, RangeReply, Sort, SortOrder, SortTarget, Txn, TxnOp, TxnOpReply, TxnReply,
 };
-use crate::engine::watch::{Event, EventKind, WatchCreate};
+use crate::engine::watch::WatchCreate;
 use crate::error::Invalid;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
@@ -217,23 +217,6 @@ pub(crate) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
 
 fn pair(pair: &Pair) -> mvccpb::KeyValue {
     key_value(pair.into())
-}
-
-pub(crate) fn event(event: Event) -> mvccpb::Event {
-    let (kind, kv) = match event.kind {
-        EventKind::Put => (mvccpb::event::EventType::Put, key_value(event.kv)),
-        EventKind::Delete => (mvccpb::event::EventType::Delete, tombstone(event.kv)),
-    };
-    mvccpb::Event { r#type: kind.into(), kv: Some(kv), prev_kv: event.prev_kv.map(key_value) }
-}
-
-/// A delete shows its key and when it happened.
-fn tombstone(kv: KeyValue) -> mvccpb::KeyValue {
-    mvccpb::KeyValue {
-        key: kv.key,
-        mod_revision: kv.mod_revision.shown(),
-        ..mvccpb::KeyValue::default()
-    }
 }
 
 pub(crate) fn range_response(reply: RangeReply, header: pb::ResponseHeader) -> pb::RangeResponse {

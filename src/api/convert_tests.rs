@@ -178,23 +178,6 @@ fn unknown_watch_filters_are_ignored() {
 }
 
 #[test]
-fn a_delete_event_shows_its_key_and_revision_only() {
-    let kv = KeyValue {
-        key: "k".into(),
-        create_revision: Revision(2),
-        mod_revision: Revision(5),
-        version: 3,
-        value: "v".into(),
-        lease: LeaseId(4),
-    };
-    let delete =
-        event(Event { kind: EventKind::Delete, kv: kv.clone(), prev_kv: Some(kv.clone()) });
-    let shown = delete.kv.expect("a pair");
-    assert_eq!(shown, mvccpb::KeyValue { key: "k".into(), mod_revision: 5, ..Default::default() });
-    assert_eq!(delete.prev_kv, Some(key_value(kv)));
-}
-
-#[test]
 fn steps_have_headers_of_nothing_but_their_revision() {
     let step = TxnOpReply::Put(crate::engine::command::Reply {
         revision: Revision(7),

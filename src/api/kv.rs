@@ -2,12 +2,11 @@
 
 use bytes::BytesMut;
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
-use super::unary::Answer;
+use super::wire::{self, Answer};
 use super::{Context, convert, header};
 use crate::engine::Pair;
 use crate::engine::command::{RangeReply, TxnOpReply, TxnReply};
@@ -50,8 +49,7 @@ const KVS_TAG: u32 = 2;
 
 impl RangeAnswer {
     fn pair_len(pair: &Pair) -> usize {
-        let length = pair.wire().len();
-        key_len(KVS_TAG) + encoded_len_varint(length as u64) + length
+        wire::nested_len(KVS_TAG, pair.wire().len())
     }
 }
 
@@ -65,8 +63,7 @@ impl Answer for RangeAnswer {
         let header = pb::RangeResponse { header: self.frame.header, ..Default::default() };
         header.encode_raw(buffer);
         for pair in &self.pairs {
-            encode_key(KVS_TAG, WireType::LengthDelimited, buffer);
-            encode_varint(pair.wire().len() as u64, buffer);
+            wire::put_nested(KVS_TAG, pair.wire().len(), buffer);
             buffer.extend_from_slice(pair.wire());
         }
         let rest = pb::RangeResponse {

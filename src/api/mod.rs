@@ -10,14 +10,14 @@
 //! | [`router`] | which service and method a path names, and what unknown ones answer |
 //! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health` | a service of etcd each |
 //! | [`convert`] | etcd's messages to commands, and replies back |
-//! | [`unary`] | the way of a message in and an answer out, where that is hot |
+//! | `unary`, `events`, `wire` | messages in and answers out where that is hot: calls of KV, replies of watches, framing |
 //! | [`header`] | the header of every answer |
 //! | [`status`] | errors as gRPC statuses |
 
 mod auth;
 mod cluster;
 pub(crate) mod convert;
-mod fragment;
+mod events;
 pub(crate) mod header;
 mod health;
 mod kv;
@@ -27,6 +27,7 @@ pub(crate) mod router;
 pub(crate) mod status;
 mod unary;
 mod watch;
+mod wire;
 
 use std::sync::Arc;
 

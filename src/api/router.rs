@@ -16,7 +16,6 @@ use starling_proto::etcdserverpb::cluster_server::ClusterServer;
 use starling_proto::etcdserverpb::kv_server::{Kv as _, KvServer};
 use starling_proto::etcdserverpb::lease_server::LeaseServer;
 use starling_proto::etcdserverpb::maintenance_server::MaintenanceServer;
-use starling_proto::etcdserverpb::watch_server::WatchServer;
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
@@ -27,8 +26,7 @@ use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
-use super::watch::WatchService;
-use super::{Context, status, unary};
+use super::{Context, status, unary, watch};
 use crate::metrics::{RpcKind, RpcMetrics};
 
 /// How long a client will wait, and how many digits it may say that with.
@@ -156,7 +154,6 @@ pub(crate) struct Router {
     methods: HashMap<String, Arc<Method>>,
     hot: Arc<KvService>,
     kv: KvServer<KvService>,
-    watch: WatchServer<WatchService>,
     lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
@@ -174,8 +171,6 @@ impl Router {
             methods: methods(&context),
             kv: KvServer::from_arc(Arc::clone(&hot)).max_decoding_message_size(unlimited),
             hot,
-            watch: WatchServer::new(WatchService::new(context.clone()))
-                .max_decoding_message_size(unlimited),
             lease: LeaseServer::new(LeaseService::new(context.clone()))
                 .max_decoding_message_size(unlimited),
             cluster: ClusterServer::new(ClusterService::new(context.clone()))
@@ -208,7 +203,10 @@ impl Router {
                 self.answer(hot, request)
             }
             ServiceName::Kv => self.kv.clone().call(request),
-            ServiceName::Watch => self.watch.clone().call(request),
+            ServiceName::Watch => {
+                let response = watch::serve(self.context.clone(), request);
+                Box::pin(std::future::ready(Ok(response)))
+            }
             ServiceName::Lease => self.lease.clone().call(request),
             ServiceName::Cluster => self.cluster.clone().call(request),
             ServiceName::Maintenance => self.maintenance.clone().call(request),

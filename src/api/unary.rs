@@ -9,46 +9,25 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{self, Poll};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use prost::Message;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-/// A flag for compression and the length of the message go before it.
-const PREFIX_BYTES: usize = 5;
+use super::wire::{self, Answer, PREFIX_BYTES};
+
 /// What is set aside for a message in pieces when the first comes; the rest as it comes.
 const PIECES_BYTES: usize = 16 * 1024;
-const OK: HeaderValue = HeaderValue::from_static("0");
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
-/// An answer that can be sent.
-pub(crate) trait Answer {
-    /// The bytes that [`Self::encode_to`] takes.
-    fn len(&self) -> usize;
-    /// Appends it to a buffer with room for it.
-    fn encode_to(&self, buffer: &mut BytesMut);
-}
-
-impl<M: Message> Answer for M {
-    fn len(&self) -> usize {
-        self.encoded_len()
-    }
-
-    fn encode_to(&self, buffer: &mut BytesMut) {
-        self.encode_raw(buffer);
-    }
-}
-
-/// Whether a call can be answered here. A body that is compressed, or says so, is tonic's to refuse.
-pub(crate) fn is_plain<B>(request: &Request<B>) -> bool {
-    !request.headers().contains_key("grpc-encoding")
+/// Whether a call can be answered here. A body that is compressed is tonic's to refuse.
+pub(super) fn is_plain<B>(request: &Request<B>) -> bool {
+    !wire::is_compressed(request.headers())
 }
 
 /// Answers one call: reads its message, has it handled, and dresses the answer.
-pub(crate) async fn answer<B, R, A, F>(
+pub(super) async fn answer<B, R, A, F>(
     request: Request<B>,
     handle: impl FnOnce(tonic::Request<R>) -> F,
 ) -> Response<tonic::body::Body>
@@ -121,20 +100,11 @@ fn length(data: &[u8]) -> Result<Option<usize>, Status> {
 }
 
 fn respond(answer: &impl Answer) -> Response<tonic::body::Body> {
-    let length = answer.len();
-    let Ok(announced) = u32::try_from(length) else {
-        // What grpc-go answers when a message does not fit its prefix.
-        let text = format!("grpc: message too large ({length} bytes)");
-        return Status::resource_exhausted(text).into_http();
-    };
-    let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + length);
-    buffer.put_u8(0);
-    buffer.put_u32(announced);
-    answer.encode_to(&mut buffer);
-    debug_assert_eq!(buffer.len(), PREFIX_BYTES + length, "an answer is as long as it says");
-    let mut response = Response::new(tonic::body::Body::new(Unary::Message(buffer.freeze())));
-    response.headers_mut().insert(CONTENT_TYPE, GRPC);
-    response
+    let mut buffer = BytesMut::new();
+    match wire::append(answer, &mut buffer) {
+        Ok(()) => wire::response(Unary::Message(buffer.freeze())),
+        Err(status) => status.into_http(),
+    }
 }
 
 /// The body of an answer: a message, then the status.
@@ -160,9 +130,7 @@ impl Body for Unary {
             }
             Self::Status => {
                 *self = Self::Done;
-                let mut trailers = HeaderMap::with_capacity(1);
-                trailers.insert(Status::GRPC_STATUS, OK);
-                Frame::trailers(trailers)
+                wire::ok()
             }
             Self::Done => return Poll::Ready(None),
         };

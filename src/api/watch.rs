@@ -5,19 +5,19 @@
 //! in [`BATCHES_MAX`] batches and in the connection's buffers, and its events wait where they are shared with
 //! every other watcher. Its requests are still heard, up to [`UNANSWERED_MAX`] of them.
 
-use std::pin::Pin;
-use std::task::{self, Poll};
-use std::vec;
-
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use http_body::Body;
+use prost::Message;
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::watch_request::RequestUnion;
-use starling_proto::etcdserverpb::watch_server::Watch;
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::codec::{DecodeBuf, Decoder};
+use tonic::{Status, Streaming};
 
-use super::{Context, convert, fragment, header, status};
-use crate::engine::watch::{Event, WatchRefusal, WatchReply};
+use super::wire::{self, Messages};
+use super::{Context, convert, events};
+use crate::engine::watch::WatchReply;
 use crate::node::WatchStream;
 
 /// Batches on their way out: one that is being written, one that is ready.
@@ -32,37 +32,36 @@ const BATCH_REPLIES: usize = 128;
 /// Answers that wait for room before no more requests are heard.
 const UNANSWERED_MAX: usize = 1024;
 
-/// What an event takes apart from its keys and values, roughly.
-const EVENT_BYTES: usize = 32;
-
-/// The id in replies that are about no watcher, or about all of them.
-const NO_WATCHER: i64 = -1;
-
-pub(crate) struct WatchService {
-    context: Context,
+/// Serves one call: the stream of a client.
+pub(super) fn serve<B>(context: Context, request: Request<B>) -> Response<tonic::body::Body>
+where
+    B: Body<Data = Bytes, Error = Status> + Send + 'static,
+{
+    if wire::is_compressed(request.headers()) {
+        return wire::refuse_compressed(request.headers()).into_http();
+    }
+    // The size of messages is checked before, with etcd's text.
+    let unlimited = Some(usize::MAX);
+    let requests = Streaming::new_request(Requests, request.into_body(), None, unlimited);
+    let (out, batches) = mpsc::channel(BATCHES_MAX);
+    tokio::spawn(run(context, requests, out));
+    wire::response(Messages::new(batches))
 }
 
-impl WatchService {
-    pub(crate) fn new(context: Context) -> Self {
-        Self { context }
+/// Decodes what clients ask.
+struct Requests;
+
+impl Decoder for Requests {
+    type Item = pb::WatchRequest;
+    type Error = Status;
+
+    fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
+        let request = pb::WatchRequest::decode(source);
+        request.map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
-#[tonic::async_trait]
-impl Watch for WatchService {
-    type WatchStream = Replies;
-
-    async fn watch(
-        &self,
-        request: Request<Streaming<pb::WatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        let (out, batches) = mpsc::channel(BATCHES_MAX);
-        tokio::spawn(run(self.context.clone(), request.into_inner(), out));
-        Ok(Response::new(Replies { batches, batch: Vec::new().into_iter() }))
-    }
-}
-
-type Batch = Result<Vec<pb::WatchResponse>, Status>;
+type Batch = Result<Bytes, Status>;
 
 /// Serves one client until it is gone; its watchers go with it.
 async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc::Sender<Batch>) {
@@ -78,7 +77,7 @@ async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc:
                 Err(error) => return drop(out.send(Err(error)).await),
             },
             reply = next_reply(&out, &mut watchers) => match reply {
-                Some((room, Ok(first))) => room.send(Ok(batch(&context, first, &mut watchers))),
+                Some((room, Ok(first))) => room.send(batch(&context, &first, &mut watchers)),
                 Some((room, Err(error))) => return room.send(Err(error.into())),
                 None => return,
             },
@@ -121,110 +120,16 @@ async fn next_reply<'a>(
 }
 
 /// The first reply, and what else is there already.
-fn batch(
-    context: &Context,
-    first: WatchReply,
-    watchers: &mut WatchStream,
-) -> Vec<pb::WatchResponse> {
-    let mut bytes = reply_bytes(&first);
-    let mut responses = responses(context, first);
-    while bytes < BATCH_BYTES && responses.len() < BATCH_REPLIES {
+fn batch(context: &Context, first: &WatchReply, watchers: &mut WatchStream) -> Batch {
+    let mut batch = BytesMut::new();
+    events::append(context, first, &mut batch)?;
+    for _ in 1..BATCH_REPLIES {
+        if batch.len() >= BATCH_BYTES {
+            break;
+        }
         // A failure shows again at the next call.
         let Ok(Some(reply)) = watchers.try_next() else { break };
-        bytes += reply_bytes(&reply);
-        responses.extend(self::responses(context, reply));
+        events::append(context, &reply, &mut batch)?;
     }
-    responses
-}
-
-/// Roughly what a reply takes on the wire.
-fn reply_bytes(reply: &WatchReply) -> usize {
-    let event_bytes = |event: &Event| {
-        let previous = event.prev_kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
-        EVENT_BYTES + event.kv.key.len() + event.kv.value.len() + previous
-    };
-    match reply {
-        WatchReply::Events { events, .. } => {
-            EVENT_BYTES + events.iter().map(event_bytes).sum::<usize>()
-        }
-        _ => EVENT_BYTES,
-    }
-}
-
-fn responses(context: &Context, reply: WatchReply) -> Vec<pb::WatchResponse> {
-    let split = matches!(reply, WatchReply::Events { fragment: true, .. });
-    let response = response(context, reply);
-    if split { fragment::split(response, context.max_message_bytes()) } else { vec![response] }
-}
-
-fn response(context: &Context, reply: WatchReply) -> pb::WatchResponse {
-    let header = |revision| Some(header::at(&context.node, revision));
-    let empty = pb::WatchResponse::default();
-    match reply {
-        WatchReply::Created { id, revision } => {
-            pb::WatchResponse { header: header(revision), watch_id: id, created: true, ..empty }
-        }
-        WatchReply::Refused { reason, revision } => pb::WatchResponse {
-            header: header(revision),
-            watch_id: NO_WATCHER,
-            created: true,
-            canceled: true,
-            cancel_reason: refusal(reason).to_owned(),
-            ..empty
-        },
-        WatchReply::Events { id, revision, events, fragment: _ } => pb::WatchResponse {
-            header: header(revision),
-            watch_id: id,
-            events: events.into_iter().map(convert::event).collect(),
-            ..empty
-        },
-        WatchReply::Canceled { id, revision } => {
-            pb::WatchResponse { header: header(revision), watch_id: id, canceled: true, ..empty }
-        }
-        // Clients tell this end by its revision; etcd gives neither a reason nor a current revision.
-        WatchReply::Compacted { id, compacted } => pb::WatchResponse {
-            header: Some(header::without_revision(&context.node)),
-            watch_id: id,
-            canceled: true,
-            compact_revision: compacted.shown(),
-            ..empty
-        },
-        WatchReply::Progress { id, revision } => pb::WatchResponse {
-            header: header(revision),
-            watch_id: id.unwrap_or(NO_WATCHER),
-            ..empty
-        },
-    }
-}
-
-/// etcd's texts.
-fn refusal(reason: WatchRefusal) -> &'static str {
-    match reason {
-        WatchRefusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
-        WatchRefusal::EmptyRange => "mvcc: watcher range is empty",
-        WatchRefusal::NegativeStart => status::COMPACTED,
-    }
-}
-
-/// The replies of a stream, one by one.
-pub(crate) struct Replies {
-    batches: mpsc::Receiver<Batch>,
-    batch: vec::IntoIter<pb::WatchResponse>,
-}
-
-impl Stream for Replies {
-    type Item = Result<pb::WatchResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(response) = self.batch.next() {
-                return Poll::Ready(Some(Ok(response)));
-            }
-            match task::ready!(self.batches.poll_recv(cx)) {
-                Some(Ok(batch)) => self.batch = batch.into_iter(),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
-            }
-        }
-    }
+    Ok(batch.freeze())
 }

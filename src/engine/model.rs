@@ -15,7 +15,7 @@ use super::command::{
     LeaseGrantReply, Put, PutReply, Range, RangeReply, Reply, SortOrder, SortTarget, Txn, TxnOp,
     TxnOpReply, TxnReply,
 };
-use super::watch::{Change, Event, EventKind, WatchCreate};
+use super::watch::{Event, EventKind, WatchCreate};
 use crate::error::{Error, Invalid};
 use crate::types::{KeyRange, KeyValue, LeaseId, RangeEnd, Revision};
 
@@ -23,6 +23,13 @@ const LEASE_TTL_SECONDS_MIN: i64 = 2;
 const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
 
 /// The live pairs at one revision.
+/// A visible change; of a delete only key and mod revision mean anything.
+#[derive(Clone, Debug)]
+struct Change {
+    kind: EventKind,
+    kv: KeyValue,
+}
+
 pub(super) type State = BTreeMap<Bytes, KeyValue>;
 
 /// Everything there is to know.
@@ -286,12 +293,12 @@ impl Model {
                 continue;
             }
             let before = kv.mod_revision.prev();
-            let prev_kv = if create.prev_kv && before >= self.floor() {
-                self.state_at(before).remove(&kv.key)
+            let prev = if create.prev_kv && before >= self.floor() {
+                self.state_at(before).get(&kv.key).map(Pair::from)
             } else {
                 None
             };
-            events.push(Event { kind: *kind, kv: kv.clone(), prev_kv });
+            events.push(Event { kind: *kind, pair: kv.into(), prev });
         }
         events
     }

@@ -364,11 +364,12 @@ impl Client {
 
 /// Checks that a reply goes on where those before it ended, and that no revision is cut in two.
 fn assert_whole(told: &[Event], new: &[Event], revision: Revision) {
-    let (first, last) = (&new.first().unwrap().kv, &new.last().unwrap().kv);
-    assert!(new.is_sorted_by_key(|event| event.kv.mod_revision), "{new:?}");
-    assert!(last.mod_revision <= revision, "{new:?} at {revision}");
+    let at = |event: &Event| event.pair.fields().mod_revision;
+    let (first, last) = (at(new.first().unwrap()), at(new.last().unwrap()));
+    assert!(new.is_sorted_by_key(at), "{new:?}");
+    assert!(last <= revision, "{new:?} at {revision}");
     if let Some(before) = told.last() {
-        assert!(before.kv.mod_revision < first.mod_revision, "{before:?} then {new:?}");
+        assert!(at(before) < first, "{before:?} then {new:?}");
     }
 }
 
@@ -376,11 +377,9 @@ fn assert_whole(told: &[Event], new: &[Event], revision: Revision) {
 /// transaction deleted again may be gone.
 fn without_passing(events: Vec<Event>, floor: Revision) -> Vec<Event> {
     let passes = |i: usize| {
-        let kv = &events[i].kv;
-        kv.mod_revision == floor
-            && events[i + 1..]
-                .iter()
-                .any(|later| later.kv.key == kv.key && later.kv.mod_revision == floor)
+        let of = |event: &Event| (event.pair.fields().mod_revision, event.pair.key().to_vec());
+        let this = of(&events[i]);
+        this.0 == floor && events[i + 1..].iter().any(|later| of(later) == this)
     };
     (0..events.len()).filter(|i| !passes(*i)).map(|i| events[i].clone()).collect()
 }

@@ -48,6 +48,19 @@ impl Pair {
         &self.0
     }
 
+    /// Its key.
+    pub fn key(&self) -> &[u8] {
+        let mut wire = self.wire();
+        match wire.split_first() {
+            Some((&field::KEY, rest)) => {
+                wire = rest;
+                let length = take_varint(&mut wire);
+                take_bytes(&mut wire, length)
+            }
+            _ => &[],
+        }
+    }
+
     /// What is in it. Costs a walk over six fields.
     pub fn fields(&self) -> Fields<'_> {
         let mut fields = Fields::default();
@@ -187,6 +200,7 @@ mod tests {
         fn what_is_encoded_is_read_back(kv in any_pair()) {
             let pair = Pair::from(&kv);
             prop_assert_eq!(&KeyValue::from(&pair), &kv);
+            prop_assert_eq!(pair.key(), &kv.key);
             let bare = KeyValue { value: Bytes::new(), ..kv };
             prop_assert_eq!(KeyValue::from(&pair.without_value()), bare);
         }

@@ -329,17 +329,18 @@ fn show_txn(reply: &TxnReply) -> String {
 }
 
 fn show_event(event: &Event) -> String {
-    let was = event.prev_kv.as_ref().map(|kv| format!(", was {}", show_kv(kv)));
+    let was = event.prev.as_ref().map(|pair| format!(", was {}", show_kv(&pair.into())));
+    let pair = KeyValue::from(&event.pair);
     let kv = match event.kind {
-        EventKind::Put => format!("put {}", show_kv(&event.kv)),
+        EventKind::Put => format!("put {}", show_kv(&pair)),
         EventKind::Delete => {
             let only = KeyValue {
-                key: event.kv.key.clone(),
-                mod_revision: event.kv.mod_revision,
+                key: pair.key.clone(),
+                mod_revision: pair.mod_revision,
                 ..KeyValue::default()
             };
-            assert_eq!(event.kv, only, "the event of a delete has its key and revision only");
-            format!("delete {} mod={}", text(&event.kv.key), event.kv.mod_revision)
+            assert_eq!(pair, only, "the event of a delete has its key and revision only");
+            format!("delete {} mod={}", text(&pair.key), pair.mod_revision)
         }
     };
     format!("{kv}{}", was.unwrap_or_default())

@@ -482,9 +482,8 @@ impl Writer {
         let mut batch = std::mem::take(&mut self.batch);
         let mut shown = Vec::with_capacity(self.open.len());
         for (place, row) in self.open.drain(..) {
-            let bytes = row.encode(place);
-            shown.extend(Shown::of(place, row, &bytes));
-            batch.put(Space::Log, place.encode(), bytes);
+            shown.extend(Shown::of(place, &row));
+            batch.put(Space::Log, place.encode(), row.encode(place));
         }
         self.store().commit(batch, Durability::Fsync)?;
         self.open_bytes = 0;
@@ -496,7 +495,7 @@ impl Writer {
     fn publish(&mut self, shown: Vec<Shown>) {
         for Shown { place, change } in &shown {
             if change.kind == EventKind::Put {
-                self.mvcc.warm(*place, (&change.kv).into());
+                self.mvcc.warm(*place, change.pair.clone());
             }
         }
         // Dead values would fill the cache otherwise, and push out the live ones.
@@ -635,20 +634,10 @@ struct Shown {
 }
 
 impl Shown {
-    /// The change of a row, on the memory of its encoded form: that of the request may belong to a much larger buffer.
-    fn of(place: Place, row: Row, encoded: &Bytes) -> Option<Self> {
-        let change = match row.op {
-            Op::Put(mut kv) => {
-                let value_at = encoded.len() - kv.value.len();
-                kv.value = encoded.slice(value_at..);
-                kv.key = encoded.slice(value_at - kv.key.len()..value_at);
-                Change { kind: EventKind::Put, kv }
-            }
-            Op::Delete { key, .. } => {
-                let key = encoded.slice(encoded.len() - key.len()..);
-                let kv = KeyValue { key, mod_revision: place.revision, ..KeyValue::default() };
-                Change { kind: EventKind::Delete, kv }
-            }
+    fn of(place: Place, row: &Row) -> Option<Self> {
+        let change = match &row.op {
+            Op::Put(kv) => Change::put(kv),
+            Op::Delete { key, .. } => Change::delete(key, place.revision),
             Op::InternalPut { .. } | Op::InternalDelete { .. } => return None,
         };
         Some(Self { place, change })

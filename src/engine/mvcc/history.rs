@@ -3,11 +3,12 @@
 use std::ops::Bound;
 
 use super::{Failure, Mvcc, Reader};
-use crate::engine::watch::{Change, EventKind};
+use crate::engine::Pair;
+use crate::engine::watch::Change;
 use crate::error::StoreError;
 use crate::storage::Space;
 use crate::storage::schema::{Op, Place, Row};
-use crate::types::{KeyValue, Revision};
+use crate::types::Revision;
 
 /// A stretch of history: every change in `(.., through]` from where it was asked for.
 #[derive(Debug)]
@@ -57,13 +58,13 @@ impl Reader<'_> {
         &self,
         key: &[u8],
         revision: Revision,
-    ) -> Result<Option<KeyValue>, StoreError> {
+    ) -> Result<Option<Pair>, StoreError> {
         let before = revision.prev();
         if self.check_kept(before).is_err() {
             return Ok(None);
         }
         match self.get(key, before) {
-            Ok(kv) => Ok(kv),
+            Ok(pair) => Ok(pair),
             Err(Failure::Broken(error)) => Err(error),
             Err(Failure::Refused(_)) => Ok(None),
         }
@@ -72,11 +73,8 @@ impl Reader<'_> {
 
 fn change_of(place: Place, row: Row) -> Option<Change> {
     match row.op {
-        Op::Put(kv) => Some(Change { kind: EventKind::Put, kv }),
-        Op::Delete { key, .. } => {
-            let kv = KeyValue { key, mod_revision: place.revision, ..KeyValue::default() };
-            Some(Change { kind: EventKind::Delete, kv })
-        }
+        Op::Put(kv) => Some(Change::put(&kv)),
+        Op::Delete { key, .. } => Some(Change::delete(&key, place.revision)),
         Op::InternalPut { .. } | Op::InternalDelete { .. } => None,
     }
 }

@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering as Atomic};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Atomic};
 
 use bytes::Bytes;
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -49,9 +49,12 @@ use index::{Index, Version};
 const ROW_OVERHEAD_BYTES: usize = 36;
 /// What a cached pair costs beyond its encoding: its place, the cache's own links, and what the allocator rounds up.
 const CACHED_OVERHEAD_BYTES: u64 = 96;
-/// Ranges leave their pairs in the cache while it has this much room, as a part of it. Later they would only push
-/// out each other's, and at a price: a scan of more than fits finds none of them.
+/// Once the cache is as full as this (a part of it is left), ranges leave only some of the pairs that they read:
+/// scans of more than fits would push out each other's, and at a price, while what is read again and again gets there
+/// all the same.
 const ROOM_FOR_RANGES: u64 = 16;
+/// How many pairs there are to each that is left.
+const RANGE_SAMPLE: usize = 8;
 /// A typical cached pair, to size the cache's own tables.
 const CACHED_TYPICAL_BYTES: u64 = 512;
 /// How many births and deaths of keys are remembered, to count the keys of recent revisions without a walk.
@@ -111,6 +114,8 @@ pub struct Mvcc {
     guarded: RwLock<Guarded>,
     store: Store,
     cache: Cache<Place, Pair, PairWeighter>,
+    /// How often ranges have left a sample in the cache.
+    samples: AtomicUsize,
     published: AtomicU64,
     /// The last compaction plus one; zero if there was none, since a fresh store may be compacted at 0, once.
     compacted_mark: AtomicU64,
@@ -142,6 +147,7 @@ impl Mvcc {
             guarded: RwLock::new(guarded),
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
+            samples: AtomicUsize::new(0),
             published: AtomicU64::new(Revision::FIRST.0),
             compacted_mark: AtomicU64::new(0),
         }
@@ -251,10 +257,13 @@ impl Mvcc {
         self.cache.insert(place, pair);
     }
 
-    /// Whether the cache takes what ranges have read.
-    fn has_room(&self) -> bool {
+    /// Which of the pairs that a range has read the cache takes: from one on every so many.
+    fn sample(&self) -> (usize, usize) {
         let capacity = self.cache.capacity();
-        self.cache.weight() < capacity - capacity / ROOM_FOR_RANGES
+        if self.cache.weight() < capacity - capacity / ROOM_FOR_RANGES {
+            return (0, 1);
+        }
+        (self.samples.fetch_add(1, Atomic::Relaxed) % RANGE_SAMPLE, RANGE_SAMPLE)
     }
 
     /// Makes room where that was, for a pair that hardly anybody wants any more.
@@ -428,13 +437,13 @@ impl<'a> Reader<'a> {
     }
 
     /// One live pair at a revision that is kept.
-    pub(super) fn get(&self, key: &[u8], revision: Revision) -> Result<Option<KeyValue>, Failure> {
+    pub(super) fn get(&self, key: &[u8], revision: Revision) -> Result<Option<Pair>, Failure> {
         let place = {
             let guarded = self.index();
             guarded.index.find(key).and_then(|history| history.at(revision))
         };
         match place {
-            Some(version) if !version.is_dead() => Ok(Some((&self.fetch(version.place())?).into())),
+            Some(version) if !version.is_dead() => self.fetch(version.place()).map(Some),
             _ => Ok(None),
         }
     }
@@ -475,10 +484,9 @@ impl<'a> Reader<'a> {
                 pairs[*i] = Some(self.read(*place)?);
             }
         }
-        if self.mvcc.has_room() {
-            for (place, i) in places {
-                self.mvcc.cache.insert(*place, pairs[*i].clone().expect("it was just read"));
-            }
+        let (first, step) = self.mvcc.sample();
+        for (place, i) in places.iter().skip(first).step_by(step) {
+            self.mvcc.cache.insert(*place, pairs[*i].clone().expect("it was just read"));
         }
         Ok(())
     }

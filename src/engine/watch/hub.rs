@@ -81,7 +81,7 @@ impl Mailbox {
             || mail.bytes + bytes > MAILBOX_BYTES_MAX;
         // One delivery is always taken: it is in memory anyway, and reading it back would cost as much.
         if is_full && !mail.queue.is_empty() {
-            mail.dropped_from = delivery.changes.first().map(|change| change.kv.mod_revision);
+            mail.dropped_from = delivery.changes.first().map(|change| change.revision);
         } else {
             mail.changes += delivery.hits.len();
             mail.bytes += bytes;
@@ -98,7 +98,7 @@ impl Mailbox {
 }
 
 fn bytes_of(changes: &[Change]) -> usize {
-    changes.iter().map(|change| change.kv.key.len() + change.kv.value.len()).sum()
+    changes.iter().map(|change| change.pair.wire().len()).sum()
 }
 
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl Hub {
         }
         let mut hits: BTreeMap<StreamId, Vec<(u64, usize)>> = BTreeMap::new();
         for (i, change) in changes.iter().enumerate() {
-            state.matcher.for_each(&change.kv.key, |watcher| {
+            state.matcher.for_each(change.pair.key(), |watcher| {
                 hits.entry(watcher.stream).or_default().push((watcher.serial, i));
             });
         }

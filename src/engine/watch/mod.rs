@@ -29,6 +29,7 @@ use std::sync::Arc;
 pub use hub::{Hub, Waker};
 pub use stream::Stream;
 
+use super::pair::{Fields, Pair};
 use crate::types::{KeyRange, KeyValue, Revision};
 
 /// A visible change of one key.
@@ -36,8 +37,23 @@ use crate::types::{KeyRange, KeyValue, Revision};
 pub struct Change {
     /// Put or delete.
     pub kind: EventKind,
-    /// The pair after it; of a delete only key and mod revision mean anything.
-    pub kv: KeyValue,
+    /// When it happened.
+    pub revision: Revision,
+    /// The pair after it; of a delete its key and mod revision only. Encoded once for all who hear of it.
+    pub pair: Pair,
+}
+
+impl Change {
+    /// A put of a pair.
+    pub fn put(kv: &KeyValue) -> Self {
+        Self { kind: EventKind::Put, revision: kv.mod_revision, pair: kv.into() }
+    }
+
+    /// A delete of a key.
+    pub fn delete(key: &[u8], revision: Revision) -> Self {
+        let fields = Fields { key, mod_revision: revision, ..Fields::default() };
+        Self { kind: EventKind::Delete, revision, pair: Pair::encode(&fields) }
+    }
 }
 
 /// Changes that were published together.
@@ -131,10 +147,10 @@ pub enum WatchRefusal {
 pub struct Event {
     /// Put or delete.
     pub kind: EventKind,
-    /// The pair after the change; of a delete only key and mod revision mean anything.
-    pub kv: KeyValue,
+    /// The pair after the change; of a delete its key and mod revision only.
+    pub pair: Pair,
     /// The pair before, if asked for and still there.
-    pub prev_kv: Option<KeyValue>,
+    pub prev: Option<Pair>,
 }
 
 /// What happened to a key.

@@ -34,7 +34,7 @@ impl Watcher {
             EventKind::Put => self.create.no_put,
             EventKind::Delete => self.create.no_delete,
         };
-        !filtered && change.kv.mod_revision >= self.next
+        !filtered && change.revision >= self.next
     }
 }
 
@@ -209,16 +209,16 @@ impl Stream {
 
     /// Turns a delivery into one reply per watcher that it concerns.
     fn deliver(&mut self, delivery: &Delivery) -> Result<(), StoreError> {
-        let mut by_id: BTreeMap<i64, Vec<&Change>> = BTreeMap::new();
-        for (serial, change) in &delivery.hits {
-            if let Some(id) = self.by_serial.get(serial) {
-                by_id.entry(*id).or_default().push(&delivery.changes[*change]);
-            }
-        }
+        let id_of = |(serial, change): &(u64, usize)| Some((*self.by_serial.get(serial)?, *change));
+        let mut hits: Vec<(i64, usize)> = delivery.hits.iter().filter_map(id_of).collect();
+        hits.sort_unstable();
         let mvcc = Arc::clone(&self.mvcc);
         let reader = mvcc.reader();
-        for (id, changes) in by_id {
-            self.tell(id, &changes, delivery.through, &reader)?;
+        let mut changes = Vec::new();
+        for hits in hits.chunk_by(|(a, _), (b, _)| a == b) {
+            changes.clear();
+            changes.extend(hits.iter().map(|(_, change)| &delivery.changes[*change]));
+            self.tell(hits[0].0, &changes, delivery.through, &reader)?;
         }
         Ok(())
     }
@@ -303,7 +303,7 @@ impl Stream {
         for id in ids {
             let range = &self.watchers[&id].create.range;
             let concerned: Vec<&Change> =
-                changes.iter().filter(|change| range.contains(&change.kv.key)).collect();
+                changes.iter().filter(|change| range.contains(change.pair.key())).collect();
             self.tell(id, &concerned, through, reader)?;
             if let Some(watcher) = self.watchers.get_mut(&id) {
                 watcher.next = through.next();
@@ -348,9 +348,9 @@ impl Drop for Stream {
 }
 
 fn event_of(change: &Change, with_prev: bool, reader: &Reader<'_>) -> Result<Event, StoreError> {
-    let Change { kind, kv } = change;
-    let prev_kv = if with_prev { reader.before(&kv.key, kv.mod_revision)? } else { None };
-    Ok(Event { kind: *kind, kv: kv.clone(), prev_kv })
+    let Change { kind, revision, pair } = change;
+    let prev = if with_prev { reader.before(pair.key(), *revision)? } else { None };
+    Ok(Event { kind: *kind, pair: pair.clone(), prev })
 }
 
 #[cfg(test)]

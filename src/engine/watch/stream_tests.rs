@@ -89,7 +89,9 @@ impl Scene {
         for reply in self.replies() {
             match reply {
                 WatchReply::Events { id, events, .. } => {
-                    told.extend(events.iter().map(|event| (id, event.kv.mod_revision.0)));
+                    told.extend(
+                        events.iter().map(|event| (id, event.pair.fields().mod_revision.0)),
+                    );
                 }
                 other => others.push(other),
             }
@@ -226,7 +228,7 @@ fn the_pair_before_is_told_as_long_as_it_is_kept() {
             WatchReply::Events { events, .. } => events,
             _ => Vec::new(),
         });
-        let before = |event: Event| event.prev_kv.map(|kv| kv.mod_revision.0);
+        let before = |event: Event| event.prev.map(|pair| pair.fields().mod_revision.0);
         events.map(before).collect::<Vec<_>>()
     };
     scene.puts("a", 3);
@@ -270,7 +272,7 @@ fn nothing_is_lost_or_told_twice_when_a_mailbox_overflows() {
             if let WatchReply::Events { id, events, revision, .. } = reply
                 && *id == of
             {
-                revisions.extend(events.iter().map(|event| event.kv.mod_revision.0));
+                revisions.extend(events.iter().map(|event| event.pair.fields().mod_revision.0));
                 assert!(revisions.last() <= Some(&revision.0));
             }
         }
