@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{self, Poll};
+use std::task::{self, Poll, ready};
 use std::time::Duration;
 use std::{fs, net};
 
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -18,6 +19,9 @@ use crate::metrics::Metrics;
 /// Connections that wait to be accepted; the system may allow less. Bursts of reconnecting clients overrun the
 /// 128 of the standard library, and the kernel then lets them wait for a second.
 const BACKLOG: i32 = 4096;
+
+/// What is held back of small writes.
+const HELD_BYTES_MAX: usize = 4096;
 
 /// After so many bytes a client has said whether it speaks HTTP/1 or HTTP/2: the shortest possible request line.
 const FIRST_WORDS_BYTES: usize = 16;
@@ -121,6 +125,8 @@ pub(super) enum Accepted {
 pub(super) struct Socket {
     stream: Stream,
     first_words: Option<FirstWords>,
+    /// What was written but not sent.
+    held: BytesMut,
     metrics: Arc<Metrics>,
 }
 
@@ -147,19 +153,15 @@ impl Socket {
         };
         let deadline = Box::pin(tokio::time::sleep(first_words));
         let first_words = Some(FirstWords { deadline, missing_bytes: FIRST_WORDS_BYTES });
-        Ok(Self { stream, first_words, metrics: Arc::clone(metrics) })
+        Ok(Self { stream, first_words, held: BytesMut::new(), metrics: Arc::clone(metrics) })
     }
+}
 
-    fn count_sent(&self, written: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(bytes)) = written {
-            self.metrics.sent_bytes.inc_by(*bytes as u64);
-        }
-    }
-
-    fn stream(&mut self) -> Pin<&mut (dyn ReadWrite + Send)> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream),
-            Stream::Unix(stream) => Pin::new(stream),
+impl Stream {
+    fn pin(&mut self) -> Pin<&mut (dyn ReadWrite + Send)> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream),
+            Self::Unix(stream) => Pin::new(stream),
         }
     }
 }
@@ -174,7 +176,7 @@ impl AsyncRead for Socket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = self.stream().poll_read(cx, buf);
+        let read = self.stream.pin().poll_read(cx, buf);
         let bytes = buf.filled().len() - before;
         self.metrics.received_bytes.inc_by(bytes as u64);
         let Some(first_words) = &mut self.first_words else { return read };
@@ -193,37 +195,107 @@ impl AsyncRead for Socket {
     }
 }
 
+/// HTTP/2 is written in two steps where an answer is large, the frame's head and what is in it. A socket that says
+/// that it writes vectors gets both at once, but also every answer above 256 bytes by itself. This one says that it
+/// does not, so that small answers come together, up to 16 KiB of them; and it holds what is small back until
+/// the flush or the next write, so that a large one still takes one system call.
 impl AsyncWrite for Socket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = self.stream().poll_write(cx, buf);
-        self.count_sent(&written);
-        written
+        let this = &mut *self;
+        if this.held.len() + buf.len() <= HELD_BYTES_MAX {
+            this.held.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        loop {
+            let slices = [io::IoSlice::new(&this.held), io::IoSlice::new(buf)];
+            let written = ready!(this.stream.pin().poll_write_vectored(cx, &slices))?;
+            this.metrics.sent_bytes.inc_by(written as u64);
+            let of_held = written.min(this.held.len());
+            this.held.advance(of_held);
+            if written == 0 || written > of_held {
+                this.held = BytesMut::new();
+                return Poll::Ready(Ok(written - of_held));
+            }
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_flush(cx)
+        let this = &mut *self;
+        while !this.held.is_empty() {
+            let written = ready!(this.stream.pin().poll_write(cx, &this.held))?;
+            this.metrics.sent_bytes.inc_by(written as u64);
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            this.held.advance(written);
+        }
+        // An idle connection needs no buffer.
+        this.held = BytesMut::new();
+        this.stream.pin().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_shutdown(cx)
+        ready!(self.as_mut().poll_flush(cx))?;
+        self.stream.pin().poll_shutdown(cx)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut task::Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = self.stream().poll_write_vectored(cx, bufs);
-        self.count_sent(&written);
-        written
-    }
-
-    /// Both kinds of sockets can.
     fn is_write_vectored(&self) -> bool {
-        true
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Buf, BytesMut};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn pair() -> (Socket, tokio::net::UnixStream) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
+        ours.set_nonblocking(true).expect("a socket can be");
+        theirs.set_nonblocking(true).expect("a socket can be");
+        let metrics = Arc::new(Metrics::new());
+        let socket = Socket::new(Accepted::Unix(ours), Duration::from_secs(60), &metrics);
+        let theirs = tokio::net::UnixStream::from_std(theirs).expect("within a runtime");
+        (socket.expect("within a runtime"), theirs)
+    }
+
+    #[tokio::test]
+    async fn what_is_written_arrives_in_order_whatever_its_sizes() {
+        let (mut socket, mut client) = pair();
+        let sizes = [1, 100, HELD_BYTES_MAX, HELD_BYTES_MAX + 1, 1 << 20, 7, 3000, 3000, 3000, 0];
+        let pieces: Vec<Vec<u8>> = (0_u8..).zip(sizes).map(|(i, size)| vec![i; size]).collect();
+        let expected = pieces.concat();
+        let reader = tokio::spawn(async move {
+            let mut read = Vec::new();
+            client.read_to_end(&mut read).await.map(|_| read)
+        });
+        for piece in &pieces {
+            socket.write_all(piece).await.expect("it is read");
+        }
+        socket.shutdown().await.expect("it is read");
+        let read = reader.await.expect("no panic").expect("it was written");
+        assert!(read == expected, "{} bytes of {}", read.len(), expected.len());
+    }
+
+    #[tokio::test]
+    async fn a_flush_leaves_nothing_behind() {
+        let (mut socket, mut client) = pair();
+        socket.write_all(b"hello").await.expect("it is held");
+        assert_eq!(
+            client.try_read(&mut [0; 9]).map_err(|error| error.kind()),
+            Err(io::ErrorKind::WouldBlock)
+        );
+        socket.flush().await.expect("there is room");
+        let mut read = [0; 5];
+        client.read_exact(&mut read).await.expect("it was flushed");
+        assert_eq!(&read, b"hello");
+        drop(client);
+        socket.write_all(&[0; 10 * HELD_BYTES_MAX]).await.expect_err("nobody is there");
     }
 }
