@@ -8,3 +8,4 @@ mod node;
 mod python;
 mod raw;
 mod rust_client;
+mod rust_suite;
