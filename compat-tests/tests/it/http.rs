@@ -31,6 +31,16 @@ const REQUESTS: &[&str] = &[
     "DELETE /readyz",
     "HEAD /health",
     "GET /nonsense",
+    "POST /nonsense",
+    "GET /",
+    "HEAD /version",
+    "GET /version/",
+    "GET /health/",
+    "GET /readyz/non_learner",
+    "GET /readyz/nonsense",
+    "GET /livez?exclude=serializable_read",
+    "GET /livez/serializable_read?verbose",
+    "POST /etcdserverpb.KV/Range",
 ];
 
 /// Metrics that dashboards and alerts of etcd are made of.

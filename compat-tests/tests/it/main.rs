@@ -3,6 +3,7 @@
 mod etcdctl;
 mod go;
 mod http;
+mod http2;
 mod java;
 mod node;
 mod python;

@@ -164,8 +164,7 @@ impl Case {
     /// Opens a stream of watches.
     pub(super) fn watch(&mut self) -> WatchStream {
         let (requests, queue) = mpsc::channel(STREAM_QUEUE);
-        let mut client =
-            WatchClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
+        let mut client = watches(&self.channel);
         let answers = Answers::of(async move { client.watch(ReceiverStream::new(queue)).await });
         WatchStream { requests: Some(requests), answers, items: Vec::new(), ended: false }
     }
@@ -283,6 +282,10 @@ impl<T: Send + 'static> Answers<T> {
 
 pub(super) fn kv(channel: &Channel) -> KvClient<Channel> {
     KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX)
+}
+
+pub(super) fn watches(channel: &Channel) -> WatchClient<Channel> {
+    WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX)
 }
 
 pub(super) fn lease(channel: &Channel) -> LeaseClient<Channel> {
