@@ -10,7 +10,7 @@ use starling_compat_tests::{Server, tools};
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Requests whose status, content type and body have to be etcd's.
-const REQUESTS: &[&str] = &[
+pub(super) const REQUESTS: &[&str] = &[
     "GET /health",
     "GET /health?serializable=true",
     "GET /health?exclude=NOSPACE",

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand, for what no library sends: authorities of any kind.
+//! HTTP/2 by hand, for what no library sends: strange authorities, floods of pings.
 //!
 //! Nothing here decodes headers. Whether an answer has a message is enough to tell whether it is one.
 
@@ -17,6 +17,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GO_AWAY: u8 = 7;
 
 const ACK: u8 = 1;
@@ -87,6 +88,23 @@ impl Connection {
                 is_it.then(|| u32::from_be_bytes(value.try_into().expect("four bytes are left")))
             });
         }
+    }
+
+    /// Sends pings one after the other; false when the server ends the connection for them.
+    pub(super) fn ping(&mut self, count: usize) -> bool {
+        for _ in 0..count {
+            if self.send(PING, 0, 0, &[0; 8]).is_err() {
+                return false;
+            }
+            loop {
+                match self.next() {
+                    Ok(Frame { kind: GO_AWAY, .. }) | Err(_) => return false,
+                    Ok(Frame { kind: PING, flags, .. }) if flags & ACK != 0 => break,
+                    Ok(_) => {}
+                }
+            }
+        }
+        true
     }
 
     fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {

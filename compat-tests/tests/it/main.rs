@@ -1,5 +1,7 @@
 //! See the crate's documentation for what is compared with what.
 
+mod counts;
+mod differences;
 mod etcdctl;
 mod go;
 mod http;
