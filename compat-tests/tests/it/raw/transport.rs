@@ -38,6 +38,36 @@ fn headers_that_are_refused_are_those_of_etcd() {
     });
 }
 
+/// gRPC has a family of types of content; another one is none of its calls.
+#[test]
+fn calls_are_told_by_their_content_type_and_method() {
+    on_both(&[], |server| {
+        [
+            ("POST", "application/grpc+proto"),
+            ("POST", "application/grpc+json"),
+            ("POST", "application/grpc;charset=utf-8"),
+            ("POST", "application/grpc-web"),
+            ("POST", "application/json"),
+            ("POST", "text/plain"),
+            ("GET", "application/grpc"),
+            ("PUT", "application/grpc"),
+        ]
+        .into_iter()
+        .map(|(method, content_type)| {
+            let headers = [
+                (":method", method),
+                (":scheme", "http"),
+                (":path", RANGE),
+                (":authority", "localhost"),
+                ("content-type", content_type),
+                ("te", "trailers"),
+            ];
+            format!("{method} {content_type}: {}", Connection::open(server).call(&headers, GET))
+        })
+        .collect()
+    });
+}
+
 #[test]
 fn streams_of_a_connection_are_as_many_as_the_flag_says() {
     for flags in [&[][..], &["--max-concurrent-streams=7"]] {
