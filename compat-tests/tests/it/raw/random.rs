@@ -16,13 +16,19 @@ const LEASES: [i64; 2] = [9901, 9902];
 
 const HISTORY: usize = 40;
 const RANGES: usize = 400;
+const WATCHES: usize = 50;
 const TXNS: usize = 300;
 /// How deep transactions are nested.
 const DEPTH: u32 = 2;
 
 #[test]
 fn random_requests_get_the_answers_of_etcd() {
-    super::compare(cases![random_ranges random_ranges_after_a_compaction random_txns]);
+    super::compare(cases![
+        random_ranges
+        random_ranges_after_a_compaction
+        random_txns
+        random_watches
+    ]);
 }
 
 /// Numbers that look random and are the same in every run.
@@ -159,6 +165,43 @@ async fn what_happened(case: &mut Case) {
 
 /// Fewer than there are.
 const EVENTS: usize = 60;
+
+/// Watches of what has happened, until each has caught up.
+async fn random_watches(case: &mut Case) {
+    let mut dice = Dice(4);
+    history(case, &mut dice).await;
+    for number in 0..HISTORY {
+        let request = random_txn(case, &mut dice, DEPTH);
+        case.txn(&format!("{number}: {request:?}"), request).await;
+    }
+    case.compact("compact", case.revision(HISTORY_REVISIONS / 3), true).await;
+    for number in 0..WATCHES {
+        let request = random_watch(case, &mut dice);
+        let label = format!("{number}: {request:?}");
+        let mut stream = case.watch();
+        stream.create(request).await;
+        case.history(&label, &mut stream).await;
+    }
+}
+
+fn random_watch(case: &Case, dice: &mut Dice) -> pb::WatchCreateRequest {
+    let is_negative = dice.once_in(20);
+    let start = dice.number(1, HISTORY_REVISIONS);
+    pb::WatchCreateRequest {
+        start_revision: if is_negative { -start } else { case.revision(start) },
+        progress_notify: dice.once_in(2),
+        filters: match dice.roll(6) {
+            0 => vec![0],
+            1 => vec![1],
+            2 => vec![0, 1],
+            _ => Vec::new(),
+        },
+        prev_kv: dice.once_in(2),
+        watch_id: dice.number(0, 3),
+        fragment: dice.once_in(2),
+        ..watch(dice.of(&KEYS), if dice.once_in(4) { "" } else { dice.end() })
+    }
+}
 
 fn random_txn(case: &Case, dice: &mut Dice, depth: u32) -> pb::TxnRequest {
     let compares = dice.roll(3);
