@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Small enough to fill, large enough for an empty store of either server.
-const QUOTA: &str = "--quota-backend-bytes=4194304";
+pub(super) const QUOTA: &str = "--quota-backend-bytes=4194304";
 const QUOTA_BYTES: i64 = 4_194_304;
 const VALUE: usize = 500_000;
 const FULL: &str = "etcdserver: mvcc: database space exceeded";
@@ -437,7 +437,7 @@ fn message<T>(answer: Result<T, Status>) -> String {
 }
 
 /// A client of a server that is filled up to its quota.
-fn full(server: &Server) -> Client {
+pub(super) fn full(server: &Server) -> Client {
     let client = Client::of(server);
     assert_eq!(message(fill(&client)), FULL);
     client
@@ -476,7 +476,7 @@ fn get(key: &str) -> pb::RangeRequest {
 }
 
 /// A client that waits for each answer.
-struct Client {
+pub(super) struct Client {
     runtime: Runtime,
     channel: Channel,
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use starling_compat_tests::server::Kind;
 use starling_compat_tests::{Server, tools};
 
+use crate::differences;
+
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Requests whose status, content type and body have to be etcd's.
@@ -96,6 +98,20 @@ fn endpoints_answer_as_those_of_etcd() {
         }
     }
     assert!(report.is_empty(), "{report}");
+}
+
+/// What probes make of a full store.
+#[test]
+fn health_under_an_alarm_is_that_of_etcd() {
+    if tools::etcd().is_none() {
+        return;
+    }
+    let flags = &[differences::QUOTA];
+    let (etcd, starling) = (Server::start(Kind::Etcd, flags), Server::start(Kind::Starling, flags));
+    let _ = (differences::full(&etcd), differences::full(&starling));
+    for request in ["GET /health", "GET /health?exclude=NOSPACE", "GET /livez", "GET /readyz"] {
+        assert_eq!(ask(&etcd, request).text(), ask(&starling, request).text(), "{request}");
+    }
 }
 
 #[test]
