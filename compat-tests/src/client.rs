@@ -1,4 +1,4 @@
-//! Client libraries of other languages: installed from their registries, run against a server.
+//! Client libraries: installed from their registries, run against a server.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

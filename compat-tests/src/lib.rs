@@ -6,7 +6,8 @@
 //! * `scripts/` are etcdctl sessions with etcd's output recorded ([`script`]); both servers replay them.
 //! * The raw gRPC cases of `tests/it` run on both servers and the transcripts are compared.
 //! * Client libraries (`go/`, `rust-client/`) assert, and run on both servers.
-//! * Those of other languages (`python/`, `node/`, `java/`) run on starling, and on etcd when asked to ([`client`]).
+//! * Those of other languages (`python/`, `node/`, `java/`), and the suite of etcd-client, run on starling, and on
+//!   etcd when asked to ([`client`]).
 //!
 //! Ids, times and sizes differ between servers that agree; [`mask`] says which.
 

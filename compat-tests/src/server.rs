@@ -1,8 +1,9 @@
 //! A server process of one member, on free ports, with a data directory of its own.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,8 +18,8 @@ use crate::tools;
 const COMPAT_SELF: &str = "COMPAT_SELF";
 
 /// What etcd logs when clients can come; tools that start etcd wait for these words.
-const READY: &str = "ready to serve client requests";
-const START_DEADLINE: Duration = Duration::from_secs(60);
+pub const READY: &str = "ready to serve client requests";
+pub const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Another process may take a free port before the server does.
@@ -44,7 +45,8 @@ impl Kind {
 #[derive(Debug)]
 pub struct Server {
     kind: Kind,
-    binary: PathBuf,
+    /// What starts the program: words that come before its flags.
+    program: Vec<String>,
     args: Vec<String>,
     process: Process,
     client_port: u16,
@@ -73,6 +75,15 @@ impl Server {
     ///
     /// When the server does not come up, with its log.
     pub fn start(kind: Kind, args: &[&str]) -> Self {
+        Self::start_under(kind, args, |_| Vec::new())
+    }
+
+    /// Starts a server by a command that `wrap` makes for the folder of its data.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not come up, with its log.
+    pub fn start_under(kind: Kind, args: &[&str], wrap: impl Fn(&Path) -> Vec<String>) -> Self {
         let self_check = std::env::var_os(COMPAT_SELF).is_some();
         let kind = if self_check { Kind::Etcd } else { kind };
         let binary = match kind {
@@ -85,9 +96,11 @@ impl Server {
             let data = TempDir::new().expect("the temporary directory is writable");
             let (client_port, peer_port) = free_ports();
             let flags = flags(kind, &data, client_port, peer_port);
-            match Process::start(&binary, &[flags.as_slice(), args.as_slice()].concat()) {
+            let mut program = wrap(data.path());
+            program.push(binary.display().to_string());
+            match Process::start(&program, &[flags.as_slice(), args.as_slice()].concat()) {
                 Ok(process) => {
-                    return Self { kind, binary, args, process, client_port, peer_port, data };
+                    return Self { kind, program, args, process, client_port, peer_port, data };
                 }
                 Err(log) if log.contains("address already in use") => refused = log,
                 Err(log) => panic!("{} did not start:\n{log}", binary.display()),
@@ -128,12 +141,35 @@ impl Server {
     /// When it does not come up again, with its log.
     pub fn restart(&mut self) {
         self.process.kill();
+        self.start_again();
+    }
+
+    /// Kills the process and starts it again on the same ports, without its data.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up again, with its log.
+    pub fn start_over(&mut self) {
+        self.process.kill();
+        fs::remove_dir_all(self.data_dir()).expect("the temporary directory is writable");
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
         let flags = flags(self.kind, &self.data, self.client_port, self.peer_port);
         self.process =
-            Process::start(&self.binary, &[flags.as_slice(), self.args.as_slice()].concat())
-                .unwrap_or_else(|log| {
-                    panic!("{} did not start again:\n{log}", self.binary.display())
-                });
+            Process::start(&self.program, &[flags.as_slice(), self.args.as_slice()].concat())
+                .unwrap_or_else(|log| panic!("{:?} did not start again:\n{log}", self.program));
+    }
+
+    /// Where the program keeps its data.
+    pub fn data_dir(&self) -> PathBuf {
+        data_dir(&self.data)
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.child.try_wait().is_ok_and(|status| status.is_some())
     }
 
     /// Asks the process to end (SIGTERM) and returns its exit code.
@@ -142,11 +178,15 @@ impl Server {
     }
 }
 
+fn data_dir(data: &TempDir) -> PathBuf {
+    data.path().join("data")
+}
+
 fn flags(kind: Kind, data: &TempDir, client_port: u16, peer_port: u16) -> Vec<String> {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
     let mut flags = vec!["--name".to_owned(), "solo".to_owned(), "--data-dir".to_owned()];
-    flags.push(data.path().join("data").display().to_string());
+    flags.push(data_dir(data).display().to_string());
     for (flag, url) in [
         ("--listen-client-urls", &client),
         ("--advertise-client-urls", &client),
@@ -163,7 +203,12 @@ fn flags(kind: Kind, data: &TempDir, client_port: u16, peer_port: u16) -> Vec<St
     flags
 }
 
-fn free_ports() -> (u16, u16) {
+/// Two ports that were free a moment ago.
+///
+/// # Panics
+///
+/// When there is no free port.
+pub fn free_ports() -> (u16, u16) {
     let bind = || TcpListener::bind("127.0.0.1:0").expect("the loopback interface has free ports");
     let port =
         |socket: &TcpListener| socket.local_addr().expect("a bound socket has an address").port();
@@ -179,14 +224,16 @@ struct Process {
 
 impl Process {
     /// Starts the program and waits until it serves; on failure the log is the error.
-    fn start(binary: &PathBuf, args: &[String]) -> Result<Self, String> {
-        let mut child = Command::new(binary)
+    fn start(program: &[String], args: &[String]) -> Result<Self, String> {
+        let words = [program, args].concat();
+        let (program, args) = words.split_first().expect("there is a program");
+        let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
         let log = Arc::new(Log::default());
         log.follow(child.stdout.take().expect("stdout is a pipe"));
         log.follow(child.stderr.take().expect("stderr is a pipe"));

@@ -35,6 +35,23 @@ impl KvService {
         }
         Ok(())
     }
+
+    /// In a full store, what would add to it is refused for that, whatever else is wrong with it.
+    fn refusal(&self, invalid: Invalid, adds: bool) -> Status {
+        if adds && self.context.node.is_out_of_space() {
+            return Error::NoSpace.into();
+        }
+        invalid.into()
+    }
+}
+
+/// Whether some branch puts something.
+fn may_put(txn: &pb::TxnRequest) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+        Some(pb::request_op::Request::RequestPut(_)) => true,
+        Some(pb::request_op::Request::RequestTxn(txn)) => may_put(txn),
+        _ => false,
+    })
 }
 
 /// An answer to a Range whose pairs are encoded already.
@@ -121,8 +138,8 @@ impl Kv for KvService {
     ) -> Result<Response<pb::PutResponse>, Status> {
         let request = request.into_inner();
         let large = self.check_size(&request);
-        let put = convert::put(request)?;
-        large?;
+        let put = convert::put(request).and_then(|put| large.map(|()| put));
+        let put = put.map_err(|invalid| self.refusal(invalid, true))?;
         let reply = self.context.node.put(put).await?;
         self.context.metrics.puts.inc();
         let header = header::at(&self.context.node, reply.revision);
@@ -149,11 +166,15 @@ impl Kv for KvService {
     ) -> Result<Response<pb::TxnResponse>, Status> {
         let request = request.into_inner();
         let large = self.check_size(&request);
-        let txn = convert::txn(request, self.context.node.txn_ops_max())?;
-        if !txn.is_read_only() {
-            large?;
-        }
-        let reply = self.context.node.txn(txn).await?;
+        let adds = self.context.node.is_out_of_space() && may_put(&request);
+        let txn = convert::txn(request, self.context.node.txn_ops_max());
+        let txn =
+            txn.and_then(|txn| if txn.is_read_only() { Ok(txn) } else { large.map(|()| txn) });
+        let txn = txn.map_err(|invalid| self.refusal(invalid, adds))?;
+        let reply = self.context.node.txn(txn).await.map_err(|error| match error {
+            Error::Invalid(invalid) => self.refusal(invalid, adds),
+            error => error.into(),
+        })?;
         count_txn(&self.context.metrics, &reply.body);
         let header = header::at(&self.context.node, reply.revision);
         Ok(Response::new(convert::txn_response(reply.body, header)))

@@ -9,7 +9,7 @@ use std::task::{self, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use starling_proto::etcdserverpb::auth_server::AuthServer;
 use starling_proto::etcdserverpb::cluster_server::ClusterServer;
@@ -32,6 +32,10 @@ use crate::metrics::{RpcKind, RpcMetrics};
 /// How long a client will wait, and how many digits it may say that with.
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 const TIMEOUT_DIGITS_MAX: usize = 8;
+
+/// Which API a client was made for. Any text will do.
+const CLIENT_API_VERSION: &str = "client-api-version";
+const INVALID_API_VERSION: &str = "etcdserver: invalid client api version";
 
 /// A gRPC service that is served.
 #[derive(Clone, Copy, Debug)]
@@ -192,11 +196,8 @@ impl Router {
         let Some(method) = self.methods.get(request.uri().path()) else {
             return Call::Unknown(Some(unknown(request.uri().path())));
         };
-        if let Some(timeout) = request.headers().get(GRPC_TIMEOUT)
-            && !is_timeout(timeout.as_bytes())
-        {
-            let text = format!("malformed grpc-timeout: {timeout:?}");
-            return Call::Unknown(Some(Status::internal(text).into_http()));
+        if let Some(refusal) = refusal(request.headers()) {
+            return Call::Unknown(Some(refusal.into_http()));
         }
         let future = match method.service {
             _ if let Some(hot) = method.hot.filter(|_| unary::is_plain(&request)) => {
@@ -254,6 +255,18 @@ fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
         }
     }
     methods
+}
+
+/// What is refused for its headers alone.
+fn refusal(headers: &HeaderMap) -> Option<Status> {
+    if let Some(timeout) = headers.get(GRPC_TIMEOUT)
+        && !is_timeout(timeout.as_bytes())
+    {
+        return Some(Status::internal(format!("malformed grpc-timeout: {timeout:?}")));
+    }
+    let version = headers.get(CLIENT_API_VERSION)?;
+    let is_text = std::str::from_utf8(version.as_bytes()).is_ok();
+    (!is_text).then(|| Status::invalid_argument(INVALID_API_VERSION))
 }
 
 /// Whether a client's deadline is one: up to eight digits and a unit. The client keeps it itself.
@@ -386,7 +399,7 @@ impl Body for StreamBody {
         this.closed = None;
         let stopped = status::stopped();
         this.handled.finish(stopped.code());
-        let mut trailers = http::HeaderMap::new();
+        let mut trailers = HeaderMap::new();
         Poll::Ready(Some(stopped.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 }

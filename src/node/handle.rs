@@ -216,7 +216,7 @@ impl Handle {
             disk_bytes: mvcc.disk_bytes(),
             live_bytes: mvcc.live_bytes(),
             quota_bytes: self.shared.quota_bytes,
-            no_space: self.shared.no_space.load(Ordering::Relaxed),
+            no_space: self.is_out_of_space(),
             entries: self.shared.entries.load(Ordering::Relaxed),
             term: self.shared.term,
             keys: mvcc.keys(),
@@ -224,6 +224,11 @@ impl Handle {
             watchers,
             leases: lessor.len(),
         }
+    }
+
+    /// Whether nothing is taken that adds data (etcd's NOSPACE alarm).
+    pub fn is_out_of_space(&self) -> bool {
+        self.shared.no_space.load(Ordering::Relaxed)
     }
 
     /// Writes a key. Returns after its fsync.

@@ -7,10 +7,12 @@ use std::time::Duration;
 use starling_compat_tests::server::Kind;
 use starling_compat_tests::{Server, tools};
 
+use crate::differences;
+
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Requests whose status, content type and body have to be etcd's.
-const REQUESTS: &[&str] = &[
+pub(super) const REQUESTS: &[&str] = &[
     "GET /health",
     "GET /health?serializable=true",
     "GET /health?exclude=NOSPACE",
@@ -31,6 +33,16 @@ const REQUESTS: &[&str] = &[
     "DELETE /readyz",
     "HEAD /health",
     "GET /nonsense",
+    "POST /nonsense",
+    "GET /",
+    "HEAD /version",
+    "GET /version/",
+    "GET /health/",
+    "GET /readyz/non_learner",
+    "GET /readyz/nonsense",
+    "GET /livez?exclude=serializable_read",
+    "GET /livez/serializable_read?verbose",
+    "POST /etcdserverpb.KV/Range",
 ];
 
 /// Metrics that dashboards and alerts of etcd are made of.
@@ -86,6 +98,20 @@ fn endpoints_answer_as_those_of_etcd() {
         }
     }
     assert!(report.is_empty(), "{report}");
+}
+
+/// What probes make of a full store.
+#[test]
+fn health_under_an_alarm_is_that_of_etcd() {
+    if tools::etcd().is_none() {
+        return;
+    }
+    let flags = &[differences::QUOTA];
+    let (etcd, starling) = (Server::start(Kind::Etcd, flags), Server::start(Kind::Starling, flags));
+    let _ = (differences::full(&etcd), differences::full(&starling));
+    for request in ["GET /health", "GET /health?exclude=NOSPACE", "GET /livez", "GET /readyz"] {
+        assert_eq!(ask(&etcd, request).text(), ask(&starling, request).text(), "{request}");
+    }
 }
 
 #[test]

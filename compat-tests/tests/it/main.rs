@@ -1,10 +1,14 @@
 //! See the crate's documentation for what is compared with what.
 
+mod counts;
+mod differences;
 mod etcdctl;
 mod go;
 mod http;
+mod http2;
 mod java;
 mod node;
 mod python;
 mod raw;
 mod rust_client;
+mod rust_suite;

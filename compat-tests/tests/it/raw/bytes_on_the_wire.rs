@@ -3,6 +3,7 @@
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use starling_proto::etcdserverpb as pb;
+use tokio_stream::StreamExt as _;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Response, Status};
 
@@ -18,6 +19,8 @@ fn strange_requests_get_the_answers_of_etcd() {
         broken_messages
         empty_messages
         metadata
+        version_of_the_client
+        metadata_of_a_stream
         deadline
     ]);
 }
@@ -28,6 +31,9 @@ async fn unknown_methods(case: &mut Case) {
         "/etcdserverpb.Nothing/Range",
         "/nothing.at.all/Range",
         "/etcdserverpb.KV/range",
+        "/etcdserverpb.KV/",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ] {
         let answer = call(case, path, Bytes::new()).await;
         case.keep(path, answer, |_, answer| format!("{answer:?}"));
@@ -113,6 +119,43 @@ async fn metadata(case: &mut Case) {
     }
 }
 
+/// etcd counts clients by it, so it must be text; what it says is not looked at.
+async fn version_of_the_client(case: &mut Case) {
+    for value in [&b"3.5.0"[..], b"", b"x", b"\xc3\xa9", b"\xff\xfe"] {
+        let mut request = Request::new(get("a"));
+        let value_of = value.try_into().expect("bytes that a header may have");
+        request.metadata_mut().insert("client-api-version", value_of);
+        let answer = in_time(super::case::kv(&case.channel).range(request)).await;
+        case.keep(&format!("{}", value.escape_ascii()), answer, super::show::Show::range);
+    }
+}
+
+/// A watch that asks for a leader, or comes from a client of a strange version.
+async fn metadata_of_a_stream(case: &mut Case) {
+    for (name, value) in [
+        ("hasleader", &b"true"[..]),
+        ("client-api-version", b"3.7"),
+        ("client-api-version", b"\xff"),
+    ] {
+        let create = super::case::watch("a", "");
+        let union = pb::watch_request::RequestUnion::CreateRequest(create);
+        // One request, and the client's side stays open.
+        let requests = tokio_stream::iter([pb::WatchRequest { request_union: Some(union) }])
+            .chain(tokio_stream::pending());
+        let mut request = Request::new(requests);
+        let value_of = value.try_into().expect("bytes that a header may have");
+        request.metadata_mut().insert(name, value_of);
+        let mut client = super::case::watches(&case.channel);
+        let mut answers = super::case::Answers::of(async move { client.watch(request).await });
+        let answer = answers.next().await;
+        case.keep(&format!("{name}: {}", value.escape_ascii()), answer, |show, answer| {
+            answer
+                .as_ref()
+                .map_or_else(|| "end of stream".into(), |answer| show.watch(answer).join(" "))
+        });
+    }
+}
+
 /// A deadline that has passed when the request comes.
 async fn deadline(case: &mut Case) {
     let mut request = Request::new(put("a", "1"));
@@ -134,7 +177,7 @@ pub(super) async fn call(
     in_time(client.unary(Request::new(message), path, RawCodec)).await
 }
 
-struct RawCodec;
+pub(super) struct RawCodec;
 
 impl Codec for RawCodec {
     type Encode = Bytes;

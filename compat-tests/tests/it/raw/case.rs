@@ -28,6 +28,12 @@ const LATE: &str = "no answer in time";
 /// Requests of one stream that the test may be ahead of the server.
 const STREAM_QUEUE: usize = 64;
 
+/// The watch that progress of a whole stream is of.
+const PROGRESS: i64 = -1;
+/// How long to wait before a stream is asked for progress, and how often to ask.
+const PROGRESS_WAIT: Duration = Duration::from_millis(20);
+const PROGRESS_REQUESTS: usize = 500;
+
 /// `\0` as a range end: every key from the first one on.
 pub(super) const FROM_KEY: &[u8] = b"\0";
 
@@ -164,8 +170,7 @@ impl Case {
     /// Opens a stream of watches.
     pub(super) fn watch(&mut self) -> WatchStream {
         let (requests, queue) = mpsc::channel(STREAM_QUEUE);
-        let mut client =
-            WatchClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
+        let mut client = watches(&self.channel);
         let answers = Answers::of(async move { client.watch(ReceiverStream::new(queue)).await });
         WatchStream { requests: Some(requests), answers, items: Vec::new(), ended: false }
     }
@@ -185,6 +190,28 @@ impl Case {
     ) {
         let mut items = self.next_items(stream, count).await;
         items.sort_unstable();
+        self.note(label, items.join("\n            "));
+    }
+
+    /// Reads a stream of one watch until it has caught up, or is canceled.
+    ///
+    /// A server that has events to send does not answer to a request for progress, so it is asked again.
+    pub(super) async fn history(&mut self, label: &str, stream: &mut WatchStream) {
+        let mut items: Vec<String> = Vec::new();
+        for _ in 0..PROGRESS_REQUESTS {
+            match tokio::time::timeout(PROGRESS_WAIT, stream.answers.next()).await {
+                Err(_) => stream.progress().await,
+                Ok(Ok(answer)) => match answer.into_inner() {
+                    Some(answer) if answer.watch_id == PROGRESS && !answer.created => break,
+                    Some(answer) => items.extend(self.show.watch(&answer)),
+                    None => items.push("end of stream".into()),
+                },
+                Ok(Err(status)) => items.push(Show::error(&status)),
+            }
+            if items.last().is_some_and(|item| item.contains(" canceled")) {
+                break;
+            }
+        }
         self.note(label, items.join("\n            "));
     }
 
@@ -283,6 +310,10 @@ impl<T: Send + 'static> Answers<T> {
 
 pub(super) fn kv(channel: &Channel) -> KvClient<Channel> {
     KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX)
+}
+
+pub(super) fn watches(channel: &Channel) -> WatchClient<Channel> {
+    WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX)
 }
 
 pub(super) fn lease(channel: &Channel) -> LeaseClient<Channel> {

@@ -2,14 +2,19 @@
 
 use prost::bytes::Bytes;
 use starling_proto::etcdserverpb as pb;
+use starling_proto::etcdserverpb::auth_client::AuthClient;
 use starling_proto::etcdserverpb::cluster_client::ClusterClient;
+use tonic::transport::Channel;
 
-use super::case::{Case, get, in_time, maintenance};
+use super::bytes_on_the_wire::RawCodec;
+use super::case::{Answers, Case, get, in_time, maintenance};
 use super::cases;
 
 #[test]
 fn maintenance_answers_are_those_of_etcd() {
-    super::compare(cases![status hash_kv hash defragment alarms members health_check]);
+    super::compare(
+        cases![status hash_kv hash defragment alarms members health_check health_watch authentication_is_off],
+    );
 }
 
 async fn status(case: &mut Case) {
@@ -121,4 +126,46 @@ async fn health_check(case: &mut Case) {
         .await;
         case.keep(&format!("health of {service:?}"), answer, |_, answer| format!("{answer:?}"));
     }
+}
+
+/// The same of `Watch`, which says it at once and then when it changes.
+async fn health_watch(case: &mut Case) {
+    for service in ["", "nonsense"] {
+        let mut client = tonic::client::Grpc::new(case.channel.clone());
+        let ready = client.ready().await;
+        assert!(ready.is_ok(), "a started server accepts connections");
+        let mut request = Vec::new();
+        if !service.is_empty() {
+            request.extend([0x0a, u8::try_from(service.len()).unwrap_or(0)]);
+            request.extend(service.as_bytes());
+        }
+        let mut answers = Answers::of(async move {
+            let path = tonic::codegen::http::uri::PathAndQuery::from_static(
+                "/grpc.health.v1.Health/Watch",
+            );
+            let request = tonic::Request::new(Bytes::from(request));
+            client.server_streaming(request, path, RawCodec).await
+        });
+        let answer = answers.next().await;
+        case.keep(&format!("health of {service:?}"), answer, |_, answer| format!("{answer:?}"));
+    }
+}
+
+/// Clients with a password go on without it by this error.
+async fn authentication_is_off(case: &mut Case) {
+    case.set("a", "1").await;
+    let answer = in_time(auth(case).auth_status(pb::AuthStatusRequest {})).await;
+    case.keep("status", answer, |show, answer| {
+        let header = show.header(answer.header.as_ref());
+        format!("{header} {} {}", answer.enabled, answer.auth_revision)
+    });
+    for (name, password) in [("root", "root"), ("", ""), ("nobody", "")] {
+        let request = pb::AuthenticateRequest { name: name.into(), password: password.into() };
+        let answer = in_time(auth(case).authenticate(request)).await;
+        case.keep(&format!("authenticate {name:?}"), answer, |_, answer| format!("{answer:?}"));
+    }
+}
+
+fn auth(case: &Case) -> AuthClient<Channel> {
+    AuthClient::new(case.channel.clone())
 }

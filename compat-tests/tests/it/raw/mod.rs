@@ -5,11 +5,15 @@ mod bytes_on_the_wire;
 mod case;
 mod compact;
 mod lease;
+mod limits;
 mod maintenance;
 mod put;
+mod random;
 mod range;
+mod rpcs;
 mod show;
 mod space;
+mod transport;
 mod txn;
 mod watch;
 mod watch_stream;
@@ -56,7 +60,7 @@ fn show(name: &str, case: &Case) {
     println!("\n{name}\n{}", case.text());
 }
 
-/// A table of cases: `cases![name name]` runs the async functions of these names.
+/// A table of cases, from the names of the async functions that they are.
 macro_rules! cases {
     ($($name:ident)*) => {
         &[$((stringify!($name), (|case| Box::pin($name(case))) as $crate::raw::case::CaseFn)),*]

@@ -13,6 +13,7 @@ fn range_answers_are_those_of_etcd() {
         limits
         what_is_returned
         orders
+        order_by_version
         order_with_limit
         unknown_order
         filters
@@ -104,6 +105,21 @@ async fn orders(case: &mut Case) {
             // Versions tie, and etcd's sort is not stable; one key of each version is enough.
             let request = if target == SortTarget::Version { range("a2", "a3") } else { all() };
             case.range(&format!("{target:?} {order:?}"), sorted(request, target, order)).await;
+        }
+    }
+}
+
+/// Each key has a version of its own, so that there is one order.
+async fn order_by_version(case: &mut Case) {
+    for (key, puts) in [("a", 3), ("b", 1), ("c", 5), ("d", 2), ("e", 4)] {
+        for number in 0..puts {
+            case.set(key, &number.to_string()).await;
+        }
+    }
+    for order in [SortOrder::None, SortOrder::Ascend, SortOrder::Descend] {
+        for limit in [0, 2] {
+            let request = pb::RangeRequest { limit, ..sorted(all(), SortTarget::Version, order) };
+            case.range(&format!("{order:?} limit {limit}"), request).await;
         }
     }
 }

@@ -32,6 +32,9 @@ async fn refuses_what_needs_room_and_recovers(case: &mut Case) {
     };
     case.txn("and a txn with a put", txn(pb::request_op::Request::RequestPut(put("other", "1"))))
         .await;
+    refusals_in_order(case).await;
+    transactions_that_may_put(case).await;
+    status(case, "the status names it").await;
     let unchanged = pb::request_op::Request::RequestRange(get("small"));
     let read = in_time(kv(&case.channel).txn(txn(unchanged))).await;
     case.note("a txn without one works", outcome(&read));
@@ -45,8 +48,83 @@ async fn refuses_what_needs_room_and_recovers(case: &mut Case) {
     case.note("so does a revoke", outcome(&revoke));
     make_room(case).await;
     alarms(case, "the alarm is gone").await;
+    status(case, "and so is its name").await;
     let put = in_time(kv(&case.channel).put(put("after", "1"))).await;
     case.note("there is room again", outcome(&put));
+}
+
+/// The lack of room comes before most of what else is wrong with a request.
+async fn refusals_in_order(case: &mut Case) {
+    for (label, request) in [
+        ("no key", put("", "1")),
+        ("unknown lease", pb::PutRequest { lease: 99, ..put("a", "1") }),
+        ("value provided", pb::PutRequest { ignore_value: true, ..put("a", "1") }),
+        ("lease provided", pb::PutRequest { ignore_lease: true, lease: 8101, ..put("a", "1") }),
+        ("value of a missing key", pb::PutRequest { ignore_value: true, ..put("none", "") }),
+        ("nothing but a revision", pb::PutRequest { ignore_value: true, ..put("small", "") }),
+    ] {
+        case.put(label, request).await;
+    }
+    case.grant("too long", 8103, i64::MAX).await;
+    case.grant("an id that exists", 8101, 600).await;
+    let twice = || pb::request_op::Request::RequestPut(put("a", "1"));
+    let ops = |requests: Vec<pb::request_op::Request>| {
+        requests.into_iter().map(|request| pb::RequestOp { request: Some(request) }).collect()
+    };
+    case.txn(
+        "two puts of a key",
+        pb::TxnRequest { success: ops(vec![twice(), twice()]), ..Default::default() },
+    )
+    .await;
+    case.txn(
+        "a put without a key",
+        pb::TxnRequest {
+            success: ops(vec![pb::request_op::Request::RequestPut(put("", "1"))]),
+            ..Default::default()
+        },
+    )
+    .await;
+}
+
+/// The dearer branch counts, whichever is taken.
+async fn transactions_that_may_put(case: &mut Case) {
+    use pb::request_op::Request;
+    let op = |request| pb::RequestOp { request: Some(request) };
+    let put_op = || op(Request::RequestPut(put("other", "1")));
+    let inner = pb::TxnRequest { failure: vec![put_op()], ..Default::default() };
+    for (label, request) in [
+        (
+            "in the branch not taken",
+            pb::TxnRequest { failure: vec![put_op()], ..Default::default() },
+        ),
+        (
+            "in an inner txn, not taken",
+            pb::TxnRequest { success: vec![op(Request::RequestTxn(inner))], ..Default::default() },
+        ),
+        ("nothing at all", pb::TxnRequest::default()),
+        (
+            "a delete of nothing",
+            pb::TxnRequest {
+                success: vec![op(Request::RequestDeleteRange(case::delete("none", "")))],
+                ..Default::default()
+            },
+        ),
+    ] {
+        let answer = in_time(kv(&case.channel).txn(request)).await;
+        case.note(label, outcome(&answer));
+    }
+}
+
+/// The space between the words is for etcd's library to choose.
+async fn status(case: &mut Case, label: &str) {
+    let answer = in_time(maintenance(&case.channel).status(pb::StatusRequest {})).await;
+    let errors = answer.map(|answer| {
+        let answer = answer.into_inner();
+        let id = answer.header.unwrap_or_default().member_id.to_string();
+        let errors = answer.errors.join(",").replace(&id, "MEMBER");
+        errors.split_whitespace().collect::<Vec<_>>().join(" ")
+    });
+    case.note(label, format!("{:?}", errors.map_err(|status| status.code())));
 }
 
 fn outcome<T>(answer: &Result<tonic::Response<T>, tonic::Status>) -> String {
@@ -90,7 +168,10 @@ async fn fill(case: &mut Case) {
 async fn alarms(case: &mut Case, label: &str) {
     let answer = in_time(maintenance(&case.channel).alarm(pb::AlarmRequest::default())).await;
     let alarms = answer.map(|answer| {
-        answer.into_inner().alarms.iter().map(|alarm| alarm.alarm).collect::<Vec<_>>()
+        let answer = answer.into_inner();
+        let id = answer.header.unwrap_or_default().member_id;
+        let alarms = answer.alarms.iter().map(|alarm| (alarm.member_id == id, alarm.alarm));
+        alarms.collect::<Vec<_>>()
     });
     case.note(label, format!("{:?}", alarms.map_err(|status| status.code())));
 }

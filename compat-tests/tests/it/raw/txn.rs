@@ -37,6 +37,8 @@ fn txn_answers_are_those_of_etcd() {
         put_and_delete
         duplicates_across_branches
         duplicates_in_nested
+        refusals_in_order
+        refusals_of_inner_txns
         too_many
         nested_budget
         nested
@@ -540,6 +542,87 @@ async fn duplicates_in_nested(case: &mut Case) {
         ),
     ] {
         case.txn(label, always(ops)).await;
+    }
+    case.all("after").await;
+}
+
+/// Which refusal comes first, when several hold.
+async fn refusals_in_order(case: &mut Case) {
+    let many_compares = vec![holds(); MAX_OPS + 1];
+    let no_compare_key = version("", CompareResult::Equal, 0);
+    let twice = vec![put_op("a", "1"), put_op("a", "2")];
+    let unknown_lease = || op(Request::RequestPut(pb::PutRequest { lease: 99, ..put("a", "1") }));
+    let ahead = || range_op(pb::RangeRequest { revision: i64::MAX, ..get("a") });
+    let keep_missing =
+        || op(Request::RequestPut(pb::PutRequest { ignore_value: true, ..put("x", "") }));
+    let value_provided =
+        || op(Request::RequestPut(pb::PutRequest { ignore_value: true, ..put("x", "1") }));
+    let unknown_order = || range_op(pb::RangeRequest { sort_order: 9, ..get("a") });
+    for (label, request) in [
+        (
+            "too many compares, one without a key",
+            when([many_compares.clone(), vec![no_compare_key.clone()]].concat()),
+        ),
+        (
+            "too many compares, a put without a key",
+            pb::TxnRequest { success: vec![put_op("", "1")], ..when(many_compares) },
+        ),
+        (
+            "a compare without a key, two puts of one",
+            pb::TxnRequest { success: twice.clone(), ..when(vec![no_compare_key]) },
+        ),
+        ("two puts of one key, then one without a key", {
+            always([twice.clone(), vec![put_op("", "1")]].concat())
+        }),
+        (
+            "two puts of one key, in the other branch no key",
+            pb::TxnRequest { failure: vec![put_op("", "1")], ..always(twice.clone()) },
+        ),
+        (
+            "two puts of one key with an unknown lease",
+            always(vec![unknown_lease(), put_op("a", "1")]),
+        ),
+        ("an unknown lease, then a read ahead", always(vec![unknown_lease(), ahead()])),
+        ("a read ahead, then an unknown lease", always(vec![ahead(), unknown_lease()])),
+        ("a missing key, then an unknown lease", always(vec![keep_missing(), unknown_lease()])),
+        ("an unknown lease, then a missing key", always(vec![unknown_lease(), keep_missing()])),
+        ("an unknown lease, then a value", always(vec![unknown_lease(), value_provided()])),
+        ("a read ahead, then an unknown order", always(vec![ahead(), unknown_order()])),
+        ("nothing, then no key", always(vec![pb::RequestOp { request: None }, put_op("", "1")])),
+        ("no key, then nothing", always(vec![put_op("", "1"), pb::RequestOp { request: None }])),
+    ] {
+        case.txn(label, request).await;
+    }
+    case.all("nothing happened").await;
+}
+
+async fn refusals_of_inner_txns(case: &mut Case) {
+    case.set("a", "1").await;
+    for (label, refused) in [
+        ("no key", put_op("", "1")),
+        ("nothing", pb::RequestOp { request: None }),
+        ("unknown lease", op(Request::RequestPut(pb::PutRequest { lease: 99, ..put("b", "1") }))),
+        ("ahead", range_op(pb::RangeRequest { revision: i64::MAX, ..get("a") })),
+        ("unknown order", range_op(pb::RangeRequest { sort_order: 9, ..get("a") })),
+        (
+            "value provided",
+            op(Request::RequestPut(pb::PutRequest { ignore_value: true, ..put("a", "1") })),
+        ),
+        (
+            "value of a missing key",
+            op(Request::RequestPut(pb::PutRequest { ignore_value: true, ..put("x", "") })),
+        ),
+    ] {
+        let inner = |compare| {
+            txn_op(pb::TxnRequest {
+                compare: vec![compare],
+                success: vec![refused.clone()],
+                failure: vec![get_op("a")],
+            })
+        };
+        case.txn(label, always(vec![put_op("c", "1"), inner(holds())])).await;
+        case.txn(&format!("{label}, not taken"), always(vec![put_op("c", "1"), inner(fails())]))
+            .await;
     }
     case.all("after").await;
 }

@@ -23,6 +23,7 @@ fn watch_answers_are_those_of_etcd() {
         start_at_the_current_revision
         start_in_the_future
         negative_start
+        refusals_in_order
         previous_pairs
         events_of_a_txn
         events_of_a_lease
@@ -240,6 +241,41 @@ async fn negative_start(case: &mut Case) {
         .await;
     stream.create(watch("a", "")).await;
     case.items("replies", &mut stream, 3).await;
+}
+
+/// Which refusal comes first, when several hold.
+async fn refusals_in_order(case: &mut Case) {
+    case.set("a", "1").await;
+    case.set("a", "2").await;
+    case.compact("compact", case.revision(2), true).await;
+    let mut stream = case.watch();
+    let id_5 = || pb::WatchCreateRequest { watch_id: 5, ..watch("a", "") };
+    let empty = || pb::WatchCreateRequest { watch_id: 5, ..watch("b", "a") };
+    stream.create(id_5()).await;
+    case.items("created", &mut stream, 1).await;
+    for (label, request, items) in [
+        ("taken id, empty range", empty(), 1),
+        ("taken id, negative start", pb::WatchCreateRequest { start_revision: -1, ..id_5() }, 1),
+        (
+            "empty range, negative start",
+            pb::WatchCreateRequest { start_revision: -1, ..empty() },
+            1,
+        ),
+        (
+            "taken id, compacted start",
+            pb::WatchCreateRequest { start_revision: case.revision(1), ..id_5() },
+            1,
+        ),
+        (
+            "another id, compacted start",
+            pb::WatchCreateRequest { start_revision: case.revision(1), watch_id: 6, ..id_5() },
+            2,
+        ),
+        ("the id of the one that ended", pb::WatchCreateRequest { watch_id: 6, ..id_5() }, 1),
+    ] {
+        stream.create(request).await;
+        case.items(label, &mut stream, items).await;
+    }
 }
 
 async fn previous_pairs(case: &mut Case) {

@@ -21,6 +21,7 @@ fn watch_streams_are_those_of_etcd() {
         many_events
         fragments
         no_fragments_unless_asked
+        one_event_is_no_fragment
     ]);
 }
 
@@ -179,6 +180,28 @@ async fn no_fragments_unless_asked(case: &mut Case) {
         ..watch(FROM_KEY, FROM_KEY)
     };
     shapes(case, "in one answer", request).await;
+}
+
+/// What is too large for one answer and cannot be divided.
+async fn one_event_is_no_fragment(case: &mut Case) {
+    const LENGTH: usize = 1_500_000;
+    for value in [b'x', b'y'] {
+        case.put("a big value", put("k", vec![value; LENGTH])).await;
+    }
+    let request = pb::WatchCreateRequest {
+        fragment: true,
+        prev_kv: true,
+        start_revision: case.revision(2),
+        ..watch("k", "")
+    };
+    let mut stream = case.watch();
+    stream.create(request).await;
+    case.items("created", &mut stream, 1).await;
+    let answer = stream.answers.next().await;
+    case.keep("one event", answer, |_, answer| {
+        let answer = answer.as_ref();
+        format!("{:?}", answer.map(|answer| (answer.events.len(), answer.fragment)))
+    });
 }
 
 /// Notes how many events came in each answer until four did.

@@ -1,0 +1,140 @@
+//! Runs the suite that the etcd-client crate ships, as it is but for the endpoint that is fixed in it.
+//!
+//! The crate is that of `rust-client/Cargo.lock`. It is copied, since the suite is compiled with the address of
+//! the server in it.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use starling_compat_tests::server::Kind;
+use starling_compat_tests::{Server, client, tools};
+
+const PACKAGE: &str = "etcd-client";
+/// What the suite has in it, and what stands there instead.
+const ENDPOINT: (&str, &str) = ("\"localhost:2379\"", "env!(\"COMPAT_ENDPOINT\")");
+/// What the suite wants of its server: tokens that expire in a test, answers that come in parts.
+const FLAGS: &[&str] = &["--auth-token-ttl=2", "--max-request-bytes=10240"];
+
+/// Skipped on any server.
+const SETUP: &[(&str, &str)] = &[("test_cluster", "wants three members, and a fourth to come")];
+/// Skipped on starling. A test that is no longer in the suite is an error in both lists.
+const NOT_YET: &[(&str, &str)] = &[
+    ("test_auth", "enables authentication"),
+    ("test_auth_refresh_token", "enables authentication"),
+    ("test_auth_refresh_token_once_for_concurrent_calls", "enables authentication"),
+    ("test_role", "authentication"),
+    ("test_user", "authentication"),
+    ("test_get_stream", "KV.RangeStream"),
+    ("test_get_stream_chunked", "KV.RangeStream"),
+    ("test_snapshot", "Maintenance.Snapshot"),
+    ("test_move_leader", "Maintenance.MoveLeader"),
+    ("test_lock", "the Lock service"),
+    ("test_election", "the Election service"),
+];
+
+#[test]
+fn rust_etcd_client() {
+    let Some(version) = tools::toolchain("cargo", "--version", "no suite of Rust is run") else {
+        return;
+    };
+    let pins = format!("{version}{}", include_str!("../../rust-client/Cargo.lock"));
+    let dir = client::install("rust-etcd-client", &pins, |dir| {
+        copy_suite(dir);
+        tools::succeed(suite(dir, "localhost:2379").arg("--no-run"));
+    });
+    let server = Server::start(Kind::Starling, FLAGS);
+    if server.kind() == Kind::Etcd {
+        add_root(&server);
+    }
+    let skipped = skipped(server.kind());
+    let mut tests = suite(&dir, &server.address());
+    tests.args(["--offline", "--"]);
+    let names = tests_of(&dir, &server);
+    for (name, _) in skipped {
+        assert!(names.contains(*name), "{name} is not in the suite: {names:?}");
+        tests.args(["--skip", name]);
+    }
+    // Without it, names are parts of names. Two tests that are ignored want nothing that is not there.
+    tests.args(["--exact", "--include-ignored"]);
+    client::run(&mut tests, server.kind());
+}
+
+fn skipped(kind: Kind) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    let not_yet = if kind == Kind::Starling { NOT_YET } else { &[] };
+    SETUP.iter().chain(not_yet)
+}
+
+/// Copies the package from where cargo unpacks it, and puts the endpoint in.
+fn copy_suite(dir: &Path) {
+    let copy = source(dir);
+    tools::succeed(Command::new("cp").arg("-R").arg(unpacked()).arg(&copy));
+    replace(&copy.join("tests/testing.rs"), |text| {
+        assert!(text.contains(ENDPOINT.0), "the suite has another endpoint:\n{text}");
+        text.replace(ENDPOINT.0, ENDPOINT.1)
+    });
+    // It lies in the folder of a workspace and is not of it.
+    replace(&copy.join("Cargo.toml"), |text| format!("{text}\n[workspace]\n"));
+}
+
+fn replace(file: &Path, change: impl FnOnce(String) -> String) {
+    let text = fs::read_to_string(file).expect("a package is there once cargo has named it");
+    fs::write(file, change(text)).expect("the target directory is writable");
+}
+
+/// The folder of the package in cargo's cache, downloaded if need be.
+fn unpacked() -> PathBuf {
+    let mut metadata = Command::new(cargo());
+    metadata.args(["metadata", "--locked", "--format-version", "1", "--manifest-path"]);
+    metadata.arg(tools::package_dir().join("rust-client/Cargo.toml"));
+    let output = tools::succeed(&mut metadata).stdout;
+    let output: serde_json::Value = serde_json::from_slice(&output).expect("cargo writes JSON");
+    let packages = output["packages"].as_array().expect("there are packages");
+    let package = packages.iter().find(|package| package["name"] == PACKAGE);
+    let manifest = package.and_then(|package| package["manifest_path"].as_str());
+    let manifest = Path::new(manifest.expect("rust-client depends on the package"));
+    manifest.parent().expect("a manifest is in a folder").to_owned()
+}
+
+fn source(dir: &Path) -> PathBuf {
+    dir.join(PACKAGE)
+}
+
+fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn suite(dir: &Path, endpoint: &str) -> Command {
+    let mut cargo = Command::new(cargo());
+    cargo
+        .args(["test", "--quiet", "--locked", "--tests", "--target-dir"])
+        .arg(dir.join("build"))
+        .current_dir(source(dir))
+        .env("PROTOC", env!("CARGO_BIN_EXE_protoc"))
+        .env("COMPAT_ENDPOINT", endpoint)
+        // Most of the time goes into compiling, and nobody looks at it with a debugger.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
+    cargo
+}
+
+fn tests_of(dir: &Path, server: &Server) -> BTreeSet<String> {
+    let mut list = suite(dir, &server.address());
+    let output = tools::succeed(list.args(["--offline", "--", "--list"])).stdout;
+    let output = String::from_utf8_lossy(&output).into_owned();
+    output.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect()
+}
+
+/// The user that the suite enables authentication with.
+fn add_root(server: &Server) {
+    let Some(etcd) = tools::etcd() else { return };
+    for command in [
+        &["user", "add", "root", "--new-user-password=rootpwd"][..],
+        &["user", "grant-role", "root", "root"],
+    ] {
+        tools::succeed(
+            Command::new(&etcd.etcdctl).arg("--endpoints").arg(server.url()).args(command),
+        );
+    }
+}
