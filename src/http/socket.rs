@@ -250,7 +250,6 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
-    use bytes::{Buf, BytesMut};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
