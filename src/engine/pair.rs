@@ -24,8 +24,10 @@ mod field {
     pub(super) const LEASE: u8 = 6 << 3 | VARINT;
 }
 
-/// What the numbers of a pair and the lengths of its bytes take, mostly.
-const NUMBERS_BYTES_TYPICAL: usize = 40;
+/// What the numbers of a pair and the lengths of its bytes take at most: six fields of a byte and a varint each.
+const NUMBERS_BYTES_MAX: usize = 6 * 11;
+/// Pairs up to this size are put together on the stack.
+const SMALL_BYTES: usize = 1024;
 
 /// A pair, encoded. Cloning it copies nothing.
 #[derive(Clone, PartialEq, Eq)]
@@ -89,41 +91,63 @@ impl Pair {
 
     /// The pair of some fields. Costs one copy of them.
     pub(super) fn encode(fields: &Fields<'_>) -> Self {
-        let Fields { key, create_revision, mod_revision, version, value, lease } = *fields;
-        let mut wire = Vec::with_capacity(key.len() + value.len() + NUMBERS_BYTES_TYPICAL);
-        put_bytes(&mut wire, field::KEY, key);
-        put_number(&mut wire, field::CREATE_REVISION, create_revision.0);
-        put_number(&mut wire, field::MOD_REVISION, mod_revision.0);
-        put_number(&mut wire, field::VERSION, version);
-        put_bytes(&mut wire, field::VALUE, value);
-        put_number(&mut wire, field::LEASE, lease.0.cast_unsigned());
-        Self(wire.into())
+        // On the stack, so that the pair itself is the only thing that is allocated.
+        let mut small = [0; SMALL_BYTES];
+        let mut large = Vec::new();
+        let bytes_max = fields.key.len() + fields.value.len() + NUMBERS_BYTES_MAX;
+        let out = if bytes_max <= SMALL_BYTES {
+            &mut small[..]
+        } else {
+            large.resize(bytes_max, 0);
+            &mut large[..]
+        };
+        let mut wire = Wire { out, len: 0 };
+        wire.put_bytes(field::KEY, fields.key);
+        wire.put_number(field::CREATE_REVISION, fields.create_revision.0);
+        wire.put_number(field::MOD_REVISION, fields.mod_revision.0);
+        wire.put_number(field::VERSION, fields.version);
+        wire.put_bytes(field::VALUE, fields.value);
+        wire.put_number(field::LEASE, fields.lease.0.cast_unsigned());
+        Self(Arc::from(&wire.out[..wire.len]))
     }
 }
 
-/// What is zero is left out, as is what is empty.
-fn put_number(wire: &mut Vec<u8>, field: u8, number: u64) {
-    if number != 0 {
-        wire.push(field);
-        put_varint(wire, number);
-    }
+/// An encoding in the making. What is zero is left out, as is what is empty.
+struct Wire<'a> {
+    out: &'a mut [u8],
+    len: usize,
 }
 
-fn put_bytes(wire: &mut Vec<u8>, field: u8, bytes: &[u8]) {
-    if !bytes.is_empty() {
-        wire.push(field);
-        put_varint(wire, bytes.len() as u64);
-        wire.extend_from_slice(bytes);
+impl Wire<'_> {
+    fn put_number(&mut self, field: u8, number: u64) {
+        if number != 0 {
+            self.put(field);
+            self.put_varint(number);
+        }
     }
-}
 
-#[expect(clippy::cast_possible_truncation, reason = "the lowest seven bits are meant")]
-fn put_varint(wire: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        wire.push((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
+    fn put_bytes(&mut self, field: u8, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.put(field);
+            self.put_varint(bytes.len() as u64);
+            self.out[self.len..][..bytes.len()].copy_from_slice(bytes);
+            self.len += bytes.len();
+        }
     }
-    wire.push(number as u8);
+
+    #[expect(clippy::cast_possible_truncation, reason = "the lowest seven bits are meant")]
+    fn put_varint(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.put((number & 0x7f) as u8 | 0x80);
+            number >>= 7;
+        }
+        self.put(number as u8);
+    }
+
+    fn put(&mut self, byte: u8) {
+        self.out[self.len] = byte;
+        self.len += 1;
+    }
 }
 
 fn take_varint(wire: &mut &[u8]) -> u64 {

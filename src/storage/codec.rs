@@ -3,7 +3,7 @@
 //! Varints are LEB128, least significant group first, at most ten bytes, in their shortest form. Signed
 //! numbers are zigzag-coded first. A reader refuses whatever a writer cannot have written.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::error::StoreError;
 
@@ -64,7 +64,7 @@ impl Reader {
                 if byte == 0 && i > 0 {
                     return Err(corrupt("number is not in its shortest form"));
                 }
-                self.rest = self.rest.slice(i + 1..);
+                self.rest.advance(i + 1);
                 return Ok(value);
             }
         }
@@ -98,7 +98,7 @@ impl Reader {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], StoreError> {
         let head = self.rest.first_chunk::<N>().copied();
         let head = head.ok_or_else(|| corrupt("record is too short"))?;
-        self.rest = self.rest.slice(N..);
+        self.rest.advance(N);
         Ok(head)
     }
 }

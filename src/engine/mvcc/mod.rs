@@ -54,7 +54,7 @@ const CACHED_OVERHEAD_BYTES: u64 = 96;
 /// all the same.
 const ROOM_FOR_RANGES: u64 = 16;
 /// How many pairs there are to each that is left.
-const RANGE_SAMPLE: usize = 8;
+const RANGE_SAMPLE: usize = 64;
 /// A typical cached pair, to size the cache's own tables.
 const CACHED_TYPICAL_BYTES: u64 = 512;
 /// How many births and deaths of keys are remembered, to count the keys of recent revisions without a walk.
