@@ -1,4 +1,4 @@
-//! Bars on a logarithmic scale, as SVG.
+//! Bars as SVG: figures on a logarithmic scale, and how many times etcd's they are.
 
 use std::fmt::Write;
 
@@ -80,12 +80,10 @@ fn head(svg: &mut String, title: &str, scale: &Scale, height: usize) {
 fn group(svg: &mut String, cell: &Cell, scale: &Scale, field: fn(&Figures) -> f64, top: usize) {
     let _ = writeln!(
         svg,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{} x{}, {} k keys</text>",
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
         LEFT - 8,
         top + cell.rounds.len() * BAR / 2 + 4,
-        cell.work,
-        cell.clients,
-        cell.keys / 1000
+        cell.label()
     );
     let mut y = top;
     for (kind, color) in KINDS {
@@ -101,4 +99,72 @@ fn group(svg: &mut String, cell: &Cell, scale: &Scale, field: fn(&Figures) -> f6
         );
         y += BAR;
     }
+}
+
+const PANEL: f64 = 300.0;
+const PANEL_GAP: f64 = 70.0;
+const ROW: usize = 24;
+
+/// A plot for readers in a hurry: loads of `clients` clients, as ratios to etcd.
+pub fn ratios(results: &Results, clients: usize) -> String {
+    let of = |cell: &&Cell| cell.clients == clients && cell.of(Kind::Etcd).is_some();
+    let cells: Vec<&Cell> = results.cells.iter().filter(of).collect();
+    let height = TOP + cells.len() * ROW + 10;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{:.0}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        LEFT as f64 + 2.0 * PANEL + 2.0 * PANEL_GAP
+    );
+    let throughput: fn(&Figures) -> f64 = |figures| figures.per_second;
+    let cpu: fn(&Figures) -> f64 = |figures| figures.cpu_us;
+    let panels = [
+        (LEFT as f64, "Operations a second, etcd = 1", throughput),
+        (LEFT as f64 + PANEL + PANEL_GAP, "Server CPU per operation, etcd = 1", cpu),
+    ];
+    for (left, title, field) in panels {
+        panel(&mut svg, &cells, (left, height), title, field);
+    }
+    for (i, cell) in cells.iter().enumerate() {
+        let y = TOP + i * ROW + 16;
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">{}</text>",
+            LEFT - 8,
+            cell.label()
+        );
+    }
+    svg += "</svg>\n";
+    svg
+}
+
+fn panel(
+    svg: &mut String,
+    cells: &[&Cell],
+    (left, height): (f64, usize),
+    title: &str,
+    field: fn(&Figures) -> f64,
+) {
+    let ratios: Vec<Option<f64>> = cells.iter().map(|cell| cell.ratio(Kind::Etcd, field)).collect();
+    let most = ratios.iter().flatten().copied().fold(1.0, f64::max);
+    let _ = writeln!(svg, "<text x=\"{left}\" y=\"22\" font-size=\"15\">{title}</text>");
+    for (i, ratio) in ratios.iter().enumerate() {
+        let (Some(ratio), y) = (ratio, TOP + i * ROW) else { continue };
+        let (width, color) = (ratio / most * PANEL, KINDS[0].1);
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{left}\" y=\"{}\" width=\"{width:.1}\" height=\"{}\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{}\">{ratio:.2}</text>",
+            y + 4,
+            ROW - 8,
+            left + width + 5.0,
+            y + 16
+        );
+    }
+    let one = left + PANEL / most;
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{one:.1}\" x2=\"{one:.1}\" y1=\"{}\" y2=\"{height}\" stroke=\"{}\" stroke-width=\"2\"/><text x=\"{one:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"{}\">etcd</text>",
+        TOP - 4,
+        KINDS[1].1,
+        TOP - 8,
+        KINDS[1].1
+    );
 }

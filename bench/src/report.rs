@@ -51,6 +51,12 @@ impl Cell {
         self.rounds.get(&kind).map(|rounds| medians(rounds))
     }
 
+    /// What it is, in short.
+    pub fn label(&self) -> String {
+        let Self { work, clients, keys, state, .. } = self;
+        format!("{work} x{clients}, {} k keys, {}", keys / 1000, state.name())
+    }
+
     /// One line.
     pub fn summary(&self) -> String {
         let mut text = format!("{} x{} {}", self.work, self.clients, self.state.name());
@@ -66,7 +72,7 @@ impl Cell {
     }
 
     /// Starling over another server: the median over rounds, in which both were measured side by side.
-    fn ratio(&self, to: Kind, field: fn(&Figures) -> f64) -> Option<f64> {
+    pub fn ratio(&self, to: Kind, field: fn(&Figures) -> f64) -> Option<f64> {
         let (ours, theirs) = (self.rounds.get(&Kind::Starling)?, self.rounds.get(&to)?);
         let pairs = ours.iter().zip(theirs);
         Some(median(pairs.map(|(ours, theirs)| field(ours) / field(theirs).max(1e-9))))

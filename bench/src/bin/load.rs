@@ -21,6 +21,8 @@ use starling_bench::{Outcome, noop, plot};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const QUICK_MILLIS: u64 = 1000;
+/// The number of clients that the plot of ratios is about.
+const RATIOS_OF_CLIENTS: usize = 64;
 
 fn main() -> Outcome {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +43,12 @@ fn main() -> Outcome {
     write("throughput.svg", throughput)?;
     let cpu = plot::bars(&results, "Server CPU per operation, microseconds", |f| f.cpu_us);
     write("cpu.svg", cpu)?;
+    let p50 =
+        plot::bars(&results, "Half of the operations took at most, microseconds", |f| f.p50_us);
+    write("p50.svg", p50)?;
+    let p99 = plot::bars(&results, "99 of 100 operations took at most, microseconds", |f| f.p99_us);
+    write("p99.svg", p99)?;
+    write("ratios.svg", plot::ratios(&results, RATIOS_OF_CLIENTS))?;
     Ok(())
 }
 
