@@ -4,8 +4,10 @@
 mod bytes_on_the_wire;
 mod case;
 mod compact;
+mod election;
 mod lease;
 mod limits;
+mod lock;
 mod maintenance;
 mod put;
 mod random;
