@@ -1,6 +1,7 @@
 //! Raw gRPC: what client libraries hide. Each case runs on etcd and on starling, and what they answer
 //! is compared line by line: codes, messages, and every field.
 
+mod alarms;
 mod bytes_on_the_wire;
 mod case;
 mod compact;
