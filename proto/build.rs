@@ -1,14 +1,29 @@
-//! Compiles the vendored etcd protos, without protoc.
+//! Compiles the vendored etcd protos, without protoc: to Rust types, and to a description of them.
 
+use std::fs;
 use std::path::PathBuf;
+
+use protox::Compiler;
 
 const PROTOS: &[&str] =
     &["kv.proto", "auth.proto", "rpc.proto", "v3lock.proto", "v3election.proto"];
 
+/// Annotations say which path of the JSON gateway is for which method. They are in the description, and no types.
+const ANNOTATIONS: &str = "google/";
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("etcd");
-    println!("cargo:rerun-if-changed={}", root.display());
-    let files = protox::compile(PROTOS, [root])?;
+    let package = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
+    let roots = [package.join("etcd"), package];
+    for root in ["etcd", "google"] {
+        println!("cargo:rerun-if-changed={root}");
+    }
+    let mut files = protox::compile(PROTOS, &roots)?;
+    files.file.retain(|file| !file.name().starts_with(ANNOTATIONS));
     tonic_prost_build::configure().bytes(".").include_file("etcd.rs").compile_fds(files)?;
+
+    let mut compiler = Compiler::new(&roots)?;
+    compiler.include_imports(true).include_source_info(false).open_files(PROTOS)?;
+    let description = PathBuf::from(std::env::var("OUT_DIR")?).join("etcd.binpb");
+    fs::write(description, compiler.encode_file_descriptor_set())?;
     Ok(())
 }

@@ -25,6 +25,8 @@ pub enum Error {
     FutureRevision,
     /// The quota or the disk is full: delete and compact, or give it more space.
     NoSpace,
+    /// An alarm says that members hold different data: nothing is changed until somebody ends it.
+    Corrupt,
     /// More requests wait than this member keeps: slow down and try again.
     TooManyRequests,
     /// No such lease.
@@ -77,6 +79,7 @@ impl fmt::Display for Error {
             Self::Compacted { compacted } => write!(f, "compacted at revision {compacted}"),
             Self::FutureRevision => write!(f, "revision is in the future"),
             Self::NoSpace => write!(f, "no space"),
+            Self::Corrupt => write!(f, "corrupt cluster"),
             Self::TooManyRequests => write!(f, "too many requests"),
             Self::LeaseNotFound => write!(f, "lease not found"),
             Self::LeaseExists => write!(f, "lease already exists"),

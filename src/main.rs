@@ -249,6 +249,7 @@ fn server_options(config: &Config) -> ServerOptions {
         max_concurrent_streams: config.concurrent_streams_max,
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
+        gateway: config.gateway,
         ..ServerOptions::default()
     }
 }

@@ -45,6 +45,24 @@ impl fmt::Display for LeaseId {
     }
 }
 
+/// What an alarm is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AlarmKind {
+    /// There is no room for more data: what adds to it is refused.
+    NoSpace = 1,
+    /// Members hold different data: nothing may be changed.
+    Corrupt = 2,
+}
+
+/// An alarm about a member, which need not be one of this cluster: clients name whom they like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Alarm {
+    /// About what.
+    pub kind: AlarmKind,
+    /// About whom.
+    pub member: MemberId,
+}
+
 /// A member's own dense counter of visible changes. A fresh store is at 1, its first write makes 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Revision(pub u64);

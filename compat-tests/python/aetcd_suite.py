@@ -14,10 +14,6 @@ SETUP = {
 }
 NOT_YET = {
     "test_auth.py": "enables authentication",
-    "test_create_alarm_all_members": "activates an alarm",
-    "test_create_alarm_specific_member": "activates an alarm",
-    "test_list_alarms": "activates an alarm",
-    "test_disarm_alarm": "activates an alarm",
 }
 
 

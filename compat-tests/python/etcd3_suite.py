@@ -22,9 +22,7 @@ SETUP = {
     "test_snapshot": "wants `etcdctl snapshot status`, which etcd 3.6 has dropped",
     "test_user_pwd_auth": "patches a module that does not exist",
 }
-NOT_YET = {
-    "TestAlarms": "activates alarms",
-}
+NOT_YET = {}
 
 
 def pytest_configure():

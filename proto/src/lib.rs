@@ -6,3 +6,6 @@
 #![allow(clippy::all, unreachable_pub, missing_docs, reason = "generated code")]
 
 include!(concat!(env!("OUT_DIR"), "/etcd.rs"));
+
+/// The protos as an encoded `FileDescriptorSet`, with the annotations that map HTTP paths to methods.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/etcd.binpb"));

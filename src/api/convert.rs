@@ -16,7 +16,7 @@ use crate::engine::command::{
 };
 use crate::engine::watch::WatchCreate;
 use crate::error::Invalid;
-use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
+use crate::types::{Alarm, AlarmKind, KeyRange, KeyValue, LeaseId, MemberId, Revision};
 
 type Parsed<T> = Result<T, Invalid>;
 
@@ -202,6 +202,32 @@ pub(crate) fn shown(count: u64) -> i64 {
 /// The last compaction as etcd shows it: before the first one it is -1.
 pub(crate) fn compact_revision(compacted: Revision) -> i64 {
     if compacted == Revision::default() { -1 } else { compacted.shown() }
+}
+
+/// An alarm; `None` for no kind, and for one that is not known.
+pub(crate) fn alarm(kind: pb::AlarmType, member: u64) -> Option<Alarm> {
+    let kind = match kind {
+        pb::AlarmType::None => return None,
+        pb::AlarmType::Nospace => AlarmKind::NoSpace,
+        pb::AlarmType::Corrupt => AlarmKind::Corrupt,
+    };
+    Some(Alarm { kind, member: MemberId(member) })
+}
+
+pub(crate) fn alarm_member(alarm: Alarm) -> pb::AlarmMember {
+    pb::AlarmMember { member_id: alarm.member.0, alarm: alarm_type(alarm.kind).into() }
+}
+
+fn alarm_type(kind: AlarmKind) -> pb::AlarmType {
+    match kind {
+        AlarmKind::NoSpace => pb::AlarmType::Nospace,
+        AlarmKind::Corrupt => pb::AlarmType::Corrupt,
+    }
+}
+
+/// As etcd writes it.
+pub(crate) fn alarm_name(kind: AlarmKind) -> &'static str {
+    alarm_type(kind).as_str_name()
 }
 
 pub(crate) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{CLUSTER_VERSION, Context, ETCD_VERSION, convert, header};
 use crate::error::Error;
-use crate::types::Revision;
+use crate::types::{Alarm, Revision};
 
 /// What etcd shows as the quota where there is none.
 const NO_QUOTA: i64 = -1;
@@ -24,14 +24,19 @@ impl MaintenanceService {
         Self { context }
     }
 
-    /// The alarms of this kind (or of all) that are on.
-    fn alarms(&self, kind: pb::AlarmType) -> Vec<pb::AlarmMember> {
-        let wanted = matches!(kind, pb::AlarmType::None | pb::AlarmType::Nospace);
-        if !wanted || !self.context.node.status().no_space {
-            return Vec::new();
-        }
-        let member_id = self.context.node.member().id.0;
-        vec![pb::AlarmMember { member_id, alarm: pb::AlarmType::Nospace.into() }]
+    /// The alarms of this kind (or of all) that are on. Whose they are does not matter.
+    fn alarms(&self, kind: pb::AlarmType) -> Vec<Alarm> {
+        let wanted = convert::alarm(kind, 0).map(|alarm| alarm.kind);
+        let mut alarms = self.context.node.alarms();
+        alarms.retain(|alarm| wanted.is_none_or(|kind| kind == alarm.kind));
+        alarms
+    }
+
+    /// Raises the alarm or ends it; answers with it, if there was anything to end.
+    async fn set_alarm(&self, alarm: Option<Alarm>, on: bool) -> Result<Vec<Alarm>, Status> {
+        let Some(alarm) = alarm else { return Ok(Vec::new()) };
+        let was_on = self.context.node.set_alarm(alarm, on).await?;
+        Ok(if on || was_on { vec![alarm] } else { Vec::new() })
     }
 }
 
@@ -43,20 +48,21 @@ fn unimplemented<T>(what: &'static str) -> Result<Response<T>, Status> {
 impl Maintenance for MaintenanceService {
     type SnapshotStream = tokio_stream::Empty<Result<pb::SnapshotResponse, Status>>;
 
-    /// Alarms go by themselves when there is space again, so there is nothing to disarm.
+    /// The alarm of a store without room goes by itself, and is not ended here.
     async fn alarm(
         &self,
         request: Request<pb::AlarmRequest>,
     ) -> Result<Response<pb::AlarmResponse>, Status> {
         let request = request.into_inner();
-        let alarms = match (request.action(), request.alarm()) {
-            (AlarmAction::Get, kind) => self.alarms(kind),
-            (AlarmAction::Activate, pb::AlarmType::None) | (AlarmAction::Deactivate, _) => {
-                Vec::new()
-            }
-            (AlarmAction::Activate, _) => return unimplemented("Maintenance.Alarm with ACTIVATE"),
+        let alarm = convert::alarm(request.alarm(), request.member_id);
+        let alarms = match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => self.alarms(request.alarm()),
+            Ok(AlarmAction::Activate) => self.set_alarm(alarm, true).await?,
+            Ok(AlarmAction::Deactivate) => self.set_alarm(alarm, false).await?,
+            Err(_) => Vec::new(),
         };
         let header = Some(header::current(&self.context.node));
+        let alarms = alarms.into_iter().map(convert::alarm_member).collect();
         Ok(Response::new(pb::AlarmResponse { header, alarms }))
     }
 
@@ -66,7 +72,7 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<pb::StatusResponse>, Status> {
         let node = &self.context.node;
         let (status, member) = (node.status(), node.member().id.0);
-        let errors = if status.no_space { vec![no_space_error(member)] } else { Vec::new() };
+        let errors = status.alarms.into_iter().map(alarm_error).collect();
         // Clients take a zero in most of these for a broken member.
         let index = status.entries.max(1);
         Ok(Response::new(pb::StatusResponse {
@@ -140,7 +146,11 @@ impl Maintenance for MaintenanceService {
     }
 }
 
-/// An alarm as etcd prints it, with the space at its end.
-fn no_space_error(member: u64) -> String {
-    format!("memberID:{member} alarm:NOSPACE ")
+/// An alarm as etcd prints it, with the space at its end. It leaves out what is zero.
+fn alarm_error(alarm: Alarm) -> String {
+    let name = convert::alarm_name(alarm.kind);
+    match alarm.member.0 {
+        0 => format!("alarm:{name} "),
+        member => format!("memberID:{member} alarm:{name} "),
+    }
 }

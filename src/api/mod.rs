@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`router`] | which service and method a path names, and what unknown ones answer |
 //! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health` | a service of etcd each |
+//! | `lock`, `election` | the same, after one recipe: `ownership` |
 //! | [`convert`] | etcd's messages to commands, and replies back |
 //! | `unary`, `events`, `wire` | messages in and answers out where that is hot: calls of KV, replies of watches, framing |
 //! | [`header`] | the header of every answer |
@@ -17,12 +18,15 @@
 mod auth;
 mod cluster;
 pub(crate) mod convert;
+mod election;
 mod events;
 pub(crate) mod header;
 mod health;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
+mod ownership;
 pub(crate) mod router;
 pub(crate) mod status;
 mod unary;

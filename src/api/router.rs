@@ -16,15 +16,19 @@ use starling_proto::etcdserverpb::cluster_server::ClusterServer;
 use starling_proto::etcdserverpb::kv_server::{Kv as _, KvServer};
 use starling_proto::etcdserverpb::lease_server::LeaseServer;
 use starling_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use starling_proto::v3electionpb::election_server::ElectionServer;
+use starling_proto::v3lockpb::lock_server::LockServer;
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 
 use super::auth::AuthService;
 use super::cluster::ClusterService;
+use super::election::ElectionService;
 use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
+use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::{Context, status, unary, watch};
 use crate::metrics::{RpcKind, RpcMetrics};
@@ -46,6 +50,8 @@ enum ServiceName {
     Cluster,
     Maintenance,
     Auth,
+    Lock,
+    Election,
     Health,
 }
 
@@ -135,6 +141,18 @@ const SERVICES: &[Service] = &[
         streams: &[],
     },
     Service {
+        service: ServiceName::Lock,
+        name: "v3lockpb.Lock",
+        unary: &["Lock", "Unlock"],
+        streams: &[],
+    },
+    Service {
+        service: ServiceName::Election,
+        name: "v3electionpb.Election",
+        unary: &["Campaign", "Proclaim", "Leader", "Resign"],
+        streams: &[("Observe", RpcKind::ServerStream)],
+    },
+    Service {
         service: ServiceName::Health,
         name: "grpc.health.v1.Health",
         unary: &["Check"],
@@ -162,6 +180,8 @@ pub(crate) struct Router {
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     auth: AuthServer<AuthService>,
+    lock: LockServer<LockService>,
+    election: ElectionServer<ElectionService>,
     health: HealthServer<HealthService>,
 }
 
@@ -182,6 +202,10 @@ impl Router {
             maintenance: MaintenanceServer::new(MaintenanceService::new(context.clone()))
                 .max_decoding_message_size(unlimited),
             auth: AuthServer::new(AuthService::new(context.clone()))
+                .max_decoding_message_size(unlimited),
+            lock: LockServer::new(LockService::new(context.clone()))
+                .max_decoding_message_size(unlimited),
+            election: ElectionServer::new(ElectionService::new(context.clone()))
                 .max_decoding_message_size(unlimited),
             health: HealthServer::new(HealthService),
             context,
@@ -212,6 +236,8 @@ impl Router {
             ServiceName::Cluster => self.cluster.clone().call(request),
             ServiceName::Maintenance => self.maintenance.clone().call(request),
             ServiceName::Auth => self.auth.clone().call(request),
+            ServiceName::Lock => self.lock.clone().call(request),
+            ServiceName::Election => self.election.clone().call(request),
             ServiceName::Health => self.health.clone().call(request),
         };
         method.metrics.started();

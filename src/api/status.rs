@@ -33,6 +33,7 @@ fn code_and_text(error: &Error) -> (Code, String) {
             (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
         }
         Error::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+        Error::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         Error::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
         Error::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found"),
         Error::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists"),
@@ -88,6 +89,7 @@ mod tests {
             ),
             (Error::FutureRevision, 11, "etcdserver: mvcc: required revision is a future revision"),
             (Error::NoSpace, 8, "etcdserver: mvcc: database space exceeded"),
+            (Error::Corrupt, 15, "etcdserver: corrupt cluster"),
             (Error::TooManyRequests, 8, "etcdserver: too many requests"),
             (Error::LeaseNotFound, 5, "etcdserver: requested lease not found"),
             (Error::LeaseExists, 9, "etcdserver: lease already exists"),

@@ -60,6 +60,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Calls at the same time on one connection.
     pub concurrent_streams_max: u32,
+    /// Whether the JSON gateway is served.
+    pub gateway: bool,
     /// How much history auto-compaction keeps.
     pub retention: Retention,
     /// etcd's election timeout, from which other times derive.
@@ -316,6 +318,10 @@ impl Settings {
         self.values.contains_key(name)
     }
 
+    fn is_on(&self, name: &str) -> bool {
+        parse::parse_bool(self.text(name)).unwrap_or_default()
+    }
+
     fn int(&self, name: &str) -> i64 {
         parse::parse_int(self.text(name)).unwrap_or_default()
     }
@@ -366,6 +372,7 @@ impl Settings {
             txn_ops_max: self.positive("max-txn-ops")?,
             request_bytes_max: self.positive("max-request-bytes")?,
             concurrent_streams_max: self.positive("max-concurrent-streams")?,
+            gateway: self.is_on("enable-grpc-gateway"),
             retention: self.retention()?,
             election_timeout: self.election_timeout()?,
             progress_interval: self.progress_interval().max(PROGRESS_INTERVAL_MIN),

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::Pair;
-use crate::types::{KeyRange, LeaseId, Revision};
+use crate::types::{Alarm, KeyRange, LeaseId, Revision};
 
 /// A change that goes through the one writer.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,13 @@ pub enum Command {
     LeaseRevoke {
         /// Which.
         id: LeaseId,
+    },
+    /// Raises an alarm, or ends it.
+    Alarm {
+        /// Which.
+        alarm: Alarm,
+        /// Whether it is to be on.
+        on: bool,
     },
 }
 
@@ -221,6 +228,11 @@ pub enum CommandReply {
     LeaseGrant(LeaseGrantReply),
     /// To a revoke.
     LeaseRevoke,
+    /// To an alarm.
+    Alarm {
+        /// Whether it was on before.
+        was_on: bool,
+    },
 }
 
 /// The answer to a put.

@@ -20,6 +20,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod alarm;
 pub mod command;
 pub mod lease;
 pub mod mvcc;

@@ -15,7 +15,10 @@ pub(super) fn cost(command: &Command) -> u64 {
         Command::Put(put) => put_cost(put),
         Command::Txn(txn) => txn_cost(txn),
         Command::LeaseGrant { .. } => QUOTA_LEASE_BYTES,
-        Command::DeleteRange(_) | Command::Compact { .. } | Command::LeaseRevoke { .. } => 0,
+        Command::DeleteRange(_)
+        | Command::Compact { .. }
+        | Command::LeaseRevoke { .. }
+        | Command::Alarm { .. } => 0,
     }
 }
 

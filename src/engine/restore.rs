@@ -6,7 +6,9 @@ use std::ops::Bound;
 use super::lease::Lessor;
 use super::mvcc::Mvcc;
 use crate::error::StoreError;
-use crate::storage::schema::{Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row};
+use crate::storage::schema::{
+    AlarmRecord, Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row,
+};
 use crate::storage::{Space, Store};
 use crate::time::Timestamp;
 use crate::types::{LeaseId, MemberId, Revision};
@@ -20,6 +22,7 @@ pub(super) struct StoreMeta {
     pub(super) origins: BTreeMap<OriginIndex, Origin>,
     pub(super) entries: u64,
     pub(super) leases: Vec<LeaseRecord>,
+    pub(super) alarms: Vec<AlarmRecord>,
 }
 
 impl StoreMeta {
@@ -33,6 +36,7 @@ impl StoreMeta {
                 Meta::Swept(revision) => meta.swept = revision,
                 Meta::Entries(entries) => meta.entries = entries,
                 Meta::Lease(record) => meta.leases.push(record),
+                Meta::Alarm(record) => meta.alarms.push(record),
                 Meta::Origin(index, origin) => {
                     meta.origins.insert(index, origin);
                 }

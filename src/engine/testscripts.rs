@@ -8,6 +8,7 @@
 //! get RANGE [rev=N] [limit=N] [sort=TARGET] [order=asc|desc] [min_mod=N] .. [keys_only] [count_only]
 //! del RANGE [prev_kv]
 //! txn [if="FIELD RANGE OP VALUE"].. [then="COMMAND"].. [else="COMMAND"]..      a command may be a txn in ()
+//! alarm nospace|corrupt MEMBER on|off
 //! grant ID [ttl=N]    revoke ID    alive ID    ttl ID    leases    tick SECONDS
 //! compact N    reclaim    sweep    batch    commit    restart    status    log
 //! watch STREAM RANGE [rev=N] [id=N] [prev_kv] [no_put] [no_delete] [notify]
@@ -37,7 +38,7 @@ use super::{Failure, Options, Writer, txn};
 use crate::storage::schema::{Identity, Op, Place, Row};
 use crate::storage::{Memory, Space, Store};
 use crate::time::Now;
-use crate::types::{ClusterId, KeyRange, KeyValue, LeaseId, MemberId};
+use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId};
 
 /// `--max-txn-ops`, small enough to be reached in a script.
 const TXN_OPS_MAX: usize = 4;
@@ -415,6 +416,9 @@ impl Runner {
                 format!("granted {} for {} s", reply.id.0, reply.ttl_seconds)
             }
             CommandReply::LeaseRevoke => "revoked".to_owned(),
+            CommandReply::Alarm { was_on } => {
+                format!("alarm was {}", if *was_on { "on" } else { "off" })
+            }
         };
         Ok(format!("@{} {shown}", reply.revision))
     }
@@ -584,6 +588,18 @@ fn number(words: &mut Words) -> Result<i64> {
     Ok(words.next()?.parse()?)
 }
 
+fn parse_alarm(mut words: Words) -> Result<Command> {
+    let kind = match words.next()?.as_str() {
+        "nospace" => AlarmKind::NoSpace,
+        "corrupt" => AlarmKind::Corrupt,
+        kind => return Err(format!("no kind of alarm: {kind}").into()),
+    };
+    let member = MemberId(words.next()?.parse()?);
+    let on = words.next()? == "on";
+    words.end()?;
+    Ok(Command::Alarm { alarm: Alarm { kind, member }, on })
+}
+
 /// An answer that a client gets is output, whatever it is; only a script that makes no sense fails.
 fn or_error(result: Result<String>) -> Result<String> {
     result.or_else(|error| {
@@ -606,6 +622,7 @@ impl goldenscript::Runner for Runner {
                 let revision = number(&mut words)?;
                 self.execute(Command::Compact { revision })
             }
+            "alarm" => parse_alarm(words).and_then(|command| self.execute(command)),
             "tick" => self.tick(u64::try_from(number(&mut words)?)?),
             name @ ("grant" | "revoke" | "alive" | "ttl") => self.leasing(name, words),
             name @ ("watch" | "poll" | "cancel" | "progress" | "notify") => {
@@ -656,6 +673,11 @@ fn txns() {
 #[test]
 fn leases() {
     run("lease");
+}
+
+#[test]
+fn alarms() {
+    run("alarm");
 }
 
 #[test]

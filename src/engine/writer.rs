@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Failure;
+use super::alarm::Alarms;
 use super::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, Put, PutReply, Reply,
     Txn, TxnOp, TxnOpReply, TxnReply,
@@ -29,11 +30,11 @@ use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{
-    Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row, Stamp, Table,
+    AlarmRecord, Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row, Stamp, Table,
 };
 use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
 use crate::time::{HybridClock, Now};
-use crate::types::{KeyValue, LeaseId, Revision};
+use crate::types::{Alarm, KeyValue, LeaseId, Revision};
 
 /// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
@@ -92,6 +93,7 @@ pub struct Writer {
     mvcc: Arc<Mvcc>,
     lessor: Arc<Lessor>,
     hub: Arc<Hub>,
+    alarms: Arc<Alarms>,
     identity: Identity,
     origin: OriginIndex,
     run: u64,
@@ -141,6 +143,10 @@ impl Writer {
         for lease in &meta.leases {
             lessor.grant(lease.id, lease.ttl_seconds, now);
         }
+        let alarms = Arc::new(Alarms::default());
+        for record in &meta.alarms {
+            alarms.raise(record.alarm);
+        }
         let end = restore(&mvcc, &lessor)?;
         let seq_of_former =
             end.entry.filter(|(origin, _)| former.is_some_and(|(former, _)| former == *origin));
@@ -149,6 +155,7 @@ impl Writer {
             hub: Arc::new(Hub::new(revision)),
             mvcc,
             lessor,
+            alarms,
             identity,
             origin: meta.next_origin(),
             run: former.map_or(0, |(_, run)| run) + 1,
@@ -210,6 +217,11 @@ impl Writer {
         &self.hub
     }
 
+    /// The alarms that clients have raised.
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
+    }
+
     /// Whose store this is.
     pub fn identity(&self) -> Identity {
         self.identity
@@ -232,6 +244,7 @@ impl Writer {
 
     /// Evaluates a command and adds what it changes to the open batch. The reply may leave after the next commit.
     pub fn execute(&mut self, command: Command, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        self.alarms.check(&command)?;
         self.check_room(&command)?;
         match command {
             Command::Put(put) => self.execute_put(put, now),
@@ -240,6 +253,7 @@ impl Writer {
             Command::Compact { revision } => self.execute_compact(revision),
             Command::LeaseGrant { id, ttl_seconds } => self.execute_grant(id, ttl_seconds, now),
             Command::LeaseRevoke { id } => self.execute_revoke(id, now),
+            Command::Alarm { alarm, on } => self.execute_alarm(alarm, on, now),
         }
     }
 
@@ -321,6 +335,36 @@ impl Writer {
         self.batch.delete(Space::Meta, Meta::lease_key(id));
         self.lessor.revoke(id)?;
         Ok(self.end_entry(CommandReply::LeaseRevoke))
+    }
+
+    fn execute_alarm(
+        &mut self,
+        alarm: Alarm,
+        on: bool,
+        now: Now,
+    ) -> Result<Reply<CommandReply>, Failure> {
+        let was_on = self.alarms.contains(alarm);
+        if on && !was_on {
+            self.alarms.check_room()?;
+        }
+        let stamp = self.begin_entry(now);
+        let (table, key) = (Table::Alarm, AlarmRecord::key(alarm));
+        match (was_on, on) {
+            (false, true) => {
+                let record = AlarmRecord { alarm, raised: self.revision };
+                let op = Op::InternalPut { table, key, value: record.value() };
+                self.append(op, stamp, Visibility::Internal);
+                self.put_meta(Meta::Alarm(record));
+                self.alarms.raise(alarm);
+            }
+            (true, false) => {
+                self.append(Op::InternalDelete { table, key }, stamp, Visibility::Internal);
+                self.batch.delete(Space::Meta, Meta::alarm_key(alarm));
+                self.alarms.end(alarm);
+            }
+            _ => {}
+        }
+        Ok(self.end_entry(CommandReply::Alarm { was_on }))
     }
 
     fn txn(&mut self, txn: &Txn, path: &Path, stamp: Stamp) -> Result<TxnReply, Failure> {

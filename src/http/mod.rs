@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!                   +-> thread 0: connections -> App -+-> api::router  (HTTP/2, application/grpc)
-//!  sockets, dealt --+                                 +-> paths        (/health, /metrics, ...)
-//!  round-robin      +-> thread 1: ...
+//!  sockets, dealt --+                                 +-> gateway      (HTTP/1, /v3/...: JSON for the router)
+//!  round-robin      +-> thread 1: ...                 +-> paths        (/health, /metrics, ...)
 //! ```
 //!
 //! Each thread has a runtime of its own and never hands a connection to another: that costs a third less than
 //! one runtime on several threads. What a connection may hold in memory is bounded by the constants of
 //! [`server`], and a client that is slow or silent only delays itself.
 
+mod gateway;
 mod limit;
 mod paths;
 pub mod server;
@@ -17,6 +18,7 @@ mod socket;
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{self, Poll};
 
 use bytes::Bytes;
@@ -30,6 +32,7 @@ pub use socket::Listener;
 
 use crate::api::Context;
 use crate::api::router::{self, Call, Router};
+use gateway::Gateway;
 use limit::MessageLimit;
 use paths::Paths;
 
@@ -39,17 +42,23 @@ pub(crate) type AnswerBody = tonic::body::Body;
 /// Answers requests, whatever they are for. Each thread that serves has its own.
 pub(crate) struct App {
     /// None where only plain paths are served.
-    router: Option<Router>,
+    router: Option<Arc<Router>>,
+    /// None where it is switched off, too.
+    gateway: Option<Gateway>,
     paths: Paths,
     max_message_bytes: usize,
 }
 
 impl App {
-    pub(crate) fn new(context: &Context, plain_only: bool) -> Self {
+    pub(crate) fn new(context: &Context, options: &ServerOptions) -> Self {
+        let max_message_bytes = context.max_message_bytes();
+        let router = (!options.plain_only).then(|| Arc::new(Router::new(context)));
+        let gateway = router.as_ref().filter(|_| options.gateway);
         Self {
-            router: (!plain_only).then(|| Router::new(context)),
+            gateway: gateway.map(|router| Gateway::new(Arc::clone(router), max_message_bytes)),
+            router,
             paths: Paths::new(context.clone()),
-            max_message_bytes: context.max_message_bytes(),
+            max_message_bytes,
         }
     }
 
@@ -70,6 +79,12 @@ impl App {
             } else {
                 Answer::Ready(Some(wrong_method(request.method())))
             };
+        }
+        if let Some(gateway) = &self.gateway
+            && !http2
+            && Gateway::has(request.uri().path())
+        {
+            return gateway.call(request);
         }
         let (head, _) = request.into_parts();
         match self.paths.find(&head) {

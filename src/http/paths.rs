@@ -13,7 +13,7 @@ use crate::api::{CLUSTER_VERSION, Context, ETCD_VERSION, convert};
 use crate::engine::command::Range;
 use crate::error::Error;
 use crate::metrics;
-use crate::types::KeyRange;
+use crate::types::{AlarmKind, KeyRange};
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const NO_SNIFF: (HeaderName, HeaderValue) =
@@ -30,13 +30,15 @@ const CHECK_KEY: &[u8] = b"health";
 enum Check {
     /// Reads on this member. Since a member leads for its clients, they are what etcd calls linearizable, too.
     Read,
-    /// Holds for any member that runs at all: damaged data stops it, and there are no learners.
+    /// No alarm says that members hold different data.
+    NotCorrupt,
+    /// Holds for any member that runs at all: there are no learners.
     Holds,
 }
 
 const LIVEZ: &[(&str, Check)] = &[("serializable_read", Check::Read)];
 const READYZ: &[(&str, Check)] = &[
-    ("data_corruption", Check::Holds),
+    ("data_corruption", Check::NotCorrupt),
     ("linearizable_read", Check::Read),
     ("non_learner", Check::Holds),
     ("serializable_read", Check::Read),
@@ -123,8 +125,10 @@ impl Query {
 }
 
 async fn health(context: &Context, query: &Query) -> Response<AnswerBody> {
-    if context.node.status().no_space && !query.excludes("NOSPACE") {
-        return unhealthy("ALARM NOSPACE");
+    for name in context.node.alarms().into_iter().map(|alarm| convert::alarm_name(alarm.kind)) {
+        if !query.excludes(name) {
+            return unhealthy(&format!("ALARM {name}"));
+        }
     }
     match read(context).await {
         Ok(()) => answer("{\"health\":\"true\",\"reason\":\"\"}", PLAIN_TEXT),
@@ -162,9 +166,16 @@ async fn run_checks(
     with_no_sniff(answer(report + "ok\n", PLAIN_TEXT))
 }
 
-async fn run_check(context: &Context, check: Check) -> Result<(), Error> {
+async fn run_check(context: &Context, check: Check) -> Result<(), String> {
     match check {
-        Check::Read => read(context).await,
+        Check::Read => read(context).await.map_err(|error| error.to_string()),
+        Check::NotCorrupt => {
+            let mut alarms = context.node.alarms().into_iter();
+            if alarms.any(|alarm| alarm.kind == AlarmKind::Corrupt) {
+                return Err("alarm activated: CORRUPT".to_owned());
+            }
+            Ok(())
+        }
         Check::Holds => Ok(()),
     }
 }

@@ -60,6 +60,8 @@ pub struct ServerOptions {
     pub worker_threads: usize,
     /// How long calls may go on when the server stops.
     pub stop_grace: Duration,
+    /// Serve the JSON gateway.
+    pub gateway: bool,
     /// Answer plain HTTP paths only, as for a port that is open to monitoring.
     pub plain_only: bool,
 }
@@ -73,6 +75,7 @@ impl Default for ServerOptions {
             keepalive_timeout: Duration::from_secs(20),
             worker_threads: thread::available_parallelism().map_or(1, usize::from),
             stop_grace: Duration::from_secs(5),
+            gateway: true,
             plain_only: false,
         }
     }
@@ -222,7 +225,7 @@ impl Worker {
     /// Serves connections until no more can come and those there are have ended.
     async fn run(mut self) {
         self.context.node = self.context.node.at_home();
-        let app = Arc::new(App::new(&self.context, self.options.plain_only));
+        let app = Arc::new(App::new(&self.context, &self.options));
         let builder = Arc::new(builder(&self.options));
         let connections = GracefulShutdown::new();
         while let Some(accepted) = self.connections.recv().await {

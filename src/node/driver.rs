@@ -19,7 +19,7 @@ use crate::engine::mvcc::Sweep;
 use crate::engine::{Failure, Writer};
 use crate::error::{Error, Result, StoreError};
 use crate::time::Now;
-use crate::types::Revision;
+use crate::types::{AlarmKind, Revision};
 
 /// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
 pub(super) const QUEUE_MAX: usize = 8192;
@@ -281,6 +281,10 @@ impl Driver {
     }
 
     fn expire_leases(&mut self, now: Now) -> Result<(), StoreError> {
+        if self.writer.alarms().is_raised(AlarmKind::Corrupt) {
+            // No revocation would be done, and what has run out is to be found again.
+            return Ok(());
+        }
         for id in self.writer.lessor().take_expired(now, EXPIRY_MAX) {
             tracing::debug!(lease = %id, "lease expired");
             // It may have been revoked in this very batch.

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use super::home::Home;
+use crate::engine::alarm::Alarms;
 use crate::engine::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put,
     PutReply, Range, RangeReply, Reply, Txn, TxnOp, TxnReply,
@@ -21,7 +22,7 @@ use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
 use crate::error::{Error, Result, StoreError};
 use crate::metrics::Metrics;
-use crate::types::{ClusterId, LeaseId, MemberId, Revision};
+use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, Revision};
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
 const INLINE_KEYS_MAX: u64 = 512;
@@ -59,8 +60,8 @@ pub struct Status {
     pub live_bytes: u64,
     /// What `live_bytes` may grow to; `None` for no limit.
     pub quota_bytes: Option<u64>,
-    /// Whether writes are refused for want of space.
-    pub no_space: bool,
+    /// The alarms that are on: those of clients, and that of a store without room.
+    pub alarms: Vec<Alarm>,
     /// Entries accepted so far; never goes back (etcd's raft index).
     pub entries: u64,
     /// Starts of this member, plus one; never goes back (etcd's raft term).
@@ -91,6 +92,7 @@ pub(super) struct Shared {
     pub(super) mvcc: Arc<Mvcc>,
     pub(super) lessor: Arc<Lessor>,
     pub(super) hub: Arc<Hub>,
+    pub(super) alarms: Arc<Alarms>,
     pub(super) clock: SystemClock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) member: Member,
@@ -117,6 +119,7 @@ impl Shared {
             mvcc: Arc::clone(writer.mvcc()),
             lessor: Arc::clone(writer.lessor()),
             hub: Arc::clone(writer.hub()),
+            alarms: Arc::clone(writer.alarms()),
             clock,
             metrics,
             member,
@@ -216,7 +219,7 @@ impl Handle {
             disk_bytes: mvcc.disk_bytes(),
             live_bytes: mvcc.live_bytes(),
             quota_bytes: self.shared.quota_bytes,
-            no_space: self.is_out_of_space(),
+            alarms: self.alarms(),
             entries: self.shared.entries.load(Ordering::Relaxed),
             term: self.shared.term,
             keys: mvcc.keys(),
@@ -226,7 +229,7 @@ impl Handle {
         }
     }
 
-    /// Whether nothing is taken that adds data (etcd's NOSPACE alarm).
+    /// Whether there is no room for what adds data. That is the member's own state; alarms of clients are others.
     pub fn is_out_of_space(&self) -> bool {
         self.shared.no_space.load(Ordering::Relaxed)
     }
@@ -333,6 +336,26 @@ impl Handle {
     /// What is known of a lease; its keys only if asked for. `None` for no such lease.
     pub fn lease_status(&self, id: LeaseId, keys: bool) -> Option<LeaseStatus> {
         self.shared.lessor.status(id, keys, self.shared.clock.now())
+    }
+
+    /// Raises an alarm, or ends it. Answers whether it was on. The one that a store without room raises is not ended so.
+    pub async fn set_alarm(&self, alarm: Alarm, on: bool) -> Result<bool> {
+        match self.execute(Command::Alarm { alarm, on }).await? {
+            Reply { body: CommandReply::Alarm { was_on }, .. } => Ok(was_on),
+            other => unreachable!("an alarm got {other:?}"),
+        }
+    }
+
+    /// The alarms that are on: those of clients, and that of a store without room, once each.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        let mut alarms = self.shared.alarms.list();
+        let own = Alarm { kind: AlarmKind::NoSpace, member: self.shared.member.id };
+        if self.is_out_of_space()
+            && let Err(place) = alarms.binary_search(&own)
+        {
+            alarms.insert(place, own);
+        }
+        alarms
     }
 
     /// All leases.

@@ -12,7 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::codec::{Reader, corrupt, put_bytes, put_varint, put_zigzag};
 use crate::error::StoreError;
 use crate::time::Timestamp;
-use crate::types::{ClusterId, KeyValue, LeaseId, MemberId, Revision};
+use crate::types::{Alarm, AlarmKind, ClusterId, KeyValue, LeaseId, MemberId, Revision};
 
 /// The version of everything in this file. A store of a greater one is refused.
 pub const FORMAT_VERSION: u32 = 1;
@@ -119,6 +119,8 @@ pub enum Op {
 pub enum Table {
     /// Leases: `id (i64 big-endian) -> ttl in seconds (varint)`.
     Lease = 1,
+    /// Alarms of clients: `kind (u8), member (u64 big-endian) -> revision at which it was raised (varint)`.
+    Alarm = 2,
 }
 
 const KIND_PUT: u8 = 1;
@@ -274,6 +276,48 @@ impl LeaseRecord {
     }
 }
 
+/// An alarm that a client has raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AlarmRecord {
+    /// Which.
+    pub alarm: Alarm,
+    /// The revision at which it was raised.
+    pub raised: Revision,
+}
+
+impl AlarmRecord {
+    /// The key of the record of an alarm.
+    pub fn key(alarm: Alarm) -> Bytes {
+        let mut key = BytesMut::new();
+        key.put_u8(alarm.kind as u8);
+        key.put_u64(alarm.member.0);
+        key.freeze()
+    }
+
+    /// The value of this record.
+    pub fn value(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        put_varint(&mut out, self.raised.0);
+        out.freeze()
+    }
+
+    /// Reads a record.
+    pub fn decode(key: &[u8], value: Bytes) -> Result<Self, StoreError> {
+        let (kind, member) = key.split_first().ok_or_else(|| corrupt("alarm key is empty"))?;
+        let kind = match kind {
+            1 => AlarmKind::NoSpace,
+            2 => AlarmKind::Corrupt,
+            kind => return Err(StoreError::Corrupt(format!("unknown kind of alarm {kind}"))),
+        };
+        let member = member.try_into().map_err(|_| corrupt("alarm key has the wrong length"))?;
+        let member = MemberId(u64::from_be_bytes(member));
+        let mut reader = Reader::new(value);
+        let raised = Revision(reader.varint()?);
+        reader.end()?;
+        Ok(Self { alarm: Alarm { kind, member }, raised })
+    }
+}
+
 /// The rows about the store itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meta {
@@ -290,6 +334,8 @@ pub enum Meta {
     Swept(Revision),
     /// A lease that is in force.
     Lease(LeaseRecord),
+    /// An alarm of a client that is on.
+    Alarm(AlarmRecord),
 }
 
 /// Whose store it is.
@@ -316,6 +362,7 @@ const META_COMPACTED: u8 = 3;
 const META_ENTRIES: u8 = 4;
 const META_SWEPT: u8 = 5;
 const META_LEASE: u8 = 6;
+const META_ALARM: u8 = 7;
 
 impl Meta {
     /// The key and value of the row.
@@ -346,6 +393,7 @@ impl Meta {
                 value.put_u64_le(revision.0);
             }
             Self::Lease(record) => return (Self::lease_key(record.id), record.value()),
+            Self::Alarm(record) => return (Self::alarm_key(record.alarm), record.value()),
         }
         (key.freeze(), value.freeze())
     }
@@ -355,6 +403,14 @@ impl Meta {
         let mut key = BytesMut::new();
         key.put_u8(META_LEASE);
         key.put_slice(&LeaseRecord::key(id));
+        key.freeze()
+    }
+
+    /// The key of an alarm's row.
+    pub fn alarm_key(alarm: Alarm) -> Bytes {
+        let mut key = BytesMut::new();
+        key.put_u8(META_ALARM);
+        key.put_slice(&AlarmRecord::key(alarm));
         key.freeze()
     }
 
@@ -377,6 +433,9 @@ impl Meta {
             [META_SWEPT] => Self::Swept(Revision(reader.u64()?)),
             [META_LEASE, id @ ..] => {
                 return Ok(Self::Lease(LeaseRecord::decode(id, reader.rest())?));
+            }
+            [META_ALARM, alarm @ ..] => {
+                return Ok(Self::Alarm(AlarmRecord::decode(alarm, reader.rest())?));
             }
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
@@ -402,6 +461,7 @@ fn take_u32(reader: &mut Reader) -> Result<u32, StoreError> {
 fn take_table(reader: &mut Reader) -> Result<Table, StoreError> {
     match reader.u8()? {
         1 => Ok(Table::Lease),
+        2 => Ok(Table::Alarm),
         table => Err(StoreError::Corrupt(format!("unknown internal table {table}"))),
     }
 }

@@ -9,6 +9,8 @@ use starling_proto::etcdserverpb::lease_client::LeaseClient;
 use starling_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use starling_proto::etcdserverpb::watch_client::WatchClient;
 use starling_proto::etcdserverpb::watch_request::RequestUnion;
+use starling_proto::v3lockpb::LockRequest;
+use starling_proto::v3lockpb::lock_client::LockClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -369,4 +371,27 @@ async fn a_stop_ends_streams_so_that_clients_go_elsewhere() {
     tokio::join!(in_time("the stop", member.stop_server()), in_time("the streams", streams));
     drop(requests);
     TcpStream::connect(member.address).await.expect_err("nobody listens");
+}
+
+/// The client may come back with the same lease, and has not lost its place.
+#[tokio::test]
+async fn who_waits_for_a_lock_keeps_its_key_when_the_server_stops() {
+    let mut member = Member::start();
+    let mut leases = LeaseClient::new(member.channel().await);
+    let mut locks = LockClient::new(member.channel().await);
+    for id in [1, 2] {
+        leases.lease_grant(pb::LeaseGrantRequest { id, ttl: 600 }).await.expect("a grant");
+    }
+    let lock = |lease| LockRequest { name: "l".into(), lease };
+    locks.lock(lock(1)).await.expect("a lock that nobody has");
+    let waiting = tokio::spawn(async move { locks.lock(lock(2)).await });
+    let node = member.handle();
+    eventually("the key of the second", || node.status().keys == 2).await;
+    in_time("the stop", member.stop_server()).await;
+    let refused = waiting.await.expect("no panic").expect_err("the first one holds the lock");
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, "etcdserver: server stopped")
+    );
+    assert_eq!(node.status().keys, 2);
 }

@@ -3,6 +3,7 @@
 mod counts;
 mod differences;
 mod etcdctl;
+mod gateway;
 mod go;
 mod http;
 mod http2;

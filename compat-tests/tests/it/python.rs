@@ -1,4 +1,4 @@
-//! Runs the suites that python-etcd3 and aetcd ship. What is skipped of them stands in `python/*_suite.py`.
+//! Runs the suites that python-etcd3, aetcd and etcd3gw ship. What is skipped of them stands in `python/*_suite.py`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +34,18 @@ fn python_aetcd() {
         requirements: include_str!("../../python/aetcd.txt"),
         tests: "tests/integration",
         endpoint: "TEST_ETCD_HTTP_URL",
+    });
+}
+
+/// By the JSON gateway.
+#[test]
+fn python_etcd3gw() {
+    run(&Suite {
+        library: "etcd3gw",
+        release: "2.7.0",
+        requirements: include_str!("../../python/etcd3gw.txt"),
+        tests: "etcd3gw/tests",
+        endpoint: "TOOZ_TEST_HTTP_URL",
     });
 }
 

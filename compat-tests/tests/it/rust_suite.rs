@@ -31,8 +31,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("test_get_stream_chunked", "KV.RangeStream"),
     ("test_snapshot", "Maintenance.Snapshot"),
     ("test_move_leader", "Maintenance.MoveLeader"),
-    ("test_lock", "the Lock service"),
-    ("test_election", "the Election service"),
 ];
 
 #[test]

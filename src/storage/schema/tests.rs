@@ -27,16 +27,16 @@ fn any_put(place: Place) -> impl Strategy<Value = Op> {
 }
 
 fn any_op(place: Place) -> impl Strategy<Value = Op> {
-    let table = Table::Lease;
+    let table = || prop_oneof![Just(Table::Lease), Just(Table::Alarm)];
     prop_oneof![
         any_put(place),
         (any_bytes(), any_stamp()).prop_map(|(key, seen)| Op::Delete { key, seen }),
-        (any_bytes(), any_bytes()).prop_map(move |(key, value)| Op::InternalPut {
+        (table(), any_bytes(), any_bytes()).prop_map(|(table, key, value)| Op::InternalPut {
             table,
             key,
             value
         }),
-        any_bytes().prop_map(move |key| Op::InternalDelete { table, key }),
+        (table(), any_bytes()).prop_map(|(table, key)| Op::InternalDelete { table, key }),
     ]
 }
 
@@ -66,6 +66,11 @@ fn any_meta() -> impl Strategy<Value = Meta> {
             id: LeaseId(id),
             ttl_seconds
         })),
+        any::<(bool, u64, u64)>().prop_map(|(corrupt, member, raised)| {
+            let kind = if corrupt { AlarmKind::Corrupt } else { AlarmKind::NoSpace };
+            let alarm = Alarm { kind, member: MemberId(member) };
+            Meta::Alarm(AlarmRecord { alarm, raised: Revision(raised) })
+        }),
     ]
 }
 
@@ -122,6 +127,7 @@ proptest! {
         }
         let _ = Place::decode(&key);
         let _ = LeaseRecord::decode(&key, bytes.clone());
+        let _ = AlarmRecord::decode(&key, bytes.clone());
         if let Ok(meta) = Meta::decode(&key, bytes.clone()) {
             prop_assert_eq!(meta.encode(), (key, bytes));
         }
@@ -187,6 +193,7 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         row(6, 1, 302, Op::InternalPut { table, key: id.clone(), value: lease.value() });
     let internal_delete = row(6, 2, 303, Op::InternalDelete { table, key: id });
     let (member, cluster) = (MemberId(0x11), ClusterId(0x22));
+    let alarm = Alarm { kind: AlarmKind::NoSpace, member };
     let metas = [
         ("identity", Meta::Identity(Identity { member, cluster })),
         ("origin", Meta::Origin(OriginIndex(1), Origin { member, run: 4 })),
@@ -194,6 +201,7 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("entries", Meta::Entries(300)),
         ("swept", Meta::Swept(Revision(5))),
         ("lease", Meta::Lease(lease)),
+        ("alarm", Meta::Alarm(AlarmRecord { alarm, raised: Revision(5) })),
     ];
     let rows = [
         ("put", put),

@@ -1,11 +1,14 @@
 //! Raw gRPC: what client libraries hide. Each case runs on etcd and on starling, and what they answer
 //! is compared line by line: codes, messages, and every field.
 
+mod alarms;
 mod bytes_on_the_wire;
 mod case;
 mod compact;
+mod election;
 mod lease;
 mod limits;
+mod lock;
 mod maintenance;
 mod put;
 mod random;

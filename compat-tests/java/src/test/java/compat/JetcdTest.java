@@ -39,7 +39,6 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
-import org.junit.jupiter.api.condition.DisabledIfEnvironmentVariable;
 import org.junit.jupiter.api.condition.EnabledIfEnvironmentVariable;
 
 /**
@@ -323,10 +322,6 @@ class JetcdTest {
     }
 
     @Test
-    @DisabledIfEnvironmentVariable(
-            named = "COMPAT_SERVER",
-            matches = "starling",
-            disabledReason = "no Lock service yet")
     void aLockExcludesOthersWhileItIsHeld() throws Exception {
         long first = get(client.getLeaseClient().grant(10)).getID();
         long second = get(client.getLeaseClient().grant(10)).getID();
@@ -357,10 +352,6 @@ class JetcdTest {
     }
 
     @Test
-    @DisabledIfEnvironmentVariable(
-            named = "COMPAT_SERVER",
-            matches = "starling",
-            disabledReason = "no Election service yet")
     void anElectionHasOneLeaderAtATime() throws Exception {
         var election = client.getElectionClient();
         ByteSequence name = bytes("night-watch");

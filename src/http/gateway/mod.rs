@@ -1,0 +1,246 @@
+//! The JSON gateway: etcd's gRPC methods for clients that only have HTTP/1 and JSON.
+//!
+//! ```text
+//!   POST /v3/kv/put {"key":"Zm9v"} ─▶ schema: path ─▶ method, messages
+//!                                     json: JSON ─▶ message ─▶ (gRPC frame) ─▶ api::Router
+//!   200 {"header":{...}}           ◀─ json: JSON ◀─ message ◀─ (gRPC frame) ◀─┘
+//! ```
+//!
+//! It is one translator for all methods: paths and messages come from the descriptors of etcd's protos. A request becomes
+//! a gRPC call of the same router that serves gRPC clients, without a socket in between, so limits, errors, counters and
+//! tokens are the same. Descriptors are unpacked when the first request comes; who does not use the gateway
+//! does not pay for it.
+//!
+//! A method with one request takes the first JSON value of the body; one with a stream of them takes values one after the
+//! other, as they come. A stream of answers is one `{"result":...}` a line.
+//!
+//! Source: grpc-gateway v2, `runtime`, as etcd sets it up in `server/embed/serve.go`.
+
+mod answer;
+mod json;
+mod requests;
+mod schema;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, TE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::limit::MessageLimit;
+use super::{Answer, AnswerBody};
+use crate::api::router::Router;
+use requests::{Requests, first_request};
+use schema::{Route, schema};
+
+/// Where the gateway's paths begin, and where they did before they were stable.
+const ROOT: &str = "/v3/";
+const FORMER_ROOT: &str = "/v3beta/";
+
+const APPLICATION_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// How long the caller will wait.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const TIMEOUT_DIGITS_MAX: usize = 8;
+
+/// Headers with this before their name are metadata of the call.
+const METADATA_PREFIX: &str = "grpc-metadata-";
+
+/// Translates between JSON and gRPC.
+pub(super) struct Gateway {
+    router: Arc<Router>,
+    max_message_bytes: usize,
+}
+
+impl Gateway {
+    pub(super) fn new(router: Arc<Router>, max_message_bytes: usize) -> Self {
+        Self { router, max_message_bytes }
+    }
+
+    /// Whether a path is the gateway's, known or not.
+    pub(super) fn has(path: &str) -> bool {
+        below_root(path).is_some()
+    }
+
+    /// Answers a request for a path that it [has](Self::has).
+    pub(super) fn call<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let route = below_root(request.uri().path())
+            .and_then(|rest| schema().route(&format!("{ROOT}{rest}")));
+        let Some(route) = route else {
+            return Answer::Ready(Some(answer::refusal(&Status::not_found("Not Found"))));
+        };
+        if request.method() != Method::POST {
+            let not_allowed = Status::unimplemented("Method Not Allowed");
+            return Answer::Ready(Some(answer::refusal(&not_allowed)));
+        }
+        let (head, body) = request.into_parts();
+        let call = serve(Arc::clone(&self.router), route, self.max_message_bytes, head, body);
+        Answer::Path(Box::pin(call))
+    }
+}
+
+fn below_root(path: &str) -> Option<&str> {
+    path.strip_prefix(ROOT).or_else(|| path.strip_prefix(FORMER_ROOT))
+}
+
+async fn serve<B>(
+    router: Arc<Router>,
+    route: &'static Route,
+    max_message_bytes: usize,
+    head: Parts,
+    body: B,
+) -> Response<AnswerBody>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let deadline = match deadline(&head.headers) {
+        Ok(deadline) => deadline,
+        Err(status) => return answer::refusal(&status),
+    };
+    let requests = if route.takes_stream {
+        AnswerBody::new(Requests::new(body, route.input.clone(), max_message_bytes))
+    } else {
+        match first_request(body, &route.input, max_message_bytes).await {
+            Ok(frame) => AnswerBody::new(http_body_util::Full::new(frame)),
+            Err(status) => return answer::refusal(&status),
+        }
+    };
+    let requests = MessageLimit::new(requests, max_message_bytes);
+    let call = router.call(grpc_request(route, &head.headers, requests));
+    answer::of_call(call, route, deadline).await
+}
+
+/// The call as a gRPC client would make it.
+fn grpc_request<B>(route: &Route, headers: &HeaderMap, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = route.uri.clone();
+    *request.headers_mut() = metadata(headers);
+    request
+}
+
+/// The token, and whatever else is marked as metadata.
+fn metadata(headers: &HeaderMap) -> HeaderMap {
+    let mut metadata = HeaderMap::new();
+    metadata.insert(CONTENT_TYPE, APPLICATION_GRPC);
+    metadata.insert(TE, TRAILERS);
+    if let Some(token) = headers.get(AUTHORIZATION) {
+        metadata.insert(AUTHORIZATION, token.clone());
+    }
+    for (name, value) in headers {
+        if let Some(name) = name.as_str().strip_prefix(METADATA_PREFIX)
+            && let Ok(name) = HeaderName::try_from(name)
+            && !metadata.contains_key(&name)
+        {
+            metadata.append(name, value.clone());
+        }
+    }
+    metadata
+}
+
+/// When the caller stops waiting.
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+    let Some(value) = headers.get(GRPC_TIMEOUT) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default();
+    let Some(timeout) = timeout(text) else {
+        return Err(Status::invalid_argument(format!("invalid grpc-timeout: {text}")));
+    };
+    Ok(Instant::now().checked_add(timeout))
+}
+
+/// gRPC's form of a duration: up to eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > TIMEOUT_DIGITS_MAX {
+        return None;
+    }
+    let number: u64 =
+        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse())?.ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 60 * 60),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// grpc-gateway's status for each code.
+fn http_status(code: tonic::Code) -> StatusCode {
+    use tonic::Code;
+    /// nginx's word for a client that has gone.
+    const CLIENT_CLOSED_REQUEST: u16 = 499;
+    match code {
+        Code::Ok => StatusCode::OK,
+        Code::Cancelled => StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or_default(),
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
+            StatusCode::BAD_REQUEST
+        }
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_found_under_both_roots() {
+        assert_eq!(below_root("/v3/kv/put"), Some("kv/put"));
+        assert_eq!(below_root("/v3beta/kv/put"), Some("kv/put"));
+        assert_eq!(below_root("/v3/"), Some(""));
+        for other in ["/v3", "/v3alpha/kv/put", "/metrics", "/", ""] {
+            assert_eq!(below_root(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_digits_and_a_unit() {
+        assert_eq!(timeout("1S"), Some(Duration::from_secs(1)));
+        assert_eq!(timeout("00000010m"), Some(Duration::from_millis(10)));
+        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for wrong in ["", "S", "123456789S", "1s", "-1S", "+1S", "nonsense", "1\u{b5}"] {
+            assert_eq!(timeout(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tokens_and_marked_headers_are_metadata() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "token"),
+            ("grpc-metadata-hasleader", "true"),
+            ("grpc-metadata-content-type", "text/plain"),
+            ("user-agent", "curl"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let metadata = metadata(&headers);
+        assert_eq!(metadata.get("authorization").map(HeaderValue::as_bytes), Some(&b"token"[..]));
+        assert_eq!(metadata.get("hasleader").map(HeaderValue::as_bytes), Some(&b"true"[..]));
+        assert_eq!(metadata.get("content-type"), Some(&APPLICATION_GRPC));
+        assert_eq!(metadata.len(), 4);
+    }
+}
