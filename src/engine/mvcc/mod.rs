@@ -14,6 +14,7 @@
 //! * `live_bytes` is the sum of the sizes of all versions in the index.
 
 mod compact;
+mod doorkeeper;
 mod hash;
 mod history;
 mod index;
@@ -25,7 +26,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Atomic};
+use std::sync::atomic::{AtomicU64, Ordering as Atomic};
 
 use bytes::Bytes;
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -41,6 +42,7 @@ use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 pub use compact::Sweep;
 pub(super) use compact::{Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY};
+use doorkeeper::Doorkeeper;
 pub use hash::StateHash;
 pub(super) use index::Latest;
 use index::{Index, Version};
@@ -49,12 +51,8 @@ use index::{Index, Version};
 const ROW_OVERHEAD_BYTES: usize = 36;
 /// What a cached pair costs beyond its encoding: its place, the cache's own links, and what the allocator rounds up.
 const CACHED_OVERHEAD_BYTES: u64 = 96;
-/// Once the cache is as full as this (a part of it is left), ranges leave only some of the pairs that they read:
-/// scans of more than fits would push out each other's, and at a price, while what is read again and again gets there
-/// all the same.
-const ROOM_FOR_RANGES: u64 = 16;
-/// How many pairs there are to each that is left.
-const RANGE_SAMPLE: usize = 64;
+/// The part of the cache that is left when it counts as full.
+const CACHE_SLACK: u64 = 16;
 /// A typical cached pair, to size the cache's own tables.
 const CACHED_TYPICAL_BYTES: u64 = 512;
 /// How many births and deaths of keys are remembered, to count the keys of recent revisions without a walk.
@@ -114,8 +112,8 @@ pub struct Mvcc {
     guarded: RwLock<Guarded>,
     store: Store,
     cache: Cache<Place, Pair, PairWeighter>,
-    /// How often ranges have left a sample in the cache.
-    samples: AtomicUsize,
+    /// Guards it once it is full.
+    doorkeeper: Doorkeeper,
     published: AtomicU64,
     /// The last compaction plus one; zero if there was none, since a fresh store may be compacted at 0, once.
     compacted_mark: AtomicU64,
@@ -147,7 +145,7 @@ impl Mvcc {
             guarded: RwLock::new(guarded),
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
-            samples: AtomicUsize::new(0),
+            doorkeeper: Doorkeeper::new(),
             published: AtomicU64::new(Revision::FIRST.0),
             compacted_mark: AtomicU64::new(0),
         }
@@ -257,13 +255,10 @@ impl Mvcc {
         self.cache.insert(place, pair);
     }
 
-    /// Which of the pairs that a range has read the cache takes: from one on every so many.
-    fn sample(&self) -> (usize, usize) {
+    /// Whether the cache takes whatever is read.
+    fn has_room(&self) -> bool {
         let capacity = self.cache.capacity();
-        if self.cache.weight() < capacity - capacity / ROOM_FOR_RANGES {
-            return (0, 1);
-        }
-        (self.samples.fetch_add(1, Atomic::Relaxed) % RANGE_SAMPLE, RANGE_SAMPLE)
+        self.cache.weight() < capacity - capacity / CACHE_SLACK
     }
 
     /// Makes room where that was, for a pair that hardly anybody wants any more.
@@ -463,7 +458,9 @@ impl<'a> Reader<'a> {
             return Ok(pair);
         }
         let pair = self.read(place)?;
-        self.mvcc.cache.insert(place, pair.clone());
+        if self.mvcc.has_room() || self.mvcc.doorkeeper.admits(place) {
+            self.mvcc.cache.insert(place, pair.clone());
+        }
         Ok(pair)
     }
 
@@ -484,9 +481,11 @@ impl<'a> Reader<'a> {
                 pairs[*i] = Some(self.read(*place)?);
             }
         }
-        let (first, step) = self.mvcc.sample();
-        for (place, i) in places.iter().skip(first).step_by(step) {
-            self.mvcc.cache.insert(*place, pairs[*i].clone().expect("it was just read"));
+        let has_room = self.mvcc.has_room();
+        for (place, i) in places {
+            if has_room || self.mvcc.doorkeeper.admits(*place) {
+                self.mvcc.cache.insert(*place, pairs[*i].clone().expect("it was just read"));
+            }
         }
         Ok(())
     }
