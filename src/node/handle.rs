@@ -267,7 +267,8 @@ impl Handle {
 
     /// Reads a range, without the writer.
     pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
-        if let Some(reply) = self.shared.mvcc.get_cached(&range) {
+        let now = self.shared.mvcc.get_now(&range);
+        if let Some(reply) = now.map_err(|failure| self.shared.refuse(failure))? {
             return Ok(reply);
         }
         if let Some(reply) = self.range_at_once(&range)? {

@@ -43,7 +43,10 @@ impl Reclaim {
     /// that is under way.
     pub(in crate::engine) fn begin(mvcc: &Mvcc, floor: Revision, under_way: Option<Self>) -> Self {
         let mut former = under_way.map_or_else(Vec::new, |reclaim| reclaim.former);
-        former.push(std::mem::take(&mut mvcc.guarded.write().era));
+        let mut guarded = mvcc.guarded.write();
+        guarded.era_number += 1;
+        former.push(std::mem::take(&mut guarded.era));
+        drop(guarded);
         Self { floor, former, from: None, done: false }
     }
 

@@ -98,6 +98,8 @@ struct Turn {
 struct Guarded {
     index: Index,
     era: Arc<Era>,
+    /// How many eras there were before.
+    era_number: u64,
     /// The latest births and deaths, oldest first.
     recent: VecDeque<Turn>,
     /// All births and deaths above this revision are in `recent`.
@@ -136,6 +138,7 @@ impl Mvcc {
         let guarded = Guarded {
             index: Index::new(),
             era: Arc::new(Era),
+            era_number: 0,
             recent: VecDeque::new(),
             recent_after: Revision(0),
             live_bytes: 0,
@@ -266,24 +269,36 @@ impl Mvcc {
         self.cache.remove(&place);
     }
 
-    /// Answers a get of one key as it is now, if its pair is in the cache or it has none. `None`: ask a [`Reader`].
-    pub fn get_cached(&self, range: &Range) -> Option<Reply<RangeReply>> {
+    /// Answers a get of one key as it is now, with one look at the index. `None`: ask a [`Reader`].
+    pub fn get_now(&self, range: &Range) -> Result<Option<Reply<RangeReply>>, Failure> {
         let wants_more = range.keys_only || range.count_only || range.filter != Filter::default();
         if !range.range.is_single() || range.revision > 0 || wants_more {
-            return None;
+            return Ok(None);
         }
-        let (revision, version) = {
+        let (revision, version, era) = {
             let guarded = self.guarded.read();
             let revision = self.revision();
-            (revision, guarded.index.find(&range.range.start).and_then(|key| key.at(revision)))
+            let key = guarded.index.find(&range.range.start);
+            (revision, key.and_then(|key| key.at(revision)), guarded.era_number)
         };
-        let mut body = RangeReply::default();
-        if let Some(version) = version.filter(|version| !version.is_dead()) {
-            // No era is held here: what a place has never changes, and if it is gone by now, so it is from the cache.
-            body =
-                RangeReply { kvs: vec![self.cache.get(&version.place())?], more: false, count: 1 };
-        }
-        Some(Reply { revision, body })
+        let Some(version) = version.filter(|version| !version.is_dead()) else {
+            return Ok(Some(Reply { revision, body: RangeReply::default() }));
+        };
+        // What a place has never changes, so the cache may be asked without holding an era; the disk may not.
+        let pair = match self.cache.get(&version.place()) {
+            Some(pair) => pair,
+            None => match self.reader_of_era(era) {
+                Some(reader) => reader.fetch_from_disk(version.place())?,
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Reply { revision, body: RangeReply { kvs: vec![pair], more: false, count: 1 } }))
+    }
+
+    /// A reader for what was found in an era, if that has not ended.
+    fn reader_of_era(&self, number: u64) -> Option<Reader<'_>> {
+        let guarded = self.guarded.read();
+        (guarded.era_number == number).then(|| self.reader_of(&guarded))
     }
 
     /// Lets readers see everything up to `revision`, which is durable now.
@@ -294,7 +309,10 @@ impl Mvcc {
 
     /// A reader at the revision that is current now.
     pub fn reader(&self) -> Reader<'_> {
-        let guarded = self.guarded.read();
+        self.reader_of(&self.guarded.read())
+    }
+
+    fn reader_of(&self, guarded: &Guarded) -> Reader<'_> {
         // First the compaction, then the revision: so it is never above it. Both under the lock, since a compaction
         // is marked before it ends the era: what this era keeps is all that this mark allows to be read.
         let compacted = self.compacted();
@@ -454,9 +472,13 @@ impl<'a> Reader<'a> {
 
     /// The pair whose put stands at `place`.
     pub(super) fn fetch(&self, place: Place) -> Result<Pair, Failure> {
-        if let Some(pair) = self.cached(place) {
-            return Ok(pair);
+        match self.cached(place) {
+            Some(pair) => Ok(pair),
+            None => self.fetch_from_disk(place),
         }
+    }
+
+    fn fetch_from_disk(&self, place: Place) -> Result<Pair, Failure> {
         let pair = self.read(place)?;
         if self.mvcc.has_room() || self.mvcc.doorkeeper.admits(place) {
             self.mvcc.cache.insert(place, pair.clone());
