@@ -8,8 +8,9 @@
 //! compactions of its own choice. So it looks at a [`Slot`], which is empty except during a sweep.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,10 @@ use crate::error::StoreError;
 
 /// How often we look whether fjall's threads are done, which have no way to tell us.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
+/// A sweep pauses after so many rows, so that puts meanwhile find the disk and the processor free most of the time
+/// (etcd: `--compaction-batch-limit`, `--compaction-sleep-interval`).
+const ROWS_BETWEEN_PAUSES: u64 = 1000;
+const PAUSE: Duration = Duration::from_millis(10);
 /// The level of tables that were just flushed.
 const FIRST_LEVEL: u8 = 0;
 /// The level that fjall moves them to, since those of a log never overlap.
@@ -41,6 +46,9 @@ struct Pass {
     /// This row and those behind it stay. fjall takes the newest entry in the tables for the end of what it
     /// must not replay from the journal: without the last row, rows of this sweep would come back.
     last: Bytes,
+    /// Whose pace it is: fjall's own threads must not be held up.
+    thread: ThreadId,
+    rows: AtomicU64,
     /// The first error of `is_dead`, after which nothing more is removed.
     error: Mutex<Option<StoreError>>,
 }
@@ -56,6 +64,15 @@ impl Slot {
 }
 
 impl Pass {
+    /// Called for each row.
+    fn pace(&self) {
+        let rows = self.rows.fetch_add(1, Ordering::Relaxed) + 1;
+        if rows.is_multiple_of(ROWS_BETWEEN_PAUSES) && thread::current().id() == self.thread {
+            #[expect(clippy::disallowed_methods, reason = "a thread that has to be slow")]
+            thread::sleep(PAUSE);
+        }
+    }
+
     fn removes(&self, key: &[u8], value: &[u8]) -> bool {
         let mut error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
         if key >= &*self.last || error.is_some() {
@@ -87,6 +104,7 @@ impl CompactionFilter for Filter {
     /// Never an error: in one of fjall's own threads it would end the store.
     fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
         let Some(pass) = &self.0 else { return Ok(Verdict::Keep) };
+        pass.pace();
         let value = item.value()?;
         Ok(if pass.removes(item.key(), &value) { Verdict::Destroy } else { Verdict::Keep })
     }
@@ -103,7 +121,13 @@ pub(super) fn run(
     let Some(last) = log.last_key_value() else { return Ok(()) };
     let last = last.key().map_err(super::disk::store_error)?;
     let last = Bytes::copy_from_slice(&last);
-    let pass = Arc::new(Pass { is_dead, last, error: Mutex::default() });
+    let pass = Arc::new(Pass {
+        is_dead,
+        last,
+        thread: thread::current().id(),
+        rows: AtomicU64::new(0),
+        error: Mutex::default(),
+    });
     slot.set(Some(Arc::clone(&pass)));
     let result = rewrite(database, log, usable);
     slot.set(None);
