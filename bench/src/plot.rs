@@ -104,6 +104,8 @@ fn group(svg: &mut String, cell: &Cell, scale: &Scale, field: fn(&Figures) -> f6
 const PANEL: f64 = 300.0;
 const PANEL_GAP: f64 = 70.0;
 const ROW: usize = 24;
+/// Bars of ratios end here, whatever they show.
+const RATIO_MAX: f64 = 6.0;
 
 /// A plot for readers in a hurry: loads of `clients` clients, as ratios to etcd.
 pub fn ratios(results: &Results, clients: usize) -> String {
@@ -144,11 +146,11 @@ fn panel(
     field: fn(&Figures) -> f64,
 ) {
     let ratios: Vec<Option<f64>> = cells.iter().map(|cell| cell.ratio(Kind::Etcd, field)).collect();
-    let most = ratios.iter().flatten().copied().fold(1.0, f64::max);
+    let most = ratios.iter().flatten().copied().fold(1.0, f64::max).min(RATIO_MAX);
     let _ = writeln!(svg, "<text x=\"{left}\" y=\"22\" font-size=\"15\">{title}</text>");
     for (i, ratio) in ratios.iter().enumerate() {
         let (Some(ratio), y) = (ratio, TOP + i * ROW) else { continue };
-        let (width, color) = (ratio / most * PANEL, KINDS[0].1);
+        let (width, color) = (ratio.min(most) / most * PANEL, KINDS[0].1);
         let _ = writeln!(
             svg,
             "<rect x=\"{left}\" y=\"{}\" width=\"{width:.1}\" height=\"{}\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{}\">{ratio:.2}</text>",
