@@ -6,6 +6,7 @@
 //!               ├───▶ watch    fan-out to many watchers
 //!               ├───▶ special  memory, start-up, pages, compaction
 //!               └───▶ report   tables, JSON; plot: SVG
+//! bin/soak ── soak ─▶ server   mixed load for a long time, with restarts, and a checker
 //! ```
 //!
 //! All servers run side by side and take turns, so that whatever else the machine does meets each of them.
@@ -25,6 +26,7 @@ pub mod plot;
 pub mod report;
 pub mod run;
 pub mod server;
+pub mod soak;
 pub mod special;
 pub mod watch;
 pub mod work;

@@ -47,7 +47,8 @@ impl Window {
     }
 }
 
-fn percentile(sorted: &[u32], hundredths: usize) -> f64 {
+/// So many of a hundred are at most this, in microseconds.
+pub fn percentile(sorted: &[u32], hundredths: usize) -> f64 {
     let at = (sorted.len() * hundredths / 100).min(sorted.len().saturating_sub(1));
     f64::from(sorted.get(at).copied().unwrap_or(0)) / 1e3
 }

@@ -60,7 +60,8 @@ impl Options {
             Kind::Etcd => self.etcd.clone(),
             Kind::Noop => std::env::current_exe()?,
         };
-        Ok(Recipe { kind, program, directory: self.directory.join(format!("{kind}-{stage}")) })
+        let directory = self.directory.join(format!("{kind}-{stage}"));
+        Ok(Recipe { kind, program, directory, flags: &[] })
     }
 
     fn load(&self, work: Work, clients: usize, keys: u64) -> Load {

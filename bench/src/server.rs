@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -51,6 +51,8 @@ pub struct Recipe {
     pub program: PathBuf,
     /// Where its data goes.
     pub directory: PathBuf,
+    /// Besides those that every server gets.
+    pub flags: &'static [&'static str],
 }
 
 /// A server that runs. It ends with this value.
@@ -100,19 +102,31 @@ impl Server {
     }
 
     /// Stops it in an orderly way and starts it again.
-    pub fn restart(mut self) -> Outcome<Self> {
+    pub fn restart(self) -> Outcome<Self> {
         let recipe = self.recipe.clone();
+        self.end(Signal::TERM)?;
+        Self::start(&recipe)
+    }
+
+    /// Sends it a signal and waits for its end.
+    pub fn end(mut self, signal: Signal) -> Outcome<ExitStatus> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.ok_or("no process")?, Signal::TERM)?;
+        kill_process(pid.ok_or("no process")?, signal)?;
         let deadline = Instant::now() + STOP_PATIENCE;
-        while self.child.try_wait()?.is_none() {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
             if Instant::now() > deadline {
-                return Err(format!("{} did not stop", recipe.kind).into());
+                return Err(format!("{} did not stop", self.recipe.kind).into());
             }
             std::thread::sleep(POLL);
         }
-        drop(self);
-        Self::start(&recipe)
+    }
+
+    /// Its status, if it has ended by itself.
+    pub fn ended(&mut self) -> Outcome<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Which it is.
@@ -143,6 +157,11 @@ impl Server {
         kib.unwrap_or(0.0) / 1024.0
     }
 
+    /// Its open files and sockets.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
+    }
+
     /// The blocks that its data takes.
     pub fn disk_mib(&self) -> f64 {
         blocks(&self.recipe.directory) as f64 * BLOCK_BYTES as f64 / MIB
@@ -163,6 +182,7 @@ fn command(recipe: &Recipe, port: u16, peer_port: u16) -> Command {
     command.arg("--data-dir").arg(&recipe.directory);
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--quota-backend-bytes", QUOTA_BYTES, "--log-level", "error"]);
+    command.args(recipe.flags);
     if recipe.kind == Kind::Etcd {
         let peer = format!("http://127.0.0.1:{peer_port}");
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);

@@ -29,7 +29,7 @@ mod maintenance;
 mod ownership;
 pub(crate) mod router;
 pub(crate) mod status;
-mod unary;
+pub(crate) mod unary;
 mod watch;
 mod wire;
 

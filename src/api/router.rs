@@ -318,6 +318,17 @@ fn unknown(path: &str) -> Response<tonic::body::Body> {
     Status::unimplemented(text).into_http()
 }
 
+/// What is read of a request's head, for [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn look(request: &Request<()>) {
+    let refusal = refusal(request.headers());
+    let answers = [refusal.map(Status::into_http), Some(unknown(request.uri().path()))];
+    for answer in answers.iter().flatten() {
+        assert!(Status::from_header_map(answer.headers()).is_some(), "{answer:?}");
+    }
+    let _: bool = is_grpc(request) && unary::is_plain(request);
+}
+
 /// A call that is being answered.
 pub(crate) enum Call {
     /// By a service.

@@ -27,7 +27,7 @@ pub(super) fn is_plain<B>(request: &Request<B>) -> bool {
 }
 
 /// Answers one call: reads its message, has it handled, and dresses the answer.
-pub(super) async fn answer<B, R, A, F>(
+pub(crate) async fn answer<B, R, A, F>(
     request: Request<B>,
     handle: impl FnOnce(tonic::Request<R>) -> F,
 ) -> Response<tonic::body::Body>

@@ -18,7 +18,7 @@ const OK: HeaderValue = HeaderValue::from_static("0");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// An answer that can be sent.
-pub(super) trait Answer {
+pub(crate) trait Answer {
     /// The bytes that [`Self::encode_to`] takes.
     fn len(&self) -> usize;
     /// Appends it to a buffer with room for it.

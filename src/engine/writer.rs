@@ -148,6 +148,7 @@ impl Writer {
             alarms.raise(record.alarm);
         }
         let end = restore(&mvcc, &lessor)?;
+        meta.check(&end)?;
         let seq_of_former =
             end.entry.filter(|(origin, _)| former.is_some_and(|(former, _)| former == *origin));
         let revision = end.newest.revision;

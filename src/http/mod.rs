@@ -10,9 +10,9 @@
 //! one runtime on several threads. What a connection may hold in memory is bounded by the constants of
 //! [`server`], and a client that is slow or silent only delays itself.
 
-mod gateway;
-mod limit;
-mod paths;
+pub(crate) mod gateway;
+pub(crate) mod limit;
+pub(crate) mod paths;
 pub mod server;
 mod socket;
 

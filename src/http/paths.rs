@@ -74,6 +74,14 @@ impl Paths {
     }
 }
 
+/// What is read of a URL, for [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn look(url: &http::Uri) {
+    let query = Query::new(url.query().unwrap_or_default());
+    let checks = find_check(url.path()).unwrap_or_default();
+    assert!(checks.len() <= READYZ.len() && !query.exclude.contains(&"&".to_owned()));
+}
+
 fn not_allowed() -> Answer {
     let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));

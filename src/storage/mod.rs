@@ -40,6 +40,12 @@ pub use memory::{Fault, Memory};
 
 use crate::error::StoreError;
 
+/// A look at the journals of a database alone, for [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn check_journals(database: &std::path::Path) -> Result<()> {
+    journal::check(database)
+}
+
 /// The result of an access to the store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 

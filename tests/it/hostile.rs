@@ -23,7 +23,7 @@ const MAX_REQUEST_BYTES: usize = 1536 * 1024;
 const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + 512 * 1024;
 
 /// A message as gRPC frames it.
-fn frame(message: &[u8]) -> Bytes {
+pub(crate) fn frame(message: &[u8]) -> Bytes {
     let length = u32::try_from(message.len()).expect("a short message");
     let mut bytes = BytesMut::from(&[0][..]);
     bytes.extend_from_slice(&length.to_be_bytes());
@@ -31,7 +31,7 @@ fn frame(message: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
+pub(crate) async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.expect("it listens");
     let (client, connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
     tokio::spawn(connection);
@@ -39,7 +39,7 @@ async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
 }
 
 /// Begins a call.
-async fn begin(
+pub(crate) async fn begin(
     client: &SendRequest<Bytes>,
     method: Method,
     path: &str,
@@ -55,7 +55,7 @@ async fn begin(
 }
 
 /// The answer to a call: its HTTP status, and its gRPC status from headers or trailers.
-async fn answer(response: ResponseFuture) -> (StatusCode, Status) {
+pub(crate) async fn answer(response: ResponseFuture) -> (StatusCode, Status) {
     let response = in_time("an answer", response).await.expect("an answer");
     let (head, mut body) = response.into_parts();
     if let Some(status) = Status::from_header_map(&head.headers) {
@@ -71,7 +71,7 @@ async fn answer(response: ResponseFuture) -> (StatusCode, Status) {
 }
 
 /// Sends a whole call with this body.
-async fn call(
+pub(crate) async fn call(
     address: SocketAddr,
     method: Method,
     path: &str,
@@ -84,12 +84,12 @@ async fn call(
     answer(response).await
 }
 
-const PUT: &str = "/etcdserverpb.KV/Put";
-const WATCH: &str = "/etcdserverpb.Watch/Watch";
-const GRPC: &str = "application/grpc";
+pub(crate) const PUT: &str = "/etcdserverpb.KV/Put";
+pub(crate) const WATCH: &str = "/etcdserverpb.Watch/Watch";
+pub(crate) const GRPC: &str = "application/grpc";
 
 /// That somebody else is served as ever.
-async fn serves(member: &Member) {
+pub(crate) async fn serves(member: &Member) {
     let mut kv = KvClient::new(member.channel().await);
     in_time("a put", kv.put(put("alive", "yes"))).await.expect("a put");
 }
@@ -122,7 +122,17 @@ async fn bodies_that_make_no_sense_are_internal_errors() {
     let nonsense = frame(b"\xff\xff\xff\xff");
     let bad_flag = [&[7], &good[1..]].concat();
     let compressed = [&[1], &good[1..]].concat();
-    for body in [&nonsense[..], &[], &good[..3], &good[..7], &bad_flag, &compressed] {
+    // An overlong number, a group, a field of the wrong kind, one that is longer than the message, field 0.
+    let malformed: [&[u8]; 5] = [
+        b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        b"\x0b",
+        b"\x08\x01",
+        b"\x0a\x05k",
+        b"\x00\x01",
+    ];
+    let malformed = malformed.map(frame);
+    let bodies = [&nonsense[..], &[], &good[..3], &good[..7], &bad_flag, &compressed];
+    for body in bodies.into_iter().chain(malformed.iter().map(|body| &body[..])) {
         let (_, status) = call(member.address, Method::POST, PUT, GRPC, body).await;
         assert_eq!(status.code(), Code::Internal, "{body:?}: {status:?}");
     }
@@ -200,7 +210,7 @@ async fn watchers_go_with_their_connection() {
 }
 
 /// The start of an HTTP/2 connection with no settings.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[tokio::test]
 async fn noise_ends_its_own_connection_only() {
@@ -211,6 +221,12 @@ async fn noise_ends_its_own_connection_only() {
         b"\xff\xfe\xfd nonsense \r\n\r\n".repeat(100),
         b"GET".to_vec(),
         b"GET / HTTP/9.9\r\n\r\n".to_vec(),
+        // HTTP/0.9, TLS, SSH, a proxy's header, and the preface with something else behind it.
+        b"GET /\r\n".to_vec(),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+        b"SSH-2.0-OpenSSH_9.0\r\n".to_vec(),
+        b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nGET / HTTP/1.1\r\n\r\n".to_vec(),
         b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n"
             .to_vec(),
         [&b"GET / HTTP/1.1\r\n"[..], &b"X: y\r\n".repeat(100_000)].concat(),
@@ -235,7 +251,7 @@ async fn noise_ends_its_own_connection_only() {
 }
 
 /// Runs an ignored test in a process of its own, where it may use up what a process has.
-fn in_child(test: &str) {
+pub(crate) fn in_child(test: &str) {
     let program = std::env::current_exe().expect("this is a program");
     let output = Command::new(program).args([test, "--exact", "--ignored", "--nocapture"]).output();
     let output = output.expect("it starts");
@@ -245,9 +261,18 @@ fn in_child(test: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-fn resident_bytes() -> usize {
+pub(crate) fn resident_bytes() -> usize {
+    memory("VmRSS:")
+}
+
+/// The most that it has ever been.
+pub(crate) fn peak_bytes() -> usize {
+    memory("VmHWM:")
+}
+
+fn memory(field: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux has /proc");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a size");
     line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
 }
 

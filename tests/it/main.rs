@@ -6,6 +6,7 @@ mod api;
 mod cli;
 mod crash;
 mod disk;
+mod floods;
 mod gateway;
 mod hostile;
 mod member;

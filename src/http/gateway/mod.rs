@@ -89,6 +89,30 @@ impl Gateway {
     }
 }
 
+/// Reads JSON as one message of a method, and as a stream of them in pieces of a size; for [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn look(
+    path: &str,
+    json: &[u8],
+    size: usize,
+) -> Option<(Result<Bytes, Status>, Vec<Bytes>)> {
+    use futures_util::FutureExt;
+    use http_body_util::{BodyExt, Full, StreamBody};
+    let Route { input, .. } = schema().route(path)?;
+    let max = json.len();
+    let whole = Full::new(Bytes::copy_from_slice(json));
+    let first = first_request(whole, input, max).now_or_never().expect("all of it is there");
+    let pieces = json.chunks(size).map(Bytes::copy_from_slice);
+    let pieces = pieces.map(|piece| Ok::<_, Status>(http_body::Frame::data(piece)));
+    let body = StreamBody::new(futures_util::stream::iter(pieces));
+    let mut requests = Requests::new(body, input.clone(), max);
+    let mut frames = Vec::new();
+    while let Some(frame) = requests.frame().now_or_never().expect("all of it is there") {
+        frames.extend(frame.ok().and_then(|frame| frame.into_data().ok()));
+    }
+    Some((first, frames))
+}
+
 fn below_root(path: &str) -> Option<&str> {
     path.strip_prefix(ROOT).or_else(|| path.strip_prefix(FORMER_ROOT))
 }

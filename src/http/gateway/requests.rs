@@ -53,7 +53,8 @@ where
 fn frame(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(PREFIX_BYTES + message.len());
     frame.put_u8(0);
-    // A message is never larger than the JSON it was made of, which is bounded far below this.
+    // A message is a few times larger than the JSON it was made of at most (`-1` takes ten bytes), and that is bounded
+    // far below this.
     frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
     frame.put_slice(message);
     frame.freeze()
