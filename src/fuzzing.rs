@@ -504,7 +504,8 @@ fn answer(body: &[u8], size: usize) -> Result<usize, (tonic::Code, String)> {
         arrived.set(Some(request.into_inner().key.len()));
         Ok(tonic::Response::new(pb::RangeResponse::default()))
     };
-    let response = api::unary::answer(Request::new(body), handle).now_or_never();
+    let response =
+        api::unary::answer(Request::new(body), api::unary::unchecked, handle).now_or_never();
     let response = response.expect("all of it is there");
     match (arrived.get(), Status::from_header_map(response.headers())) {
         (Some(length), None) => Ok(length),

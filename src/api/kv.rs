@@ -7,7 +7,7 @@ use starling_proto::etcdserverpb::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
 use super::wire::{self, Answer};
-use super::{Context, convert, header};
+use super::{Context, convert, header, txn_size};
 use crate::engine::Pair;
 use crate::engine::command::{RangeReply, TxnOpReply, TxnReply};
 use crate::error::{Error, Invalid};
@@ -93,6 +93,16 @@ impl Answer for RangeAnswer {
 }
 
 impl KvService {
+    /// Refuses a transaction of so many parts that it should not even be decoded.
+    pub(crate) fn check_parts(&self, message: &[u8]) -> Result<(), Status> {
+        // Either list of each level may be full, and a level may hold a transaction in every place.
+        let parts_max = self.context.node.txn_ops_max().saturating_mul(4).max(txn_size::PARTS_MAX);
+        if txn_size::has_more_parts_than(parts_max, message) {
+            return Err(Invalid::TooManyOps.into());
+        }
+        Ok(())
+    }
+
     /// A Range whose answer is not taken apart again.
     pub(crate) async fn answer_range(
         &self,

@@ -29,6 +29,7 @@ mod maintenance;
 mod ownership;
 pub(crate) mod router;
 pub(crate) mod status;
+mod txn_size;
 pub(crate) mod unary;
 mod watch;
 mod wire;

@@ -251,20 +251,24 @@ impl Router {
     where
         B: Body<Data = Bytes, Error = Status> + Unpin + Send + 'static,
     {
+        use unary::{answer, unchecked};
         let kv = Arc::clone(&self.hot);
         match method {
             Hot::Range => Box::pin(async move {
-                Ok(unary::answer(request, |request| kv.answer_range(request)).await)
+                Ok(answer(request, unchecked, |request| kv.answer_range(request)).await)
             }),
             Hot::Put => {
-                Box::pin(async move { Ok(unary::answer(request, |request| kv.put(request)).await) })
+                Box::pin(
+                    async move { Ok(answer(request, unchecked, |request| kv.put(request)).await) },
+                )
             }
             Hot::DeleteRange => Box::pin(async move {
-                Ok(unary::answer(request, |request| kv.delete_range(request)).await)
+                Ok(answer(request, unchecked, |request| kv.delete_range(request)).await)
             }),
-            Hot::Txn => {
-                Box::pin(async move { Ok(unary::answer(request, |request| kv.txn(request)).await) })
-            }
+            Hot::Txn => Box::pin(async move {
+                let check = |message: &[u8]| kv.check_parts(message);
+                Ok(answer(request, check, |request| kv.txn(request)).await)
+            }),
         }
     }
 }

@@ -21,14 +21,20 @@ use super::wire::{self, Answer, PREFIX_BYTES};
 /// What is set aside for a message in pieces when the first comes; the rest as it comes.
 const PIECES_BYTES: usize = 16 * 1024;
 
+/// For messages that are not much larger in memory than on the wire.
+pub(crate) fn unchecked(_message: &[u8]) -> Result<(), Status> {
+    Ok(())
+}
+
 /// Whether a call can be answered here. A body that is compressed is tonic's to refuse.
 pub(super) fn is_plain<B>(request: &Request<B>) -> bool {
     !wire::is_compressed(request.headers())
 }
 
-/// Answers one call: reads its message, has it handled, and dresses the answer.
+/// Answers one call: reads its message, has it checked and handled, and dresses the answer.
 pub(crate) async fn answer<B, R, A, F>(
     request: Request<B>,
+    check: impl FnOnce(&[u8]) -> Result<(), Status>,
     handle: impl FnOnce(tonic::Request<R>) -> F,
 ) -> Response<tonic::body::Body>
 where
@@ -39,8 +45,9 @@ where
 {
     let (head, body) = request.into_parts();
     let handled = async {
-        let message =
-            R::decode(read(body).await?).map_err(|error| Status::internal(error.to_string()))?;
+        let message = read(body).await?;
+        check(&message)?;
+        let message = R::decode(message).map_err(|error| Status::internal(error.to_string()))?;
         let metadata = MetadataMap::from_headers(head.headers);
         handle(tonic::Request::from_parts(metadata, head.extensions, message)).await
     };
@@ -170,7 +177,7 @@ mod tests {
             let count = i64::try_from(count).expect("a short key");
             Ok(tonic::Response::new(RangeResponse { count, ..RangeResponse::default() }))
         };
-        let response = answer(Request::new(body), count).await;
+        let response = answer(Request::new(body), unchecked, count).await;
         let failed = Status::from_header_map(response.headers());
         let body = response.into_body().collect().await?;
         let status = failed.or_else(|| Status::from_header_map(body.trailers()?));

@@ -241,9 +241,8 @@ fn transactions_of_nothing_cost_little() {
 #[ignore = "run in a process of its own by transactions_of_nothing_cost_little"]
 async fn child_with_transactions_of_nothing() {
     const CLIENTS: usize = 4;
-    const GROWTH_MAX: usize = 128 * MIB;
-    /// Of two threads.
-    const PEAK_MAX: usize = 640 * MIB;
+    const GROWTH_MAX: usize = 32 * MIB;
+    const PEAK_MAX: usize = 96 * MIB;
     let member = Member::start();
     serves(&member).await;
     let before = resident_bytes();
