@@ -204,7 +204,7 @@ impl Keyed for Entry {
 
 #[derive(Debug)]
 struct Child {
-    /// No key below this one is in the child; the first child of a node takes all that are smaller, too.
+    /// No key below this one is in the child. The bound of a first child goes down with the keys that are put there.
     low: Box<[u8]>,
     summary: Summary,
     node: Node,
@@ -297,6 +297,10 @@ impl Node {
             Self::Leaf(entries) => write_leaf(entries, key, change),
             Self::Inner(children) => {
                 let i = child_of(children, key);
+                if i == 0 && key < children.items()[0].low.as_ref() {
+                    // Its right half, once it splits, must not come before it.
+                    children.change(|children| children[0].low = key.into());
+                }
                 let child = &mut children.items_mut()[i];
                 let ([before, after], split) = child.node.write(key, change);
                 child.summary.replace(before, after);

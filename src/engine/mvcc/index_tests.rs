@@ -227,3 +227,41 @@ fn keys_before_a_first_child_survive_a_join() {
     }
     assert_eq!(index.sum(&KeyRange::single(key(low).to_vec().into())).live, 1);
 }
+
+/// Keys that come before all others belong to the first child of each node, whose bound has to follow them: otherwise its
+/// right half stands before it after a split, and keys are there twice or not at all.
+#[test]
+fn keys_in_any_order_are_found_and_counted() {
+    const KEYS: u64 = 2 * (CHILDREN_MAX * LEAF_ENTRIES_MAX) as u64;
+    let put = Version::put(Place { revision: Revision(1), n: 0 }, 1);
+    let downwards = |i: u64| KEYS - 1 - i;
+    let outwards = |i: u64| if i.is_multiple_of(2) { (KEYS + i) / 2 } else { (KEYS - 1 - i) / 2 };
+    // An odd number of steps through a power of two comes to each key once.
+    let scattered = |i: u64| i * 2_654_435_761 % KEYS;
+    let orders: [&dyn Fn(u64) -> u64; 3] = [&downwards, &outwards, &scattered];
+    for (number, order) in orders.iter().enumerate() {
+        let mut index = Index::new();
+        for i in 0..KEYS {
+            index.write(&order(i).to_be_bytes(), |former| {
+                assert!(former.is_none(), "{} comes twice in order {number}", order(i));
+                Some(latest(put))
+            });
+        }
+        depth_is_even(&index.root);
+        for k in 0..KEYS {
+            assert!(index.find(&k.to_be_bytes()).is_some(), "{k} is lost in order {number}");
+        }
+        for middle in [1, KEYS / 3, KEYS - 1] {
+            let below = RangeEnd::Before(middle.to_be_bytes().to_vec().into());
+            let range = KeyRange { start: Bytes::new(), end: below };
+            assert_eq!(index.sum(&range).live, middle, "order {number}");
+            let mut seen = 0;
+            index.visit(&range, None, &mut |key, _| {
+                assert_eq!(key, u64::to_be_bytes(seen), "order {number}");
+                seen += 1;
+                ControlFlow::Continue(())
+            });
+            assert_eq!(seen, middle, "order {number}");
+        }
+    }
+}
