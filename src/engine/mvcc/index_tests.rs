@@ -110,6 +110,8 @@ fn depth_is_even(node: &Node) -> usize {
             let depths: Vec<_> =
                 children.items().iter().map(|child| depth_is_even(&child.node)).collect();
             assert!(depths.windows(2).all(|pair| pair[0] == pair[1]), "{depths:?}");
+            assert!(children.items().is_sorted_by(|a, b| a.low < b.low), "{children:?}");
+            assert!(children.items().iter().all(|child| child.low <= child.node.low()));
             assert!(children.items().iter().all(|child| child.summary == child.node.summary()));
             depths[0] + 1
         }
