@@ -22,7 +22,6 @@ use crate::types::{KeyRange, KeyValue, LeaseId, RangeEnd, Revision};
 const LEASE_TTL_SECONDS_MIN: i64 = 2;
 const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
 
-/// The live pairs at one revision.
 /// A visible change; of a delete only key and mod revision mean anything.
 #[derive(Clone, Debug)]
 struct Change {
@@ -30,6 +29,7 @@ struct Change {
     kv: KeyValue,
 }
 
+/// The live pairs at one revision.
 pub(super) type State = BTreeMap<Bytes, KeyValue>;
 
 /// Everything there is to know.
