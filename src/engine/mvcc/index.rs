@@ -518,11 +518,8 @@ fn merge_small(children: &mut Vec<Child>) {
                 (Node::Leaf(left), Node::Leaf(right)) => {
                     left.change(|entries| entries.extend(right.into_items()));
                 }
-                (Node::Inner(left), Node::Inner(right_nodes)) => {
-                    let mut nodes = right_nodes.into_items();
-                    // Its first child took all that is smaller than its own bound, too: now the bound must say so.
-                    nodes[0].low = right.low;
-                    left.change(|children| children.extend(nodes));
+                (Node::Inner(left), Node::Inner(right)) => {
+                    left.change(|children| children.extend(right.into_items()));
                 }
                 _ => unreachable!("siblings are of one height"),
             }
