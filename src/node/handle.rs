@@ -276,7 +276,7 @@ impl Handle {
         }
         let cost = self.shared.mvcc.cost(&range);
         self.read(cost, move |reader| {
-            Ok(Reply { revision: reader.revision(), body: reader.range(&range)? })
+            Ok(Reply { revision: reader.revision(), body: reader.range_in_chunks(&range)? })
         })
         .await
     }

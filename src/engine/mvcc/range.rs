@@ -42,9 +42,14 @@ impl Reader<'_> {
     /// Answers a Range at the revision it asks for. Costs O(log n) and what it returns; with a sort by another
     /// field than the key, or filters, O(keys in the range).
     pub fn range(&self, range: &Range) -> Result<RangeReply, Failure> {
-        if let Some(reply) = self.range_at_once(range)? {
-            return Ok(reply);
+        match self.range_at_once(range)? {
+            Some(reply) => Ok(reply),
+            None => self.range_in_chunks(range),
         }
+    }
+
+    /// Answers a Range that [`Self::range_at_once`] does not: of many keys, or in another order than theirs.
+    pub fn range_in_chunks(&self, range: &Range) -> Result<RangeReply, Failure> {
         let revision = self.resolve(range.revision)?;
         let (kvs, more) = match (direction(range), range.sort) {
             (Some(way), _) => self.take(range, revision, way)?,
