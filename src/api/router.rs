@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -34,7 +35,7 @@ use super::{Context, status, unary, watch};
 use crate::metrics::{RpcKind, RpcMetrics};
 
 /// How long a client will wait, and how many digits it may say that with.
-const GRPC_TIMEOUT: &str = "grpc-timeout";
+pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// Which API a client was made for. Any text will do.
@@ -290,7 +291,7 @@ fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
 /// What is refused for its headers alone.
 fn refusal(headers: &HeaderMap) -> Option<Status> {
     if let Some(timeout) = headers.get(GRPC_TIMEOUT)
-        && !is_timeout(timeout.as_bytes())
+        && self::timeout(timeout.as_bytes()).is_none()
     {
         return Some(Status::internal(format!("malformed grpc-timeout: {timeout:?}")));
     }
@@ -299,15 +300,22 @@ fn refusal(headers: &HeaderMap) -> Option<Status> {
     (!is_text).then(|| Status::invalid_argument(INVALID_API_VERSION))
 }
 
-/// Whether a client's deadline is one: up to eight digits and a unit. The client keeps it itself.
-fn is_timeout(value: &[u8]) -> bool {
-    match value.split_last() {
-        Some((b'H' | b'M' | b'S' | b'm' | b'u' | b'n', digits)) => {
-            (1..=TIMEOUT_DIGITS_MAX).contains(&digits.len())
-                && digits.iter().all(u8::is_ascii_digit)
-        }
-        _ => false,
+/// How long a client will wait, if that is said as gRPC does: up to eight digits and a unit. The client keeps to it itself.
+pub(crate) fn timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.len() > TIMEOUT_DIGITS_MAX || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
     }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 60 * 60),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 /// As grpc-go puts it.
@@ -485,9 +493,13 @@ mod tests {
 
     #[test]
     fn deadlines_are_digits_and_a_unit() {
-        assert!(is_timeout(b"1S") && is_timeout(b"00000010m") && is_timeout(b"99999999n"));
-        let refused: [&[u8]; 6] = [b"", b"S", b"123456789S", b"1s", b"-1S", b"nonsense"];
-        assert!(refused.iter().all(|value| !is_timeout(value)));
+        assert_eq!(timeout(b"1S"), Some(Duration::from_secs(1)));
+        assert_eq!(timeout(b"00000010m"), Some(Duration::from_millis(10)));
+        assert_eq!(timeout(b"99999999n"), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(timeout(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        let refused: [&[u8]; 8] =
+            [b"", b"S", b"123456789S", b"1s", b"-1S", b"+1S", b"nonsense", "1\u{b5}".as_bytes()];
+        assert!(refused.iter().all(|value| timeout(value).is_none()));
     }
 
     #[test]

@@ -22,7 +22,6 @@ mod requests;
 mod schema;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, TE};
@@ -34,7 +33,7 @@ use tonic::Status;
 
 use super::limit::MessageLimit;
 use super::{Answer, AnswerBody};
-use crate::api::router::Router;
+use crate::api::router::{self, Router};
 use requests::{Requests, first_request};
 use schema::{Route, schema};
 
@@ -46,8 +45,7 @@ const APPLICATION_GRPC: HeaderValue = HeaderValue::from_static("application/grpc
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 /// How long the caller will wait.
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const TIMEOUT_DIGITS_MAX: usize = 8;
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static(router::GRPC_TIMEOUT);
 
 /// Headers with this before their name are metadata of the call.
 const METADATA_PREFIX: &str = "grpc-metadata-";
@@ -178,29 +176,10 @@ fn metadata(headers: &HeaderMap) -> HeaderMap {
 fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get(GRPC_TIMEOUT) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
-    let Some(timeout) = timeout(text) else {
+    let Some(timeout) = router::timeout(text.as_bytes()) else {
         return Err(Status::invalid_argument(format!("invalid grpc-timeout: {text}")));
     };
     Ok(Instant::now().checked_add(timeout))
-}
-
-/// gRPC's form of a duration: up to eight digits and a unit.
-fn timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > TIMEOUT_DIGITS_MAX {
-        return None;
-    }
-    let number: u64 =
-        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse())?.ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number * 60 * 60),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
 }
 
 /// grpc-gateway's status for each code.
@@ -237,16 +216,6 @@ mod tests {
         assert_eq!(below_root("/v3/"), Some(""));
         for other in ["/v3", "/v3alpha/kv/put", "/metrics", "/", ""] {
             assert_eq!(below_root(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn timeouts_are_digits_and_a_unit() {
-        assert_eq!(timeout("1S"), Some(Duration::from_secs(1)));
-        assert_eq!(timeout("00000010m"), Some(Duration::from_millis(10)));
-        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for wrong in ["", "S", "123456789S", "1s", "-1S", "+1S", "nonsense", "1\u{b5}"] {
-            assert_eq!(timeout(wrong), None, "{wrong}");
         }
     }
 
