@@ -38,7 +38,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// Small enough to fill, large enough for an empty store of either server.
 pub(super) const QUOTA: &str = "--quota-backend-bytes=4194304";
 const QUOTA_BYTES: i64 = 4_194_304;
-const VALUE: usize = 500_000;
+/// The bytes of an incompressible value.
+pub(super) const VALUE: usize = 500_000;
 const FULL: &str = "etcdserver: mvcc: database space exceeded";
 
 /// `RangeRequest { key: "a" }`.
@@ -459,7 +460,7 @@ fn fill(client: &Client) -> Result<(), Status> {
 }
 
 /// Bytes that no compression makes room for.
-fn incompressible(seed: u64) -> Vec<u8> {
+pub(super) fn incompressible(seed: u64) -> Vec<u8> {
     let mut state = seed + 1;
     let mut next = || {
         state =

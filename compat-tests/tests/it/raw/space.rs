@@ -4,10 +4,8 @@ use starling_proto::etcdserverpb as pb;
 
 use super::case::{self, Case, FROM_KEY, get, in_time, kv, maintenance, put};
 use super::cases;
+use crate::differences::{QUOTA, VALUE, incompressible};
 
-/// Small enough to fill, large enough for an empty store of either server.
-const QUOTA: &str = "--quota-backend-bytes=4194304";
-const VALUE: usize = 500_000;
 /// Fewer than fit under the quota.
 const PUTS: u64 = 7;
 /// etcd's file grows by pages. With less than one at a time it is full to the last of them when a put is refused, so
@@ -132,17 +130,6 @@ fn outcome<T>(answer: &Result<tonic::Response<T>, tonic::Status>) -> String {
         Ok(_) => "ok".into(),
         Err(status) => format!("{:?}: {}", status.code(), status.message()),
     }
-}
-
-/// Bytes that no compression makes room for.
-fn incompressible(seed: u64) -> Vec<u8> {
-    let mut state = seed + 1;
-    let mut next = || {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        state.to_be_bytes()[0]
-    };
-    (0..VALUE).map(|_| next()).collect()
 }
 
 /// How many puts fit is the server's own; the error of the first that does not is etcd's.
