@@ -24,7 +24,7 @@ use crate::engine::command::{Command, DeleteRange, Put, Range};
 use crate::engine::watch::Stream;
 use crate::engine::{Options, Writer};
 use crate::storage::schema::{
-    AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, Stamp, Table,
+    AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
 use crate::storage::{Batch, Disk, DiskOptions, Durability, Memory, Space, Store};
 use crate::time::{Now, Timestamp};
@@ -196,7 +196,7 @@ fn any_meta(choices: &mut Choices<'_>) -> Meta {
         0 => Meta::Identity(writer_options().identity),
         1 => {
             let member = MemberId(choices.number());
-            let origin = storage::schema::Origin { member, run: choices.number() };
+            let origin = crate::types::Origin { member, run: choices.number() };
             Meta::Origin(OriginIndex(choices.number_u32()), origin)
         }
         2 => Meta::Compacted(Revision(choices.number())),
@@ -214,9 +214,9 @@ fn any_meta(choices: &mut Choices<'_>) -> Meta {
     }
 }
 
-fn any_stamp(choices: &mut Choices<'_>) -> Stamp {
+fn any_stamp(choices: &mut Choices<'_>) -> RowStamp {
     let origin = OriginIndex(choices.number_u32());
-    Stamp { time: Timestamp(choices.number()), origin }
+    RowStamp { time: Timestamp(choices.number()), origin }
 }
 
 fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
@@ -317,7 +317,7 @@ fn sound_row(number: u64) -> (Bytes, Bytes) {
         value: vec![b'v'; 600].into(),
         lease: LeaseId::NONE,
     };
-    let stamp = Stamp { time: Timestamp(number), origin: OriginIndex(0) };
+    let stamp = RowStamp { time: Timestamp(number), origin: OriginIndex(0) };
     let row = Row { stamp, seq: number + 1, op_number: 0, last: true, op: Op::Put(kv) };
     (place.encode(), row.encode(place))
 }

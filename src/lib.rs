@@ -5,6 +5,7 @@
 //!
 //! * [`types`], [`time`], [`error`], [`metrics`]: the words and counters that all layers share.
 //! * [`storage`]: bytes on disk, by fjall.
+//! * [`replication`]: how members come to hold the same, by gossip. Pure, as the engine.
 //! * [`engine`]: what etcd clients may observe: revisions, transactions, watches, leases. Pure: no
 //!   clock, thread, socket or random source of its own.
 //! * [`node`]: the runtime around it: the one writer, clocks, background work.
@@ -24,6 +25,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod node;
+pub mod replication;
 pub mod storage;
 pub mod time;
 pub mod types;

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::types::Origin;
+
 /// Bits of a packed timestamp that count within one millisecond.
 const COUNTER_BITS: u32 = 16;
 
@@ -29,6 +31,22 @@ impl Timestamp {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.millis(), self.0 & ((1 << COUNTER_BITS) - 1))
+    }
+}
+
+/// What orders all entries of all members: by time, then by origin. An origin never gives two entries the same time, so a
+/// stamp names an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp {
+    /// When the entry was accepted.
+    pub time: Timestamp,
+    /// By whom.
+    pub origin: Origin,
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.time, self.origin)
     }
 }
 

@@ -15,6 +15,22 @@ impl fmt::Display for MemberId {
     }
 }
 
+/// One run of one member: what numbers its entries densely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// The member.
+    pub member: MemberId,
+    /// The start of that member. Greater than those of all its former runs, and never used again, so that an origin and a
+    /// seq name one entry for ever.
+    pub run: u64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:x}", self.member, self.run)
+    }
+}
+
 /// The set of members that share one keyspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterId(pub u64);

@@ -7,11 +7,11 @@ use super::lease::Lessor;
 use super::mvcc::Mvcc;
 use crate::error::StoreError;
 use crate::storage::schema::{
-    AlarmRecord, Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row,
+    AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row,
 };
 use crate::storage::{Space, Store};
 use crate::time::Timestamp;
-use crate::types::{LeaseId, MemberId, Revision};
+use crate::types::{LeaseId, MemberId, Origin, Revision};
 
 /// More than any store counts to. Up to here sums do not overflow, and clients see what is stored.
 const COUNT_MAX: u64 = 1 << 53;
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
     use crate::engine::{Options, Writer};
-    use crate::storage::schema::Stamp;
+    use crate::storage::schema::RowStamp;
     use crate::storage::{Batch, Durability, Memory};
     use crate::time::Now;
     use crate::types::{ClusterId, KeyValue};
@@ -164,7 +164,7 @@ mod tests {
             version: 1,
             ..KeyValue::default()
         };
-        let stamp = Stamp { time: Timestamp(1), origin: OriginIndex(0) };
+        let stamp = RowStamp { time: Timestamp(1), origin: OriginIndex(0) };
         Row { stamp, seq: 1, op_number: 0, last: true, op: Op::Put(kv) }
     }
 
@@ -193,7 +193,7 @@ mod tests {
         ];
         let odd = [
             Row { seq: u64::MAX, ..good() },
-            Row { stamp: Stamp { time: Timestamp(u64::MAX), ..good().stamp }, ..good() },
+            Row { stamp: RowStamp { time: Timestamp(u64::MAX), ..good().stamp }, ..good() },
         ];
         let origin = Origin { member: MemberId(1), run: 1 };
         let metas = [

@@ -30,11 +30,11 @@ use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{
-    AlarmRecord, Identity, LeaseRecord, Meta, Op, Origin, OriginIndex, Place, Row, Stamp, Table,
+    AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
 use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
 use crate::time::{HybridClock, Now};
-use crate::types::{Alarm, KeyValue, LeaseId, Revision};
+use crate::types::{Alarm, KeyValue, LeaseId, Origin, Revision};
 
 /// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
@@ -368,7 +368,7 @@ impl Writer {
         Ok(self.end_entry(CommandReply::Alarm { was_on }))
     }
 
-    fn txn(&mut self, txn: &Txn, path: &Path, stamp: Stamp) -> Result<TxnReply, Failure> {
+    fn txn(&mut self, txn: &Txn, path: &Path, stamp: RowStamp) -> Result<TxnReply, Failure> {
         let mut nested = path.nested.iter();
         let mut responses = Vec::new();
         for op in txn::branch(txn, path.succeeded) {
@@ -396,7 +396,7 @@ impl Writer {
         Ok(TxnReply { succeeded: path.succeeded, responses })
     }
 
-    fn put(&mut self, put: Put, stamp: Stamp) -> Result<PutReply, Failure> {
+    fn put(&mut self, put: Put, stamp: RowStamp) -> Result<PutReply, Failure> {
         let latest = self.mvcc.latest(&put.key);
         let wants_before = put.prev_kv || put.ignore_value;
         let before = match latest {
@@ -428,7 +428,7 @@ impl Writer {
     fn delete_range(
         &mut self,
         delete: &DeleteRange,
-        stamp: Stamp,
+        stamp: RowStamp,
     ) -> Result<DeleteRangeReply, Failure> {
         let keys = self.mvcc.live_keys(&delete.range);
         let mut reply = DeleteRangeReply { deleted: keys.len() as u64, prev_kvs: Vec::new() };
@@ -445,18 +445,18 @@ impl Writer {
         Ok(reply)
     }
 
-    fn delete(&mut self, key: Bytes, latest: Latest, stamp: Stamp) {
+    fn delete(&mut self, key: Bytes, latest: Latest, stamp: RowStamp) {
         self.replaced.push_back(latest.head.place());
         self.lessor.reattach(&key, latest.lease, LeaseId::NONE);
         self.append(Op::Delete { key, seen: latest.stamp }, stamp, Visibility::Visible);
     }
 
     /// Starts an entry. It takes a seq only if it comes to have rows.
-    fn begin_entry(&mut self, now: Now) -> Stamp {
+    fn begin_entry(&mut self, now: Now) -> RowStamp {
         self.entry_start = self.open.len();
         self.entry_shows = false;
         self.entry_ops = 0;
-        Stamp { time: self.clock.tick(now), origin: self.origin }
+        RowStamp { time: self.clock.tick(now), origin: self.origin }
     }
 
     /// Ends an entry; the reply shows the revision that it has led to.
@@ -469,7 +469,7 @@ impl Writer {
     }
 
     /// Adds a row to the entry, at the end of the log.
-    fn append(&mut self, op: Op, stamp: Stamp, visibility: Visibility) -> Place {
+    fn append(&mut self, op: Op, stamp: RowStamp, visibility: Visibility) -> Place {
         let place = self.next_place(visibility);
         let row = Row { stamp, seq: self.seq + 1, op_number: self.entry_ops, last: false, op };
         self.entry_ops += 1;

@@ -164,7 +164,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     let mut add = |target, name: &str, bytes: Vec<u8>| seeds.push((target, name.to_owned(), bytes));
     for (name, op) in ops() {
         let place = Place { revision: Revision(7), n: 1 };
-        let stamp = Stamp { time: Timestamp(99), origin: OriginIndex(300) };
+        let stamp = RowStamp { time: Timestamp(99), origin: OriginIndex(300) };
         let row = Row { stamp, seq: 5, op_number: 1, last: true, op };
         add("row", name, [place.encode(), row.encode(place)].concat());
     }
@@ -256,7 +256,7 @@ fn ops() -> Vec<(&'static str, Op)> {
         value: "value".into(),
         lease: LeaseId(-1),
     };
-    let stamp = Stamp { time: Timestamp(98), origin: OriginIndex(1) };
+    let stamp = RowStamp { time: Timestamp(98), origin: OriginIndex(1) };
     let (table, key) = (Table::Lease, LeaseRecord::key(LeaseId(7)));
     let value = LeaseRecord { id: LeaseId(7), ttl_seconds: 60 }.value();
     vec![
@@ -268,7 +268,7 @@ fn ops() -> Vec<(&'static str, Op)> {
 }
 
 fn metas() -> Vec<(&'static str, Meta)> {
-    let origin = storage::schema::Origin { member: MemberId(1), run: 3 };
+    let origin = crate::types::Origin { member: MemberId(1), run: 3 };
     let alarm = Alarm { kind: AlarmKind::Corrupt, member: MemberId(9) };
     vec![
         ("alarm", Meta::Alarm(AlarmRecord { alarm, raised: Revision(4) })),

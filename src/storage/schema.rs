@@ -12,7 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::codec::{Reader, corrupt, put_bytes, put_varint, put_zigzag};
 use crate::error::StoreError;
 use crate::time::Timestamp;
-use crate::types::{Alarm, AlarmKind, ClusterId, KeyValue, LeaseId, MemberId, Revision};
+use crate::types::{Alarm, AlarmKind, ClusterId, KeyValue, LeaseId, MemberId, Origin, Revision};
 
 /// The version of everything in this file. A store of a greater one is refused.
 pub const FORMAT_VERSION: u32 = 1;
@@ -61,7 +61,7 @@ pub struct OriginIndex(pub u32);
 /// What orders entries everywhere, as a row stores it. An origin never gives two entries the same time, so time and
 /// origin name an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct RowStamp {
     /// When the entry was accepted.
     pub time: Timestamp,
     /// By which run of which member.
@@ -72,7 +72,7 @@ pub struct Stamp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// When and where the entry was accepted.
-    pub stamp: Stamp,
+    pub stamp: RowStamp,
     /// As which entry of its origin; the first is 1.
     pub seq: u64,
     /// Which of the entry's ops this is.
@@ -93,7 +93,7 @@ pub enum Op {
         /// The key.
         key: Bytes,
         /// The put that it removed.
-        seen: Stamp,
+        seen: RowStamp,
     },
     /// Writes an internal record, which takes no revision. The record itself stands in the meta space; this is the
     /// entry that wrote it.
@@ -121,6 +121,18 @@ pub enum Table {
     Lease = 1,
     /// Alarms of clients: `kind (u8), member (u64 big-endian) -> revision at which it was raised (varint)`.
     Alarm = 2,
+    /// Members: `id (u64 big-endian) -> who it is`.
+    Member = 3,
+    /// How far an origin that has ended is known to whom: `member, run, reporter (u64 big-endian each) -> seq (varint)`.
+    Seal = 4,
+}
+
+impl Table {
+    /// The kind with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        let all = [Self::Lease, Self::Alarm, Self::Member, Self::Seal];
+        all.into_iter().find(|table| *table as u8 == number)
+    }
 }
 
 const KIND_PUT: u8 = 1;
@@ -347,15 +359,6 @@ pub struct Identity {
     pub cluster: ClusterId,
 }
 
-/// One run of one member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Origin {
-    /// The member.
-    pub member: MemberId,
-    /// How often it had been started, this start included.
-    pub run: u64,
-}
-
 const META_IDENTITY: u8 = 1;
 const META_ORIGIN: u8 = 2;
 const META_COMPACTED: u8 = 3;
@@ -444,14 +447,14 @@ impl Meta {
     }
 }
 
-fn put_stamp(out: &mut BytesMut, stamp: Stamp) {
+fn put_stamp(out: &mut BytesMut, stamp: RowStamp) {
     put_varint(out, u64::from(stamp.origin.0));
     out.put_u64_le(stamp.time.0);
 }
 
-fn take_stamp(reader: &mut Reader) -> Result<Stamp, StoreError> {
+fn take_stamp(reader: &mut Reader) -> Result<RowStamp, StoreError> {
     let origin = OriginIndex(take_u32(reader)?);
-    Ok(Stamp { time: Timestamp(reader.u64()?), origin })
+    Ok(RowStamp { time: Timestamp(reader.u64()?), origin })
 }
 
 fn take_u32(reader: &mut Reader) -> Result<u32, StoreError> {
@@ -459,11 +462,9 @@ fn take_u32(reader: &mut Reader) -> Result<u32, StoreError> {
 }
 
 fn take_table(reader: &mut Reader) -> Result<Table, StoreError> {
-    match reader.u8()? {
-        1 => Ok(Table::Lease),
-        2 => Ok(Table::Alarm),
-        table => Err(StoreError::Corrupt(format!("unknown internal table {table}"))),
-    }
+    let number = reader.u8()?;
+    Table::from_number(number)
+        .ok_or_else(|| StoreError::Corrupt(format!("unknown internal table {number}")))
 }
 
 #[cfg(test)]

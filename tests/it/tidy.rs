@@ -11,13 +11,19 @@ use starling::config::flags::{self, Effect, Flag, Kind};
 /// The layers in reading order, and which others each may name. `docs/architecture.md` explains them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &[]),
-    ("time", &[]),
+    ("time", &["types"]),
     ("error", &["types"]),
     ("metrics", &[]),
     ("storage", &["types", "time", "error"]),
-    ("engine", &["types", "time", "error", "storage"]),
-    ("node", &["types", "time", "error", "metrics", "storage", "engine"]),
-    ("api", &["types", "time", "error", "metrics", "engine", "node"]),
+    ("replication", &["types", "time", "error", "storage"]),
+    ("engine", &["types", "time", "error", "storage", "replication"]),
+    ("transport", &["types", "time", "error", "metrics", "storage", "replication"]),
+    (
+        "node",
+        &["types", "time", "error", "metrics", "storage", "replication", "engine", "transport"],
+    ),
+    ("api", &["types", "time", "error", "metrics", "replication", "engine", "node"]),
+    ("sim", &["types", "time", "error", "storage", "replication", "engine", "transport"]),
     ("http", &["types", "time", "error", "metrics", "engine", "node", "api"]),
     ("config", &["types", "time", "error", "node"]),
     ("logging", &["config"]),
@@ -25,7 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// What makes the same input give the same output: these hold no task, socket or message of a protocol.
-const PURE_LAYERS: &[&str] = &["storage", "engine"];
+const PURE_LAYERS: &[&str] = &["storage", "replication", "engine"];
 const IMPURE_WORDS: &[&str] = &["async", "await", "tokio", "tonic", "prost", "hyper"];
 
 /// Names that say nothing about what is in a file.

@@ -12,7 +12,7 @@
 use std::ops::ControlFlow;
 
 use super::sorted::{Keyed, Sorted};
-use crate::storage::schema::{Place, Stamp};
+use crate::storage::schema::{Place, RowStamp};
 use crate::types::{KeyRange, LeaseId, RangeEnd, Revision};
 
 /// The entries of a leaf at most. 64 entries are 4 KiB: an insertion moves 2 KiB on average.
@@ -71,7 +71,7 @@ pub(in crate::engine) struct Latest {
     /// Its lease.
     pub(in crate::engine) lease: LeaseId,
     /// The stamp of the put, for deletes to name what they saw.
-    pub(in crate::engine) stamp: Stamp,
+    pub(in crate::engine) stamp: RowStamp,
 }
 
 /// Every version of a key that is still kept.

@@ -32,7 +32,7 @@ fn key(k: u16) -> Vec<u8> {
 }
 
 fn latest(head: Version) -> Latest {
-    let stamp = Stamp { time: Timestamp(head.place().revision.0), origin: OriginIndex(0) };
+    let stamp = RowStamp { time: Timestamp(head.place().revision.0), origin: OriginIndex(0) };
     Latest { head, create_revision: head.place().revision, version: 1, lease: LeaseId::NONE, stamp }
 }
 

@@ -11,9 +11,9 @@ fn any_place() -> impl Strategy<Value = Place> {
     (any::<u64>(), any::<u32>()).prop_map(|(revision, n)| Place { revision: Revision(revision), n })
 }
 
-fn any_stamp() -> impl Strategy<Value = Stamp> {
+fn any_stamp() -> impl Strategy<Value = RowStamp> {
     (any::<u64>(), any::<u32>())
-        .prop_map(|(time, origin)| Stamp { time: Timestamp(time), origin: OriginIndex(origin) })
+        .prop_map(|(time, origin)| RowStamp { time: Timestamp(time), origin: OriginIndex(origin) })
 }
 
 fn any_put(place: Place) -> impl Strategy<Value = Op> {
@@ -167,7 +167,7 @@ fn hex(bytes: &[u8]) -> String {
 /// One record of every kind.
 fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
     let stamp =
-        |seq| Stamp { time: Timestamp((1_800_000_000_000 << 16) + seq), origin: OriginIndex(1) };
+        |seq| RowStamp { time: Timestamp((1_800_000_000_000 << 16) + seq), origin: OriginIndex(1) };
     let row = |revision, n, seq, op| {
         let place = Place { revision: Revision(revision), n };
         (place.encode(), Row { stamp: stamp(seq), seq, op_number: 0, last: true, op }.encode(place))

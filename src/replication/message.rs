@@ -1,0 +1,166 @@
+//! What members say to each other.
+//!
+//! Messages may get lost, come twice or in another order: each one makes sense alone. `proto/peer.proto` has them as
+//! they are sent.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::entry::{Entry, Segment};
+use crate::time::Timestamp;
+use crate::types::{MemberId, Origin};
+
+/// How far someone holds an origin's entries: every one up to `seq`, durably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Head {
+    /// Whose entries.
+    pub origin: Origin,
+    /// The last of them; zero for none.
+    pub seq: u64,
+}
+
+/// One message from one member to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Where the sender is.
+    Digest(Digest),
+    /// The roots of two members differ, and neither knows why: sums over parts of the sender's heads.
+    Buckets(Vec<u64>),
+    /// The sender's heads in some buckets, all of them.
+    Vector {
+        /// Which buckets, one bit each, lowest first.
+        buckets: u64,
+        /// The heads.
+        heads: Vec<Head>,
+        /// Whether the sender wants the receiver's in turn.
+        reply: bool,
+    },
+    /// Heads of the sender that have moved, for whom it may concern.
+    Announce(Vec<Head>),
+    /// Asks for entries behind these heads.
+    Pull {
+        /// What the sender holds of each origin that it wants.
+        wants: Vec<Head>,
+        /// About how many bytes it takes at once.
+        bytes_max: u64,
+    },
+    /// Entries: an answer to a pull, or what the sender itself has just written.
+    Segments(Segments),
+    /// No pull or catch-up is served now.
+    Busy {
+        /// When to ask again, in milliseconds.
+        retry_millis: u64,
+    },
+    /// How far members have promised, and how far they are complete.
+    Promises(Promises),
+    /// Asks for the data itself, by someone whom the log does not reach back to.
+    CatchUp(CatchUp),
+    /// A part of the data.
+    CatchUpPart(CatchUpPart),
+    /// A message of the failure detector.
+    Swim(Bytes),
+}
+
+/// Where a member is: what its peer needs to see whether it lacks anything.
+///
+/// A member numbers the moves of its heads by arrival. The peer remembers up to which number it has been told, and says so
+/// in its own digests; so only what has moved since travels.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Digest {
+    /// Names the count of arrivals, which starts anew with the process.
+    pub epoch: u32,
+    /// Arrivals so far.
+    pub arrivals: u64,
+    /// A hash of all heads.
+    pub root: u64,
+    /// The receiver's epoch and arrivals, as far as the sender was told of them.
+    pub told: Option<(u32, u64)>,
+    /// The sender's heads that have moved since what the receiver was told.
+    pub moved: Vec<Head>,
+    /// Whether `moved` lacks heads, and the receiver must take it that all arrivals up to this one only are in it.
+    pub until: Option<u64>,
+    /// Whether the sender wants a digest in turn.
+    pub reply: bool,
+}
+
+/// Entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// At most one per origin.
+    pub segments: Vec<Segment>,
+    /// The sender has collected up to here: who is not complete up to there cannot go on by segments.
+    pub collected: Timestamp,
+    /// This answers a pull: the request is done, whether or not everything came.
+    pub answers: bool,
+}
+
+/// What a member has promised, and what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// Who.
+    pub member: MemberId,
+    /// Its current run.
+    pub run: u64,
+    /// All entries of this run up to this time ...
+    pub time: Timestamp,
+    /// ... are those up to this seq.
+    pub seq: u64,
+    /// It holds everything that any member wrote up to this time.
+    pub complete: Timestamp,
+    /// The same, but for runs that have ended.
+    pub current: Timestamp,
+}
+
+/// Promises of all members, as far as the sender knows, and its clocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promises {
+    /// A hash of the members and runs, in order.
+    pub table: u64,
+    /// The sender's hybrid time.
+    pub now: Timestamp,
+    /// The sender's wall clock, in milliseconds since 1970.
+    pub wall_millis: u64,
+    /// In the order of the members. Without their names, if the receiver is known to have the same table.
+    pub rows: Vec<Promise>,
+    /// Whether `member` and `run` of the rows mean anything.
+    pub named: bool,
+    /// Whether the sender wants the same in turn.
+    pub reply: bool,
+}
+
+/// Asks for the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatchUp {
+    /// All heads of the sender.
+    pub heads: Vec<Head>,
+    /// Behind what it has got already, as the receiver named it; `None` from the start.
+    pub cursor: Option<Cursor>,
+    /// About how many bytes it takes at once.
+    pub bytes_max: u64,
+}
+
+/// A place in the sender's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    /// The revision there, which means nothing to anyone else.
+    pub revision: u64,
+    /// The number of the row.
+    pub n: u32,
+}
+
+/// A part of the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatchUpPart {
+    /// The heads of the sender when it sent it. Those of the first part hold when the last part is there.
+    pub heads: Vec<Head>,
+    /// How far the sender is complete, likewise.
+    pub complete: Timestamp,
+    /// What lives, and the tombstones, in an order in which the sender might have received it. Ops that mean nothing any
+    /// more are left out.
+    pub entries: Vec<(Origin, Arc<Entry>)>,
+    /// Where to go on; `None` for the last part.
+    pub next: Option<Cursor>,
+    /// How much of the log is done, in thousandths.
+    pub progress: u16,
+}

@@ -1,0 +1,8 @@
+//! How members agree without a leader: what they tell each other, and what follows from it.
+//!
+//! Pure: no clock, thread, socket or random source of its own, and no data either, which is the engine's.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
+pub mod entry;
+pub mod message;
