@@ -29,6 +29,10 @@ pub enum Message {
     Buckets(Vec<u64>),
     /// The sender's heads in some buckets, all of them.
     Vector {
+        /// As in [`Digest`].
+        epoch: u32,
+        /// As in [`Digest`].
+        arrivals: u64,
         /// Which buckets, one bit each, lowest first.
         buckets: u64,
         /// The heads.
@@ -76,10 +80,12 @@ pub struct Digest {
     pub root: u64,
     /// The receiver's epoch and arrivals, as far as the sender was told of them.
     pub told: Option<(u32, u64)>,
-    /// The sender's heads that have moved since what the receiver was told.
+    /// `moved` begins behind this number of arrivals ...
+    pub after: u64,
+    /// ... and ends with this one: `arrivals`, unless that were too many heads for one message.
+    pub until: u64,
+    /// The sender's heads that have moved between the two.
     pub moved: Vec<Head>,
-    /// Whether `moved` lacks heads, and the receiver must take it that all arrivals up to this one only are in it.
-    pub until: Option<u64>,
     /// Whether the sender wants a digest in turn.
     pub reply: bool,
 }

@@ -125,12 +125,15 @@ pub enum Table {
     Member = 3,
     /// How far an origin that has ended is known to whom: `member, run, reporter (u64 big-endian each) -> seq (varint)`.
     Seal = 4,
+    /// The current run of each member: `id (u64 big-endian) -> run (varint)`. Whoever holds it knows that the runs before it
+    /// have ended.
+    Run = 5,
 }
 
 impl Table {
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Self> {
-        let all = [Self::Lease, Self::Alarm, Self::Member, Self::Seal];
+        let all = [Self::Lease, Self::Alarm, Self::Member, Self::Seal, Self::Run];
         all.into_iter().find(|table| *table as u8 == number)
     }
 }
