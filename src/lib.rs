@@ -26,6 +26,7 @@ pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod replication;
+pub mod sim;
 pub mod storage;
 pub mod time;
 pub mod types;

@@ -4,5 +4,14 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod dice;
 pub mod entry;
+pub mod gossip;
+pub mod heads;
 pub mod message;
+mod pulls;
+mod recent;
+pub mod settled;
+
+pub use dice::Dice;
+pub use gossip::Gossip;

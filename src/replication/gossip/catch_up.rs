@@ -1,0 +1,87 @@
+//! Taking over the data of a peer as a whole, where its log does not reach back far enough.
+//!
+//! The peer goes through its log and sends what still means anything: what lives, and tombstones that are kept. It
+//! keeps no state for it. The heads that it named at the start hold for whoever has all parts: what was superseded
+//! meanwhile is followed, later in the log, by what superseded it. Until then no head moves, so that a catch-up that
+//! breaks off claims nothing.
+
+use super::{
+    BUSY_MILLIS, CATCH_UP_PATIENCE_MILLIS, CatchingUp, Gossip, LOADS_MAX, Output, PULL_BYTES_MAX,
+};
+use crate::replication::message::{CatchUp, CatchUpPart, Message};
+use crate::time::Now;
+use crate::types::MemberId;
+
+impl Gossip {
+    /// Starts to take over a peer's data, unless that is under way with someone.
+    pub(super) fn begin_catch_up(&mut self, from: MemberId, now: Now) {
+        if self.catching_up.is_some() {
+            return;
+        }
+        let deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+        self.catching_up =
+            Some(CatchingUp { from, claims: None, cursor: None, progress: 0, deadline_millis });
+        self.ask_for_part();
+    }
+
+    fn ask_for_part(&mut self) {
+        let Some(CatchingUp { from, cursor, .. }) = self.catching_up else { return };
+        let heads = self.heads.all();
+        self.send(from, Message::CatchUp(CatchUp { heads, cursor, bytes_max: PULL_BYTES_MAX }));
+    }
+
+    pub(super) fn serve_catch_up(&mut self, to: MemberId, request: CatchUp) {
+        if self.loads == LOADS_MAX {
+            self.send(to, Message::Busy { retry_millis: BUSY_MILLIS });
+            return;
+        }
+        self.loads += 1;
+        let bytes_max = request.bytes_max.min(PULL_BYTES_MAX);
+        self.outputs.push(Output::LoadCatchUp(to, CatchUp { bytes_max, ..request }));
+    }
+
+    pub(super) fn take_part(&mut self, from: MemberId, part: CatchUpPart, now: Now) {
+        let Some(catching_up) = self.catching_up.as_mut().filter(|it| it.from == from) else {
+            return;
+        };
+        if part.next.is_some() && part.next <= catching_up.cursor {
+            // It came twice.
+            return;
+        }
+        catching_up.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+        catching_up.cursor = part.next;
+        catching_up.progress = part.progress;
+        let (heads, complete) =
+            catching_up.claims.get_or_insert((part.heads, part.complete)).clone();
+        self.counts.taken += part.entries.len() as u64;
+        self.outputs.push(Output::ApplyCatchUp(part.entries));
+        if part.next.is_some() {
+            self.ask_for_part();
+            return;
+        }
+        self.catching_up = None;
+        for head in &heads {
+            self.heads.note_applied(head.origin, head.seq);
+            self.pulls.satisfy(head.origin, &self.heads);
+        }
+        self.outputs.push(Output::FinishCatchUp { heads, complete });
+    }
+
+    /// Asks again when nothing has come for too long; from the start, of somebody else, if the peer seems dead.
+    pub(super) fn catch_up_timeout(&mut self, now: Now) {
+        let Some(catching_up) = &mut self.catching_up else { return };
+        if catching_up.deadline_millis > now.monotonic_millis {
+            return;
+        }
+        catching_up.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+        let from = catching_up.from;
+        if self.live.binary_search(&from).is_err()
+            && let Some(other) = self.dice.pick(&self.live).copied()
+        {
+            self.catching_up = None;
+            self.begin_catch_up(other, now);
+            return;
+        }
+        self.ask_for_part();
+    }
+}

@@ -1,0 +1,120 @@
+//! Digests: two members find out whether either lacks anything.
+
+use super::{
+    BACK_OFF, DEAD_PEER_EXCHANGES, Gossip, HEADS_MAX, INTRODUCTION_HEADS_MAX, MISMATCHES_MAX,
+};
+use crate::replication::message::{Digest, Head, Message};
+use crate::time::Now;
+use crate::types::MemberId;
+
+impl Gossip {
+    /// Compares with a random member, as happens every now and then.
+    pub(super) fn begin_exchange(&mut self, now: Now) {
+        self.next_exchange = now.monotonic_millis + self.dice.jitter(self.exchange_interval);
+        let (by, of) = BACK_OFF;
+        self.exchange_interval =
+            (self.exchange_interval * by / of).min(self.options.exchange_max_millis);
+        let dead_too = self.live.is_empty() || self.dice.below(DEAD_PEER_EXCHANGES) == 0;
+        let peer = if dead_too {
+            let me = self.me.member;
+            let members = self.membership.members.keys().copied().filter(|member| *member != me);
+            let members: Vec<_> = members.collect();
+            self.dice.pick(&members).copied()
+        } else {
+            self.dice.pick(&self.live).copied()
+        };
+        if let Some(peer) = peer {
+            self.send_digest(peer, true);
+        }
+    }
+
+    /// Something differs, or may: look again soon.
+    pub(super) fn hurry(&mut self, now: Now) {
+        self.exchange_interval = self.options.exchange_millis;
+        let soon = now.monotonic_millis + self.dice.below(self.exchange_interval).max(1);
+        self.next_exchange = self.next_exchange.min(soon);
+    }
+
+    pub(super) fn send_digest(&mut self, to: MemberId, reply: bool) {
+        let peer = self.peers.entry(to).or_default();
+        let arrivals = self.heads.arrivals();
+        // To a stranger with many heads only the root is of use: it may be the same.
+        let after = match peer.heard {
+            Some(heard) => heard,
+            None if self.heads.len() <= INTRODUCTION_HEADS_MAX => 0,
+            None => arrivals,
+        };
+        let (moved, until) = self.heads.moved_since(after, HEADS_MAX);
+        let told = peer.told;
+        let root = self.heads.root();
+        let epoch = self.epoch;
+        let digest = Digest { epoch, arrivals, root, told, after, until, moved, reply };
+        self.send(to, Message::Digest(digest));
+    }
+
+    pub(super) fn compare(&mut self, from: MemberId, digest: Digest, now: Now) {
+        self.counts.exchanges += 1;
+        for head in &digest.moved {
+            self.learn(from, *head);
+        }
+        let is_equal = digest.root == self.heads.root();
+        let (epoch, arrivals) = (self.epoch, self.heads.arrivals());
+        let peer = self.peers.entry(from).or_default();
+        peer.heard = digest.told.filter(|(of, _)| *of == epoch).map(|(_, heard)| heard);
+        let known = peer.told.filter(|(of, _)| *of == digest.epoch).map_or(0, |(_, known)| known);
+        if is_equal {
+            peer.told = Some((digest.epoch, digest.arrivals));
+        } else if digest.after <= known {
+            peer.told = Some((digest.epoch, digest.until.max(known)));
+        } else if digest.after == 0 || known == 0 {
+            // Heads have moved that we were never told of.
+            peer.told = None;
+        }
+        if is_equal {
+            peer.mismatch = None;
+        } else {
+            self.counts.mismatches += 1;
+            let both = (arrivals, digest.arrivals);
+            let peer = self.peers.entry(from).or_default();
+            let count = match peer.mismatch {
+                Some((before, count)) if before == both => count + 1,
+                _ => 1,
+            };
+            peer.mismatch = Some((both, count));
+            let is_lost = peer.told.is_none() || count > MISMATCHES_MAX;
+            if is_lost && !self.pulls.is_behind() {
+                peer.mismatch = None;
+                self.send(from, Message::Buckets(self.heads.buckets().to_vec()));
+            }
+            self.hurry(now);
+        }
+        if digest.reply && !(is_equal && digest.told == Some((epoch, arrivals))) {
+            self.send_digest(from, false);
+        }
+    }
+
+    /// Sends what a peer may not know of, now that it has told its sums.
+    pub(super) fn answer_buckets(&mut self, from: MemberId, sums: &[u64]) {
+        let differing = self.heads.differing(sums);
+        if differing != 0 {
+            self.send_vector(from, differing, true);
+        }
+    }
+
+    pub(super) fn send_vector(&mut self, to: MemberId, buckets: u64, reply: bool) {
+        let mut heads = self.heads.in_buckets(buckets);
+        // More than fit are told next time: those that have moved last matter most, but any will do.
+        heads.truncate(HEADS_MAX);
+        let (epoch, arrivals) = (self.epoch, self.heads.arrivals());
+        self.send(to, Message::Vector { epoch, arrivals, buckets, heads, reply });
+    }
+
+    pub(super) fn take_vector(&mut self, from: MemberId, told: (u32, u64), heads: &[Head]) {
+        for head in heads {
+            self.learn(from, *head);
+        }
+        if heads.len() < HEADS_MAX {
+            self.peers.entry(from).or_default().told = Some(told);
+        }
+    }
+}

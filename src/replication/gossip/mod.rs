@@ -1,0 +1,550 @@
+//! The gossip of one member: what it says to whom, and what it asks for.
+//!
+//! ```text
+//!   clients ──▶ engine ──Committed──▶ Gossip ──Send──▶ peers
+//!                 ▲                     │  ▲
+//!                 └──────── Apply ──────┘  └── Receive ── peers
+//! ```
+//!
+//! Up to [`Options::direct_max`] members, the origin of an entry sends it straight to all others: one hop, one copy. In larger
+//! clusters members only announce which heads have moved, to a few random peers and their two neighbours in a ring, and
+//! whoever lacks the entries pulls them from the first who announced them: each entry still travels to each member about
+//! once. In either case every member compares digests with a random one from time to time, which repairs
+//! whatever was lost.
+//!
+//! Invariants
+//! * Only what is durable is advertised: a head is its acknowledgement.
+//! * Every queue in here is a set of origins or members, or has a named bound.
+
+mod catch_up;
+mod exchange;
+mod peer;
+mod promise;
+mod spread;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::dice::Dice;
+use super::entry::{Entry, Segment};
+use super::heads::Heads;
+use super::message::{CatchUp, Cursor, Head, Message, Segments};
+use super::pulls::Pulls;
+use super::recent::Recent;
+use super::settled::{Frontier, Membership};
+use crate::time::{Now, Timestamp};
+use crate::types::{MemberId, Origin};
+use peer::Peer;
+
+/// Heads in one message.
+const HEADS_MAX: usize = 4096;
+/// Up to so many heads a digest for a new peer has them all.
+const INTRODUCTION_HEADS_MAX: usize = 64;
+/// Bytes of entries in one message, give or take an entry.
+const SEGMENTS_BYTES_MAX: usize = 1 << 20;
+/// What a peer may ask for at once.
+const PULL_BYTES_MAX: u64 = 4 << 20;
+/// Peers that are served from the disk at the same time.
+const LOADS_MAX: usize = 3;
+/// When others may ask again.
+const BUSY_MILLIS: u64 = 200;
+/// A peer that stays silent so long while it catches up from us, or we from it, is given up.
+const CATCH_UP_PATIENCE_MILLIS: u64 = 10_000;
+/// While roots match, the time to the next exchange grows by a half.
+const BACK_OFF: (u64, u64) = (3, 2);
+/// The longest time between two announcements.
+const ANNOUNCE_WINDOW_MAX_MILLIS: u64 = 250;
+/// What an announced head takes, roughly, in bytes.
+const ANNOUNCED_HEAD_BYTES: u64 = 20;
+/// What announcements may take, in bytes per second: with more to say, members say it less often.
+const ANNOUNCE_BYTES_PER_SECOND: u64 = 256 << 10;
+/// One exchange out of so many goes to a peer that seems dead: that is how the two sides of a cut find each other.
+const DEAD_PEER_EXCHANGES: u64 = 4;
+/// Exchanges without any move, and yet with different roots, before the reason is looked for.
+const MISMATCHES_MAX: u32 = 2;
+/// Promises are made in steps of so many bits of a millisecond, so that they take few bytes.
+const PROMISE_STEP_BITS: u32 = 7 + 16;
+
+/// Settings of the gossip.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Up to how many members entries go straight from their origin to all.
+    pub direct_max: usize,
+    /// How often digests are compared, in milliseconds.
+    pub exchange_millis: u64,
+    /// The longest time between two such comparisons.
+    pub exchange_max_millis: u64,
+    /// How long moved heads are gathered before they are announced.
+    pub announce_millis: u64,
+    /// How often promises are made and passed on.
+    pub promise_millis: u64,
+    /// Memory for the newest entries, in bytes.
+    pub recent_bytes: usize,
+    /// What one peer is sent without an acknowledgement, in bytes.
+    pub push_window_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            direct_max: 16,
+            exchange_millis: 1000,
+            exchange_max_millis: 10_000,
+            announce_millis: 5,
+            promise_millis: 5000,
+            recent_bytes: 16 << 20,
+            push_window_bytes: 8 << 20,
+        }
+    }
+}
+
+/// What a member hears, from peers and from its own engine.
+#[derive(Debug)]
+pub enum Input {
+    /// A peer has said something.
+    Receive(MemberId, Message),
+    /// Entries have become durable, its own and those of others, in the order of the log.
+    Committed {
+        /// The entries.
+        entries: Vec<(Origin, Arc<Entry>)>,
+        /// All heads that have moved: they may be further than the entries where some have nothing left in them.
+        heads: Vec<Head>,
+    },
+    /// Who belongs to the cluster has changed.
+    Membership(Membership),
+    /// Which members seem alive, this one left out.
+    Live(Vec<MemberId>),
+    /// A promise is durable: all own entries up to this time are those up to this seq.
+    Promised(Timestamp, u64),
+    /// The engine has sent what was asked of it by [`Output::Load`] or [`Output::LoadCatchUp`].
+    Loaded(MemberId),
+    /// All the data of a peer has been taken over, up to here.
+    CaughtUp(Timestamp),
+    /// This member has just joined: it needs the data.
+    CatchUpFrom(MemberId),
+    /// This member has collected entries up to here.
+    Collected(Timestamp),
+    /// Time has passed.
+    Tick,
+}
+
+/// What the gossip wants done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a message; it may get lost.
+    Send(MemberId, Message),
+    /// Write entries to the log. They follow those before.
+    Apply(MemberId, Segment),
+    /// Read entries from the log, send them to a peer as the answer to its pull, then say [`Input::Loaded`].
+    Load {
+        /// For whom.
+        to: MemberId,
+        /// Behind which heads.
+        wants: Vec<Head>,
+        /// How much at most, give or take an entry.
+        bytes_max: u64,
+    },
+    /// Read a part of the data, send it, then say [`Input::Loaded`].
+    LoadCatchUp(MemberId, CatchUp),
+    /// Write a part of another member's data. No heads move.
+    ApplyCatchUp(Vec<(Origin, Arc<Entry>)>),
+    /// All parts are there: move the heads, remember how far this member is complete, then say [`Input::CaughtUp`].
+    FinishCatchUp {
+        /// Where the heads go, unless they are further.
+        heads: Vec<Head>,
+        /// Up to when the data is complete.
+        complete: Timestamp,
+    },
+    /// Make a promise, after everything accepted so far is durable. Record it, and how far this member is complete, before
+    /// [`Input::Promised`].
+    Promise {
+        /// Up to when this member holds everything.
+        complete: Timestamp,
+    },
+    /// Say in an entry that this member holds runs that have ended so far.
+    Seal(Vec<Head>),
+    /// Everybody holds everything up to here.
+    Settled(Timestamp),
+    /// A peer holds our entries up to this one.
+    Acknowledged(MemberId, u64),
+    /// The failure detector has something to hear.
+    Swim(MemberId, bytes::Bytes),
+}
+
+/// Where a catch-up from a peer stands.
+#[derive(Clone, Debug)]
+struct CatchingUp {
+    from: MemberId,
+    /// Of the first part.
+    claims: Option<(Vec<Head>, Timestamp)>,
+    cursor: Option<Cursor>,
+    progress: u16,
+    deadline_millis: u64,
+}
+
+/// Counters of the gossip, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Digests compared with a peer.
+    pub exchanges: u64,
+    /// Of those, with different roots.
+    pub mismatches: u64,
+    /// Entries that came more than once.
+    pub duplicates: u64,
+    /// Entries taken.
+    pub taken: u64,
+    /// Pulls that were not answered in time.
+    pub timeouts: u64,
+}
+
+/// The gossip of one member.
+#[derive(Clone, Debug)]
+pub struct Gossip {
+    me: Origin,
+    /// Names the count of arrivals of this process.
+    epoch: u32,
+    options: Options,
+    dice: Dice,
+    heads: Heads,
+    recent: Recent,
+    pulls: Pulls,
+    membership: Membership,
+    frontier: Frontier,
+    /// A hash of the members and their runs.
+    table: u64,
+    peers: BTreeMap<MemberId, Peer>,
+    /// Who seems alive, in order.
+    live: Vec<MemberId>,
+    /// Origins whose moves are to be announced.
+    dirty: BTreeSet<Origin>,
+    collected: Timestamp,
+    loads: usize,
+    catching_up: Option<CatchingUp>,
+    exchange_interval: u64,
+    next_exchange: u64,
+    next_promise: u64,
+    next_announce: Option<u64>,
+    counts: Counts,
+    outputs: Vec<Output>,
+}
+
+impl Gossip {
+    /// A member that holds `heads`, and whatever `complete` and `settled` say, from its last run.
+    pub fn new(
+        me: Origin,
+        options: Options,
+        seed: u64,
+        heads: &[Head],
+        frontier: Frontier,
+        now: Now,
+    ) -> Self {
+        let mut dice = Dice::new(seed);
+        let epoch = u32::try_from(dice.roll() >> 32).expect("the upper half");
+        let mut own = Heads::new();
+        for head in heads {
+            own.advance(*head);
+        }
+        let millis = now.monotonic_millis;
+        Self {
+            me,
+            epoch,
+            heads: own,
+            recent: Recent::new(options.recent_bytes),
+            pulls: Pulls::new(),
+            membership: Membership::default(),
+            frontier,
+            table: 0,
+            peers: BTreeMap::new(),
+            live: Vec::new(),
+            dirty: BTreeSet::new(),
+            collected: Timestamp::default(),
+            loads: 0,
+            catching_up: None,
+            exchange_interval: options.exchange_millis,
+            next_exchange: millis + dice.below(options.exchange_millis),
+            next_promise: millis + dice.below(options.promise_millis),
+            next_announce: None,
+            counts: Counts::default(),
+            outputs: Vec::new(),
+            dice,
+            options,
+        }
+    }
+
+    /// Takes one input; answers what is to be done about it.
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Output> {
+        match input {
+            Input::Receive(from, message) => self.receive(from, message, now),
+            Input::Committed { entries, heads } => self.committed(entries, &heads, now),
+            Input::Membership(membership) => self.membership_changed(membership, now),
+            Input::Live(live) => self.live_changed(live, now),
+            Input::Promised(time, seq) => self.promised(time, seq, now),
+            Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
+            Input::CaughtUp(complete) => self.frontier.raise_complete(complete),
+            Input::CatchUpFrom(peer) => self.begin_catch_up(peer, now),
+            Input::Collected(time) => self.collected = self.collected.max(time),
+            Input::Tick => {}
+        }
+        self.run_timers(now);
+        self.send_pulls(now);
+        self.announce_when_due(now);
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// When to call [`Self::step`] again at the latest, in monotonic milliseconds.
+    pub fn wake_at(&self) -> u64 {
+        let catch_up = self.catching_up.as_ref().map(|catching_up| catching_up.deadline_millis);
+        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up];
+        let next = self.next_exchange.min(self.next_promise);
+        timers.into_iter().flatten().fold(next, u64::min)
+    }
+
+    /// How far this member holds the entries of each origin.
+    pub fn heads(&self) -> &Heads {
+        &self.heads
+    }
+
+    /// Up to when this member, and everybody, holds everything.
+    pub fn frontier(&self) -> &Frontier {
+        &self.frontier
+    }
+
+    /// Who belongs to the cluster.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Counters.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// How far a peer is known to hold this member's entries.
+    pub fn acknowledged(&self, peer: MemberId) -> u64 {
+        self.peers.get(&peer).map_or(0, |peer| peer.acknowledged)
+    }
+
+    /// How many entries are known to be missing here.
+    pub fn lag(&self) -> u64 {
+        self.pulls.lag(&self.heads)
+    }
+
+    /// From whom the data as a whole is being taken over, and how much of it is there, in thousandths.
+    pub fn catching_up(&self) -> Option<(MemberId, u16)> {
+        self.catching_up.as_ref().map(|catching_up| (catching_up.from, catching_up.progress))
+    }
+
+    fn receive(&mut self, from: MemberId, message: Message, now: Now) {
+        match message {
+            Message::Digest(digest) => self.compare(from, digest, now),
+            Message::Buckets(sums) => self.answer_buckets(from, &sums),
+            Message::Vector { epoch, arrivals, buckets, heads, reply } => {
+                self.take_vector(from, (epoch, arrivals), &heads);
+                if reply {
+                    self.send_vector(from, buckets, false);
+                }
+            }
+            Message::Announce(heads) => heads.iter().for_each(|head| self.learn(from, *head)),
+            Message::Pull { wants, bytes_max } => self.serve(from, wants, bytes_max),
+            Message::Segments(segments) => self.take_segments(from, segments, now),
+            Message::Busy { retry_millis } => self.refused(from, retry_millis, now),
+            Message::Promises(promises) => self.take_promises(from, promises, now),
+            Message::CatchUp(request) => self.serve_catch_up(from, request),
+            Message::CatchUpPart(part) => self.take_part(from, part, now),
+            Message::Swim(bytes) => self.outputs.push(Output::Swim(from, bytes)),
+        }
+    }
+
+    fn send(&mut self, to: MemberId, message: Message) {
+        self.outputs.push(Output::Send(to, message));
+    }
+
+    /// A peer holds an origin's entries up to some seq.
+    fn learn(&mut self, from: MemberId, head: Head) {
+        if head.origin == self.me {
+            self.acknowledged_by(from, head.seq);
+        }
+        let seq = head.seq.min(self.membership.limit(head.origin));
+        self.pulls.learn(from, Head { seq, ..head }, &self.heads);
+    }
+
+    fn send_pulls(&mut self, now: Now) {
+        // A member that takes over all the data would ask for what is on its way anyhow.
+        if self.catching_up.is_some() {
+            return;
+        }
+        for (peer, wants) in self.pulls.due(now.monotonic_millis, &self.heads) {
+            self.send(peer, Message::Pull { wants, bytes_max: PULL_BYTES_MAX });
+        }
+    }
+
+    /// Answers a pull: from memory if all of it is there.
+    fn serve(&mut self, to: MemberId, wants: Vec<Head>, bytes_max: u64) {
+        let budget = usize::try_from(bytes_max.min(PULL_BYTES_MAX)).unwrap_or(usize::MAX);
+        let budget = budget.min(SEGMENTS_BYTES_MAX);
+        let (mut segments, mut on_disk, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for want in wants {
+            if want.seq >= self.heads.seq(want.origin) {
+                continue;
+            }
+            match self.recent.behind(want, budget.saturating_sub(bytes)) {
+                Some(segment) => {
+                    bytes += segment.bytes();
+                    segments.push(segment);
+                }
+                None => on_disk.push(want),
+            }
+            if bytes >= budget {
+                break;
+            }
+        }
+        let is_all = on_disk.is_empty() || bytes >= budget;
+        if is_all || !segments.is_empty() {
+            let collected = self.collected;
+            self.send(to, Message::Segments(Segments { segments, collected, answers: is_all }));
+        }
+        if is_all {
+            return;
+        }
+        if self.loads == LOADS_MAX {
+            self.send(to, Message::Busy { retry_millis: BUSY_MILLIS });
+            return;
+        }
+        self.loads += 1;
+        let bytes_max = bytes_max.min(PULL_BYTES_MAX);
+        self.outputs.push(Output::Load { to, wants: on_disk, bytes_max });
+    }
+
+    fn take_segments(&mut self, from: MemberId, message: Segments, now: Now) {
+        let Segments { segments, collected, answers } = message;
+        if collected > self.frontier.complete() {
+            // Tombstones may be gone there that this member has never seen.
+            self.pulls.answered(from, now.monotonic_millis);
+            self.begin_catch_up(from, now);
+            return;
+        }
+        let mut is_news = false;
+        for segment in segments {
+            is_news |= self.take_segment(from, segment);
+        }
+        if answers {
+            self.pulls.answered(from, now.monotonic_millis);
+        } else if is_news {
+            self.pulls.progress(from, now.monotonic_millis);
+        }
+    }
+
+    fn take_segment(&mut self, from: MemberId, mut segment: Segment) -> bool {
+        let origin = segment.origin;
+        let limit = self.membership.limit(origin);
+        if segment.through > limit {
+            segment.entries.retain(|entry| entry.seq <= limit);
+            segment.through = limit;
+        }
+        let applied = self.heads.applied(origin);
+        let entries = segment.entries.len();
+        let (after, through) = (segment.after, segment.through);
+        if after > applied {
+            // It follows something that has not come.
+            self.learn(from, Head { origin, seq: through });
+            return false;
+        }
+        let news = segment.behind(applied);
+        let taken = news.as_ref().map_or(0, |news| news.entries.len());
+        self.counts.duplicates += (entries - taken) as u64;
+        self.counts.taken += taken as u64;
+        let Some(news) = news else {
+            // The acknowledgement may have been lost.
+            if through <= self.heads.seq(origin) && origin.member == from {
+                self.acknowledge(origin);
+            }
+            self.pulls.demote(from, origin);
+            return false;
+        };
+        self.heads.note_applied(origin, news.through);
+        self.outputs.push(Output::Apply(from, news));
+        self.pulls.satisfy(origin, &self.heads);
+        true
+    }
+
+    fn refused(&mut self, from: MemberId, retry_millis: u64, now: Now) {
+        let until = now.monotonic_millis + retry_millis.min(CATCH_UP_PATIENCE_MILLIS);
+        self.pulls.refused(from, until, now.monotonic_millis);
+        if let Some(catching_up) = &mut self.catching_up
+            && catching_up.from == from
+        {
+            catching_up.deadline_millis = until;
+        }
+    }
+
+    fn committed(&mut self, entries: Vec<(Origin, Arc<Entry>)>, heads: &[Head], now: Now) {
+        let mut moved = BTreeSet::new();
+        for (origin, entry) in entries {
+            let seq = entry.seq;
+            self.recent.push(origin, self.heads.seq(origin), entry);
+            self.heads.advance(Head { origin, seq });
+            moved.insert(origin);
+        }
+        for head in heads {
+            self.heads.advance(*head);
+            moved.insert(head.origin);
+        }
+        for origin in &moved {
+            self.pulls.satisfy(*origin, &self.heads);
+        }
+        self.spread(&moved, now);
+    }
+
+    fn live_changed(&mut self, mut live: Vec<MemberId>, now: Now) {
+        live.retain(|peer| *peer != self.me.member);
+        live.sort_unstable();
+        let before = std::mem::replace(&mut self.live, live);
+        for peer in before.iter().filter(|peer| self.live.binary_search(peer).is_err()) {
+            self.pulls.forget(*peer);
+            if let Some(peer) = self.peers.get_mut(peer) {
+                peer.told = None;
+                peer.forget_pushes();
+            }
+        }
+        let new = self.live.iter().filter(|peer| before.binary_search(peer).is_err());
+        if self.is_direct() {
+            for peer in new.copied().collect::<Vec<_>>() {
+                self.send_digest(peer, true);
+            }
+        }
+        self.hurry(now);
+    }
+
+    fn membership_changed(&mut self, membership: Membership, now: Now) {
+        self.membership = membership;
+        self.table = self.hash_of_members();
+        let unsaid = self.frontier.membership_changed(&self.membership, &self.heads);
+        if !unsaid.is_empty() {
+            self.outputs.push(Output::Seal(unsaid));
+        }
+        self.peers.retain(|peer, _| self.membership.members.contains_key(peer));
+        self.hurry(now);
+    }
+
+    fn run_timers(&mut self, now: Now) {
+        let millis = now.monotonic_millis;
+        self.counts.timeouts += self.pulls.expire(millis).len() as u64;
+        self.catch_up_timeout(now);
+        if millis >= self.next_exchange {
+            self.begin_exchange(now);
+        }
+        if millis >= self.next_promise {
+            self.next_promise = millis + self.dice.jitter(self.options.promise_millis);
+            self.conclude();
+            if !self.membership.members.is_empty() {
+                let complete = self.frontier.complete();
+                self.outputs.push(Output::Promise { complete });
+            }
+        }
+    }
+
+    /// Whether entries go straight to everybody.
+    fn is_direct(&self) -> bool {
+        self.membership.members.len() <= self.options.direct_max
+    }
+}
