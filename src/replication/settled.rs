@@ -35,9 +35,25 @@ pub struct Membership {
     pub seals: BTreeMap<Origin, (u64, Timestamp)>,
     /// Whether there are members that we know of but have never met: nothing is complete before.
     pub awaits: bool,
+    /// The members, in order.
+    numbers: Vec<MemberId>,
 }
 
 impl Membership {
+    /// Members whose runs are known, none of which has ended.
+    pub fn new(
+        members: BTreeMap<MemberId, Timestamp>,
+        runs: BTreeMap<MemberId, (u64, Timestamp)>,
+    ) -> Self {
+        let numbers = members.keys().copied().collect();
+        Self { members, runs, numbers, ..Self::default() }
+    }
+
+    /// The place of a member in the order of all.
+    pub fn number(&self, member: MemberId) -> Option<usize> {
+        self.numbers.binary_search(&member).ok()
+    }
+
     /// When it was announced that an origin has ended, if it has.
     pub fn ended(&self, origin: Origin) -> Option<Timestamp> {
         if let Some(removed) = self.removed.get(&origin.member) {
@@ -55,20 +71,29 @@ impl Membership {
     }
 }
 
+/// What is known of one member.
 #[derive(Clone, Copy, Debug, Default)]
 struct Standing {
-    /// The last promise that was heard.
-    heard: Option<Promise>,
-    /// The last one whose entries are all here.
-    covered: Option<Promise>,
+    /// The last promise that was heard; run zero if there was none.
+    run: u64,
+    time: Timestamp,
+    seq: u64,
+    /// What it holds, as it has said.
+    complete: Timestamp,
+    current: Timestamp,
+    /// Everything of it up to here is held: the time of its last promise whose entries are all here ...
+    covered: Timestamp,
+    /// ... and what it had said with that one.
+    covered_current: Timestamp,
 }
 
 /// What this member knows of everybody's promises.
 #[derive(Clone, Debug)]
 pub struct Frontier {
     me: MemberId,
-    standings: BTreeMap<MemberId, Standing>,
-    /// The last covered promise of runs that have ended, until that is closed.
+    /// In the order of the members.
+    standings: Vec<Standing>,
+    /// Up to when the runs that have ended are held, until their ends are closed.
     ending: BTreeMap<Origin, Timestamp>,
     complete: Timestamp,
     current: Timestamp,
@@ -80,7 +105,7 @@ impl Frontier {
     pub fn new(me: MemberId, complete: Timestamp, settled: Timestamp) -> Self {
         Self {
             me,
-            standings: BTreeMap::new(),
+            standings: Vec::new(),
             ending: BTreeMap::new(),
             complete,
             current: Timestamp::default(),
@@ -108,46 +133,48 @@ impl Frontier {
         self.complete = self.complete.max(complete);
     }
 
-    /// Takes note of a promise. Answers whether it is news.
-    pub fn hear(&mut self, promise: Promise) -> bool {
-        let heard = &mut self.standings.entry(promise.member).or_default().heard;
-        let is_news =
-            heard.is_none_or(|known| (known.run, known.time) < (promise.run, promise.time));
-        if is_news {
-            // What is held stays held, whatever a member says after it lost its disk.
-            let complete = heard.map_or(promise.complete, |known| known.complete);
-            let current = heard.map_or(promise.current, |known| known.current);
-            *heard = Some(Promise {
-                complete: promise.complete.max(complete),
-                current: promise.current.max(current),
-                ..promise
-            });
+    /// Takes note of a promise of the member with this number.
+    pub fn hear(&mut self, number: usize, promise: &Promise) {
+        let Some(standing) = self.standings.get_mut(number) else { return };
+        if (promise.run, promise.time) > (standing.run, standing.time) {
+            (standing.run, standing.time) = (promise.run, promise.time);
+            standing.seq = promise.seq;
+            // What is held stays held, whatever a member says after it has lost its disk.
+            standing.complete = standing.complete.max(promise.complete);
+            standing.current = standing.current.max(promise.current);
         }
-        is_news
     }
 
-    /// The last promise of each member that was heard, in their order; one that says nothing for those that were not.
+    /// The last promise of each member's current run that was heard, in the order of the members; one that says nothing
+    /// where there was none.
     pub fn promises<'a>(
         &'a self,
         membership: &'a Membership,
     ) -> impl Iterator<Item = Promise> + 'a {
-        membership.members.iter().map(|(member, joined)| {
-            let heard = self.standings.get(member).and_then(|standing| standing.heard);
-            heard.unwrap_or(Promise {
+        membership.members.iter().zip(&self.standings).map(|((member, joined), standing)| {
+            let run = membership.runs.get(member).map_or(0, |(run, _)| *run);
+            let is_current = standing.run == run;
+            Promise {
                 member: *member,
-                run: 0,
-                time: *joined,
-                seq: 0,
-                complete: Timestamp::default(),
-                current: Timestamp::default(),
-            })
+                run,
+                time: if is_current { standing.time } else { *joined },
+                seq: if is_current { standing.seq } else { 0 },
+                complete: standing.complete,
+                current: standing.current,
+            }
         })
     }
 
-    /// What the membership says has changed. Answers the heads of ended runs that this member holds further than anybody
-    /// has said: it has to say so at once, in an entry of its own.
-    pub fn membership_changed(&mut self, membership: &Membership, heads: &Heads) -> Vec<Head> {
-        self.standings.retain(|member, _| membership.members.contains_key(member));
+    /// Who belongs to the cluster, or what runs have ended, has changed from `before`. Answers the heads of ended runs that
+    /// this member holds further than anybody has said: it has to say so at once, in an entry of its own.
+    pub fn membership_changed(
+        &mut self,
+        before: &Membership,
+        membership: &Membership,
+        heads: &Heads,
+    ) -> Vec<Head> {
+        let known: BTreeMap<_, _> =
+            before.members.keys().copied().zip(std::mem::take(&mut self.standings)).collect();
         let mut unsaid = Vec::new();
         let sealed = membership.seals.keys().map(|origin| Head { origin: *origin, seq: 0 });
         for head in heads.all().into_iter().chain(sealed) {
@@ -155,59 +182,50 @@ impl Frontier {
             if membership.ended(origin).is_none() {
                 continue;
             }
-            let covered = self.covered(origin.member, membership);
+            let joined = before.members.get(&origin.member).copied().unwrap_or_default();
+            let covered = known.get(&origin.member).map_or(joined, |standing| standing.covered);
             self.ending.entry(origin).or_insert(covered);
             if head.seq > membership.limit(origin) {
                 unsaid.push(head);
             }
         }
+        self.standings = membership
+            .members
+            .iter()
+            .map(|(member, joined)| {
+                let standing = known.get(member).copied().unwrap_or_default();
+                Standing { covered: standing.covered.max(*joined), ..standing }
+            })
+            .collect();
         unsaid
-    }
-
-    /// Up to which time everything of a member is here.
-    fn covered(&self, member: MemberId, membership: &Membership) -> Timestamp {
-        let covered = self.standings.get(&member).and_then(|standing| standing.covered);
-        let joined = membership.members.get(&member).copied().unwrap_or_default();
-        covered.map_or(joined, |promise| promise.time)
     }
 
     /// Draws the conclusions from what is held and what was heard. Costs a look at every member.
     pub fn conclude(&mut self, membership: &Membership, heads: &Heads) {
-        for (member, standing) in &mut self.standings {
-            let is_covered = |promise: &Promise| {
-                heads.seq(Origin { member: *member, run: promise.run }) >= promise.seq
-            };
-            if let Some(promise) = standing.heard.filter(is_covered) {
-                standing.covered = Some(promise);
+        for (member, standing) in membership.members.keys().zip(&mut self.standings) {
+            let origin = Origin { member: *member, run: standing.run };
+            if standing.run > 0 && heads.seq(origin) >= standing.seq {
+                standing.covered = standing.covered.max(standing.time);
+                standing.covered_current = standing.current;
             }
         }
-        if membership.awaits || membership.members.is_empty() {
+        if membership.awaits || self.standings.is_empty() {
             return;
         }
-        let members = membership.members.keys();
-        let current = members.map(|member| self.covered(*member, membership)).min();
-        let current = current.unwrap_or_default();
-        self.current = self.current.max(current);
+        let current = self.standings.iter().map(|standing| standing.covered).min();
+        self.current = self.current.max(current.unwrap_or_default());
+        let mut complete = self.current;
         let ending = std::mem::take(&mut self.ending);
-        let mut complete = current;
         for (origin, covered) in ending {
-            if !self.is_closed(origin, membership) {
+            let is_held = heads.seq(origin) >= membership.limit(origin);
+            if !(is_held && self.is_closed(origin, membership)) {
                 complete = complete.min(covered);
-            } else if heads.seq(origin) < membership.limit(origin) {
-                complete = complete.min(covered);
-            } else {
-                // It is over: nothing more of it will come.
-                continue;
+                self.ending.insert(origin, covered);
             }
-            self.ending.insert(origin, covered);
         }
         self.complete = self.complete.max(complete);
-        let everybody = membership.members.keys().map(|member| match *member {
-            me if me == self.me => self.complete,
-            peer => {
-                let heard = self.standings.get(&peer).and_then(|standing| standing.heard);
-                heard.map_or(Timestamp::default(), |promise| promise.complete)
-            }
+        let everybody = membership.members.keys().zip(&self.standings).map(|(member, standing)| {
+            if *member == self.me { self.complete } else { standing.complete }
         });
         self.settled = self.settled.max(everybody.min().unwrap_or_default());
     }
@@ -217,12 +235,9 @@ impl Frontier {
         let Some(announced) = membership.ended(origin) else { return false };
         let sealed = membership.seals.get(&origin).map_or(announced, |(_, time)| *time);
         let since = announced.max(sealed);
-        membership.members.keys().all(|member| {
-            if *member == self.me {
-                return self.current >= since;
-            }
-            let covered = self.standings.get(member).and_then(|standing| standing.covered);
-            covered.is_some_and(|promise| promise.current >= since)
+        membership.members.keys().zip(&self.standings).all(|(member, standing)| {
+            let current = if *member == self.me { self.current } else { standing.covered_current };
+            current >= since
         })
     }
 
@@ -231,8 +246,8 @@ impl Frontier {
         self.ending.keys().copied()
     }
 
-    /// What a member has last said of itself.
-    pub fn heard(&self, member: MemberId) -> Option<Promise> {
-        self.standings.get(&member)?.heard
+    /// Up to when each member says that it is complete, in the order of the members.
+    pub fn completes(&self) -> impl Iterator<Item = Timestamp> {
+        self.standings.iter().map(|standing| standing.complete)
     }
 }

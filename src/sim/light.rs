@@ -69,7 +69,7 @@ impl Light {
         member: MemberId,
         options: Options,
         seed: u64,
-        membership: Membership,
+        membership: Arc<Membership>,
         everything: Rc<RefCell<Everything>>,
         commit_micros: u64,
     ) -> Self {

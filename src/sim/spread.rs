@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::light::{Everything, Light};
+use super::light::{Everything, Light, RUN};
 use super::network::{Network, NetworkOptions};
 use super::world::{Traffic, World, now_at};
 use crate::replication::Dice;
@@ -127,15 +128,17 @@ impl Experiment {
         let network = Network::new(self.network.clone(), Dice::new(dice.roll()));
         let mut world = World::new(network);
         let joined = Timestamp::from_millis(now_at(0).wall_millis);
-        let members = (0..self.members).map(|number| (member_id(number), joined)).collect();
-        let membership = Membership { members, ..Membership::default() };
+        let ids = || (0..self.members).map(member_id);
+        let members = ids().map(|member| (member, joined)).collect();
+        let runs = ids().map(|member| (member, (RUN, joined))).collect();
+        let membership = Arc::new(Membership::new(members, runs));
         for number in 0..self.members {
             let member = member_id(number);
             let light = Light::new(
                 member,
                 self.options.clone(),
                 dice.roll(),
-                membership.clone(),
+                Arc::clone(&membership),
                 Rc::clone(everything),
                 self.commit_micros,
             );

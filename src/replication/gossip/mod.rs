@@ -111,7 +111,7 @@ pub enum Input {
         heads: Vec<Head>,
     },
     /// Who belongs to the cluster has changed.
-    Membership(Membership),
+    Membership(Arc<Membership>),
     /// Which members seem alive, this one left out.
     Live(Vec<MemberId>),
     /// A promise is durable: all own entries up to this time are those up to this seq.
@@ -208,7 +208,7 @@ pub struct Gossip {
     heads: Heads,
     recent: Recent,
     pulls: Pulls,
-    membership: Membership,
+    membership: Arc<Membership>,
     frontier: Frontier,
     /// A hash of the members and their runs.
     table: u64,
@@ -251,7 +251,7 @@ impl Gossip {
             heads: own,
             recent: Recent::new(options.recent_bytes),
             pulls: Pulls::new(),
-            membership: Membership::default(),
+            membership: Arc::default(),
             frontier,
             table: 0,
             peers: BTreeMap::new(),
@@ -515,10 +515,10 @@ impl Gossip {
         self.hurry(now);
     }
 
-    fn membership_changed(&mut self, membership: Membership, now: Now) {
-        self.membership = membership;
+    fn membership_changed(&mut self, membership: Arc<Membership>, now: Now) {
+        let before = std::mem::replace(&mut self.membership, membership);
         self.table = self.hash_of_members();
-        let unsaid = self.frontier.membership_changed(&self.membership, &self.heads);
+        let unsaid = self.frontier.membership_changed(&before, &self.membership, &self.heads);
         if !unsaid.is_empty() {
             self.outputs.push(Output::Seal(unsaid));
         }

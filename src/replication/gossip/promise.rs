@@ -3,24 +3,27 @@
 use super::{Gossip, Output, PROMISE_STEP_BITS};
 use crate::replication::heads::mix;
 use crate::replication::message::{Message, Promise, Promises};
+use crate::replication::settled::Membership;
 use crate::time::{Now, Timestamp};
-use crate::types::MemberId;
+use crate::types::{MemberId, Origin};
+
+/// In larger clusters promises go one way only: they get around, and nobody is in a hurry.
+const REPLY_MEMBERS_MAX: usize = 64;
 
 impl Gossip {
     /// Our own promise is durable: passes it on to somebody, who passes it on in turn.
     pub(super) fn promised(&mut self, time: Timestamp, seq: u64, now: Now) {
-        self.frontier.hear(Promise {
-            member: self.me.member,
-            run: self.me.run,
-            time: coarse(time),
-            seq,
-            complete: coarse(self.frontier.complete()),
-            current: coarse(self.frontier.current()),
-        });
+        let complete = coarse(self.frontier.complete());
+        let current = coarse(self.frontier.current());
+        let Origin { member, run } = self.me;
+        let promise = Promise { member, run, time: coarse(time), seq, complete, current };
+        if let Some(number) = self.membership.number(member) {
+            self.frontier.hear(number, &promise);
+        }
         self.conclude();
-        self.table = self.hash_of_members();
         if let Some(peer) = self.dice.pick(&self.live).copied() {
-            self.send_promises(peer, true, time, now);
+            let reply = self.membership.members.len() <= REPLY_MEMBERS_MAX;
+            self.send_promises(peer, reply, time, now);
         }
     }
 
@@ -37,7 +40,9 @@ impl Gossip {
     fn send_promises(&mut self, to: MemberId, reply: bool, time: Timestamp, now: Now) {
         let rows = self.frontier.promises(&self.membership).collect();
         let table = self.table;
-        let named = self.peers.get(&to).and_then(|peer| peer.table) != Some(table);
+        // Most of the time everybody knows the same members.
+        let known = self.peers.get(&to).and_then(|peer| peer.table);
+        let named = known.is_some_and(|known| known != table);
         let wall_millis = now.wall_millis;
         self.send(
             to,
@@ -50,31 +55,33 @@ impl Gossip {
             return;
         }
         self.peers.entry(from).or_default().table = Some(promises.table);
-        let known: Vec<_> = self.frontier.promises(&self.membership).collect();
-        let is_readable =
-            promises.named || promises.table == self.table && promises.rows.len() == known.len();
-        if is_readable {
-            for (i, row) in promises.rows.into_iter().enumerate() {
-                let row = if promises.named {
-                    row
-                } else {
-                    Promise { member: known[i].member, run: known[i].run, ..row }
-                };
-                if self.membership.members.contains_key(&row.member) && row.run > 0 {
-                    self.frontier.hear(row);
+        if promises.named {
+            for row in &promises.rows {
+                if let Some(number) = self.membership.number(row.member) {
+                    self.frontier.hear(number, row);
                 }
             }
-            self.table = self.hash_of_members();
+        } else if promises.table == self.table {
+            let runs: Vec<_> = self.frontier.promises(&self.membership).map(|p| p.run).collect();
+            for (number, (row, run)) in promises.rows.iter().zip(runs).enumerate() {
+                self.frontier.hear(number, &Promise { run, ..*row });
+            }
+        } else {
+            self.send_promises(from, true, promises.now, now);
+            return;
         }
         if promises.reply {
             self.send_promises(from, false, promises.now, now);
         }
     }
 
-    /// A hash of who the members are and which runs of theirs have promised, which is what rows without names rely on.
+    /// A hash of who the members are and which runs of theirs are current, which is what rows without names rely on.
     pub(super) fn hash_of_members(&self) -> u64 {
-        let promises = self.frontier.promises(&self.membership);
-        promises.fold(0, |hash, promise| mix(mix(hash ^ promise.member.0) ^ promise.run))
+        let Membership { members, runs, .. } = &*self.membership;
+        members.keys().fold(0, |hash, member| {
+            let run = runs.get(member).map_or(0, |(run, _)| *run);
+            mix(mix(hash ^ member.0) ^ run)
+        })
     }
 }
 
