@@ -7,6 +7,8 @@
 //!
 //! `docs/storage-format.md` has the bytes. Change it, [`FORMAT_VERSION`] and this file together.
 
+pub mod member;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{Reader, corrupt, put_bytes, put_varint, put_zigzag};
