@@ -22,6 +22,7 @@
 
 pub mod alarm;
 pub mod command;
+pub mod directory;
 pub mod lease;
 pub mod mvcc;
 mod pair;

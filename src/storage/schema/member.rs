@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::StoreError;
 use crate::storage::codec::{Reader, corrupt, put_bytes, put_varint};
+use crate::time::Timestamp;
 use crate::types::{MemberId, Origin};
 
 /// Addresses of one member.
@@ -29,6 +30,8 @@ pub struct MemberRecord {
     pub volatile: bool,
     /// The number that its revisions carry.
     pub tag: u16,
+    /// Everything that it ever writes comes after this.
+    pub joined: Timestamp,
 }
 
 impl MemberRecord {
@@ -55,6 +58,7 @@ impl MemberRecord {
         let volatile = if self.volatile { FLAG_VOLATILE } else { 0 };
         put_varint(&mut out, learner | volatile);
         put_varint(&mut out, u64::from(self.tag));
+        put_varint(&mut out, self.joined.0);
         put_bytes(&mut out, self.name.as_bytes());
         put_bytes(&mut out, self.zone.as_bytes());
         for urls in [&self.peer_urls, &self.client_urls] {
@@ -69,12 +73,13 @@ impl MemberRecord {
         let mut reader = Reader::new(value);
         let flags = reader.varint()?;
         let tag = u16::try_from(reader.varint()?).map_err(|_| corrupt("tag is out of range"))?;
+        let joined = Timestamp(reader.varint()?);
         let name = text(&mut reader)?;
         let zone = text(&mut reader)?;
         let peer_urls = texts(&mut reader)?;
         let client_urls = texts(&mut reader)?;
         let (learner, volatile) = (flags & FLAG_LEARNER != 0, flags & FLAG_VOLATILE != 0);
-        Ok(Self { name, peer_urls, client_urls, zone, learner, volatile, tag })
+        Ok(Self { name, peer_urls, client_urls, zone, learner, volatile, tag, joined })
     }
 }
 
@@ -131,8 +136,8 @@ mod tests {
 
     fn record() -> impl Strategy<Value = MemberRecord> {
         let urls = || prop::collection::vec(".{0,20}", 0..3);
-        (".{0,9}", urls(), urls(), ".{0,9}", any::<(bool, bool, u16)>()).prop_map(
-            |(name, peer_urls, client_urls, zone, (learner, volatile, tag))| MemberRecord {
+        (".{0,9}", urls(), urls(), ".{0,9}", any::<(bool, bool, u16, u64)>()).prop_map(
+            |(name, peer_urls, client_urls, zone, (learner, volatile, tag, joined))| MemberRecord {
                 name,
                 peer_urls,
                 client_urls,
@@ -140,6 +145,7 @@ mod tests {
                 learner,
                 volatile,
                 tag,
+                joined: Timestamp(joined),
             },
         )
     }
