@@ -1,6 +1,6 @@
 //! The members as the internal records name them: who they are, and what follows for the gossip.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -35,13 +35,9 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Reads the tables of members, runs and seals. `awaited` are peer addresses of members that belong to the cluster
-    /// though nobody has ever met them.
-    pub fn read(
-        standings: impl Iterator<Item = Standing>,
-        awaited: &BTreeSet<String>,
-    ) -> Result<Self, StoreError> {
-        let mut members = BTreeMap::new();
+    /// Reads the tables of members, runs and seals.
+    pub fn read(standings: impl Iterator<Item = Standing>) -> Result<Self, StoreError> {
+        let mut members: BTreeMap<_, MemberRecord> = BTreeMap::new();
         let mut started = BTreeMap::new();
         let mut runs: BTreeMap<MemberId, (u64, Timestamp)> = BTreeMap::new();
         let mut removed = BTreeMap::new();
@@ -71,8 +67,7 @@ impl Directory {
                 _ => {}
             }
         }
-        let met: BTreeSet<_> = members.values().flat_map(|record| &record.peer_urls).collect();
-        let awaits = awaited.iter().any(|url| !met.contains(url));
+        let awaits = members.values().any(|record| record.initial && !record.is_started());
         let mut membership = Membership::new(started, runs);
         (membership.removed, membership.seals, membership.awaits) = (removed, seals, awaits);
         Ok(Self { members, membership: Arc::new(membership) })

@@ -12,6 +12,7 @@ const URLS_MAX: usize = 64;
 
 const FLAG_LEARNER: u64 = 1;
 const FLAG_VOLATILE: u64 = 2;
+const FLAG_INITIAL: u64 = 4;
 
 /// A member of the cluster, as all members know it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -28,6 +29,9 @@ pub struct MemberRecord {
     pub learner: bool,
     /// Whether it keeps nothing on disk.
     pub volatile: bool,
+    /// Whether it belonged to the cluster from the beginning, before anyone had met it. While such a record has no name, nobody
+    /// has yet.
+    pub initial: bool,
     /// The number that its revisions carry.
     pub tag: u16,
     /// Everything that it ever writes comes after this.
@@ -56,7 +60,8 @@ impl MemberRecord {
         let mut out = BytesMut::new();
         let learner = if self.learner { FLAG_LEARNER } else { 0 };
         let volatile = if self.volatile { FLAG_VOLATILE } else { 0 };
-        put_varint(&mut out, learner | volatile);
+        let initial = if self.initial { FLAG_INITIAL } else { 0 };
+        put_varint(&mut out, learner | volatile | initial);
         put_varint(&mut out, u64::from(self.tag));
         put_varint(&mut out, self.joined.0);
         put_bytes(&mut out, self.name.as_bytes());
@@ -79,7 +84,8 @@ impl MemberRecord {
         let peer_urls = texts(&mut reader)?;
         let client_urls = texts(&mut reader)?;
         let (learner, volatile) = (flags & FLAG_LEARNER != 0, flags & FLAG_VOLATILE != 0);
-        Ok(Self { name, peer_urls, client_urls, zone, learner, volatile, tag, joined })
+        let initial = flags & FLAG_INITIAL != 0;
+        Ok(Self { name, peer_urls, client_urls, zone, learner, volatile, initial, tag, joined })
     }
 }
 
@@ -136,16 +142,19 @@ mod tests {
 
     fn record() -> impl Strategy<Value = MemberRecord> {
         let urls = || prop::collection::vec(".{0,20}", 0..3);
-        (".{0,9}", urls(), urls(), ".{0,9}", any::<(bool, bool, u16, u64)>()).prop_map(
-            |(name, peer_urls, client_urls, zone, (learner, volatile, tag, joined))| MemberRecord {
-                name,
-                peer_urls,
-                client_urls,
-                zone,
-                learner,
-                volatile,
-                tag,
-                joined: Timestamp(joined),
+        (".{0,9}", urls(), urls(), ".{0,9}", any::<(bool, bool, bool, u16, u64)>()).prop_map(
+            |(name, peer_urls, client_urls, zone, (learner, volatile, initial, tag, joined))| {
+                MemberRecord {
+                    name,
+                    peer_urls,
+                    client_urls,
+                    zone,
+                    learner,
+                    volatile,
+                    initial,
+                    tag,
+                    joined: Timestamp(joined),
+                }
             },
         )
     }
