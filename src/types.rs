@@ -113,6 +113,56 @@ impl fmt::Display for Revision {
     }
 }
 
+/// Who has a write on disk before it is answered. The member that took it always has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WriteAck {
+    /// Nobody else.
+    Local,
+    /// One other member; nobody, if no other seems alive.
+    #[default]
+    One,
+    /// A majority of the members.
+    Majority,
+    /// All members that seem alive.
+    All,
+}
+
+impl std::str::FromStr for WriteAck {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "local" => Ok(Self::Local),
+            "one" => Ok(Self::One),
+            "majority" => Ok(Self::Majority),
+            "all" => Ok(Self::All),
+            _ => Err("expected local, one, majority or all".to_owned()),
+        }
+    }
+}
+
+/// Whom a linearizable read asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ReadLevel {
+    /// Nobody: it sees what this member holds.
+    #[default]
+    Local,
+    /// A majority of the members: it sees what any of them holds.
+    Majority,
+}
+
+impl std::str::FromStr for ReadLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "local" => Ok(Self::Local),
+            "majority" => Ok(Self::Majority),
+            _ => Err("expected local or majority".to_owned()),
+        }
+    }
+}
+
 /// A set of keys as etcd's requests describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRange {

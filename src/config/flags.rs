@@ -55,7 +55,7 @@ use Kind::{Bool, Duration, Int, Text, Uint};
 
 const NO_RAFT: Effect = Ignored("there is no raft");
 const NO_BBOLT: Effect = Ignored("the store is not bbolt");
-const ONE_MEMBER: Effect = Ignored("clusters of several members are not supported yet");
+const NO_QUORUM: Effect = Ignored("there is no quorum to lose");
 const LATER: Effect = Ignored("not supported yet");
 const NO_TLS: Effect = Refused("TLS is not supported yet");
 const NO_DISCOVERY: Effect = Refused("discovery is not supported yet");
@@ -79,7 +79,7 @@ pub const GROUPS: &[Group] = &[
         flag("data-dir", Text, "${name}.starling", Honoured, "directory of the data (${name}.etcd if the program is called etcd)"),
         flag("listen-client-urls", Text, "http://localhost:2379", Honoured, "where to listen for clients, separated by commas; http:// or unix://"),
         flag("listen-client-http-urls", Text, "", Honoured, "where to listen for plain HTTP only, besides"),
-        flag("listen-peer-urls", Text, "http://localhost:2380", ONE_MEMBER, "where to listen for peers"),
+        flag("listen-peer-urls", Text, "http://localhost:2380", Honoured, "where to listen for peers; nowhere, unless any flag about peers is given"),
         flag("quota-backend-bytes", Int, "0", Honoured, "bytes that the data may take; 0 is 2 GiB, less is no limit"),
         flag("max-txn-ops", Uint, "128", Honoured, "operations that a transaction may have"),
         flag("max-request-bytes", Uint, "1572864", Honoured, "bytes that a request may have"),
@@ -111,14 +111,23 @@ pub const GROUPS: &[Group] = &[
     ] },
     Group { title: "Clustering", flags: &[
         flag("initial-advertise-peer-urls", Text, "http://localhost:2380", Honoured, "where peers reach this member"),
-        flag("initial-cluster", Text, "", Honoured, "the members; one, this one, for now"),
-        flag("initial-cluster-state", Text, "new", Honoured, "new or existing"),
+        flag("initial-cluster", Text, "", Honoured, "the members that found the cluster together: name=URL, separated by commas"),
+        flag("initial-cluster-state", Text, "new", Honoured, "new, or existing to join the others of initial-cluster"),
         flag("initial-cluster-token", Text, "etcd-cluster", Honoured, "tells clusters of the same members apart"),
         flag("advertise-client-urls", Text, "http://localhost:2379", Honoured, "where clients reach this member; must be given if listen-client-urls is"),
         flag("auto-compaction-mode", Text, "periodic", Honoured, "periodic or revision"),
         flag("auto-compaction-retention", Text, "24h", Honoured, "history to keep: a time (a bare number is hours) or a number of revisions; 0 for all of it"),
-        flag("strict-reconfig-check", Bool, "true", ONE_MEMBER, "refuse changes that would cost the quorum"),
-        flag("max-learners", Int, "1", ONE_MEMBER, "learners at once"),
+        flag("join", Text, "", Honoured, "(starling) members of a cluster to join: host:port or URLs of peers, separated by commas"),
+        flag("write-ack", Text, "one", Honoured, "(starling) who has a write on disk before it is answered: local, one, majority or all"),
+        flag("linearizable-reads", Text, "local", Honoured, "(starling) whom such a read asks: local or majority"),
+        flag("volatile", Bool, "false", Honoured, "(starling) keep nothing on disk; the peers have it"),
+        flag("zone", Text, "", Honoured, "(starling) where this member stands, for the choice of peers"),
+        flag("direct-max", Uint, "16", Honoured, "(starling) up to so many members, writes go straight to all"),
+        flag("gc-age", Duration, "10m", Honoured, "(starling) how long it is remembered at least that a key was deleted"),
+        flag("max-clock-skew", Duration, "500ms", Honoured, "(starling) a member whose clock is off by more takes no writes"),
+        flag("remove-dead-after", Duration, "0s", Honoured, "(starling) remove members that have been dead for so long; 0 for never"),
+        flag("strict-reconfig-check", Bool, "true", NO_QUORUM, "refuse changes that would cost the quorum"),
+        flag("max-learners", Int, "1", NO_QUORUM, "learners at once"),
         flag("discovery", Text, "", NO_DISCOVERY, "discovery by etcd v2"),
         flag("discovery-proxy", Text, "", NO_DISCOVERY, "discovery by etcd v2"),
         flag("discovery-fallback", Text, "exit", Ignored("discovery is not supported yet"), "what to do without discovery"),
@@ -135,8 +144,8 @@ pub const GROUPS: &[Group] = &[
         flag("discovery-cacert", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
         flag("discovery-user", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
         flag("discovery-password", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-srv", Text, "", NO_DISCOVERY, "discovery by DNS"),
-        flag("discovery-srv-name", Text, "", NO_DISCOVERY, "discovery by DNS"),
+        flag("discovery-srv", Text, "", Honoured, "domain whose SRV records name the members"),
+        flag("discovery-srv-name", Text, "", Honoured, "what to append to the service name of those records"),
         flag("v2-deprecation", Text, "write-only", REMOVED, "etcd's v2 store"),
         flag("enable-v2", Bool, "false", REMOVED, "etcd's v2 API"),
     ] },
@@ -150,12 +159,12 @@ pub const GROUPS: &[Group] = &[
         flag("client-cert-allowed-hostname", Text, "", NO_TLS, "names that certificates of clients may have"),
         flag("trusted-ca-file", Text, "", NO_TLS, "who may sign certificates of clients"),
         flag("auto-tls", Bool, "false", NO_TLS, "make a certificate"),
-        flag("peer-cert-file", Text, "", NO_TLS, "certificate of the peer port"),
-        flag("peer-key-file", Text, "", NO_TLS, "its key"),
-        flag("peer-client-cert-auth", Bool, "false", NO_TLS, "demand certificates of peers"),
+        flag("peer-cert-file", Text, "", Honoured, "certificate of the peer port"),
+        flag("peer-key-file", Text, "", Honoured, "its key"),
+        flag("peer-client-cert-auth", Bool, "false", Honoured, "demand certificates of peers"),
         flag("peer-client-cert-file", Text, "", NO_TLS, "certificate to use as a peer's client"),
         flag("peer-client-key-file", Text, "", NO_TLS, "its key"),
-        flag("peer-trusted-ca-file", Text, "", NO_TLS, "who may sign certificates of peers"),
+        flag("peer-trusted-ca-file", Text, "", Honoured, "who may sign certificates of peers"),
         flag("peer-cert-allowed-cn", Text, "", NO_TLS, "names that certificates of peers may have"),
         flag("peer-cert-allowed-hostname", Text, "", NO_TLS, "host names that certificates of peers may have"),
         flag("peer-auto-tls", Bool, "false", NO_TLS, "make a certificate for the peer port"),
@@ -201,7 +210,7 @@ pub const GROUPS: &[Group] = &[
         flag("downgrade-check-time", Duration, "5s", LATER, "time between checks of a downgrade"),
     ] },
     Group { title: "Unsafe", flags: &[
-        flag("force-new-cluster", Bool, "false", ONE_MEMBER, "forget all other members"),
+        flag("force-new-cluster", Bool, "false", LATER, "forget all other members"),
         flag("unsafe-no-fsync", Bool, "false", Ignored("every write is synced"), "lose writes when the power fails"),
     ] },
     Group { title: "Of older releases", flags: &[

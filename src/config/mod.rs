@@ -5,6 +5,7 @@
 //! ignored, as in etcd. [`flags`] has the one table of all flags: what is not in it is refused, what has no
 //! effect is named in a warning.
 
+mod cluster;
 pub mod flags;
 mod parse;
 
@@ -13,6 +14,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use cluster::{ClusterConfig, PeerTls};
 use flags::{Effect, Flag, Kind};
 pub use parse::ListenUrl;
 use parse::Values;
@@ -52,6 +54,8 @@ pub struct Config {
     pub advertise_peer_urls: Vec<String>,
     /// Tells clusters of the same members apart.
     pub cluster_token: String,
+    /// The other members.
+    pub cluster: ClusterConfig,
     /// Bytes that the data may take; `None` for no limit.
     pub quota_bytes: Option<u64>,
     /// Operations that a transaction may have.
@@ -357,13 +361,13 @@ impl Settings {
                 "--advertise-client-urls is required when --listen-client-urls is set explicitly";
             return Err(UsageError::config(text.to_owned()));
         }
-        self.check_cluster(&name)?;
         Ok(Config {
             data_dir: self.data_dir(&name, is_etcd),
             listen_client_urls,
             listen_http_urls,
             advertise_client_urls: self.urls("advertise-client-urls")?,
             advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
+            cluster: self.cluster(&name)?,
             cluster_token: self.text("initial-cluster-token").to_owned(),
             quota_bytes: match self.int("quota-backend-bytes") {
                 0 => Some(QUOTA_BYTES_DEFAULT),
@@ -399,33 +403,6 @@ impl Settings {
             Some(path) => PathBuf::from(path),
             None if is_etcd => PathBuf::from(format!("{name}.etcd")),
             None => PathBuf::from(format!("{name}.starling")),
-        }
-    }
-
-    /// One member, this one.
-    fn check_cluster(&self, name: &str) -> Result<(), UsageError> {
-        let state = self.text("initial-cluster-state");
-        if !matches!(state, "new" | "existing") {
-            let text =
-                format!("invalid value {state:?} for flag -initial-cluster-state: invalid value");
-            return Err(UsageError::syntax(text));
-        }
-        let cluster = self.text("initial-cluster");
-        let members: Vec<&str> = cluster
-            .split(',')
-            .filter_map(|member| member.split_once('='))
-            .map(|(name, _)| name)
-            .collect();
-        match members.as_slice() {
-            [] if cluster.is_empty() => Ok(()),
-            [member] if *member == name => Ok(()),
-            [_] | [] => Err(UsageError::config(format!(
-                "couldn't find local name {name:?} in the initial cluster configuration"
-            ))),
-            _ if members.iter().all(|member| *member == name) => Ok(()),
-            _ => Err(UsageError::config(format!(
-                "clusters of several members are not supported yet: --initial-cluster={cluster}"
-            ))),
         }
     }
 

@@ -132,8 +132,10 @@ fn settings_that_cannot_be_are_refused() {
         ("--max-txn-ops 0", "--max-txn-ops must be >0 (set to 0)"),
         (
             "--initial-cluster default=http://a:1,b=http://b:1",
-            "clusters of several members are not supported yet: --initial-cluster=default=http://a:1,b=http://b:1",
+            "--initial-cluster has default=http://a:1 but missing from --initial-advertise-peer-urls=http://localhost:2380",
         ),
+        ("--write-ack some", "--write-ack=some: expected local, one, majority or all"),
+        ("--peer-cert-file a", "--peer-cert-file and --peer-key-file are needed both"),
         (
             "--initial-cluster b=http://b:1",
             "couldn't find local name \"default\" in the initial cluster configuration",

@@ -186,11 +186,11 @@ fn what_cannot_be_is_refused_on_one_line() {
         (&["bla"], 1, "\"bla\" is not a valid flag"),
         (&["grpc-proxy", "start"], 1, "etcd's command \"grpc-proxy\" is not supported"),
         (&["--cert-file", "a.pem"], 1, "TLS is not supported yet: --cert-file"),
-        (&["--discovery-srv", "example.com"], 1, "discovery is not supported yet: --discovery-srv"),
+        (&["--discovery", "http://a:1"], 1, "discovery is not supported yet: --discovery"),
         (
             &["--initial-cluster", "default=http://a:1,b=http://b:1"],
             1,
-            "clusters of several members are not supported yet: --initial-cluster=default=http://a:1,b=http://b:1",
+            "--initial-cluster has default=http://a:1 but missing from --initial-advertise-peer-urls=http://localhost:2380",
         ),
         (
             &["--listen-client-urls", "http://127.0.0.1:0"],
