@@ -1,0 +1,3 @@
+//! Moves messages between members, and decides nothing.
+
+pub mod wire;
