@@ -1,3 +1,4 @@
 //! Moves messages between members, and decides nothing.
 
+pub mod resolve;
 pub mod wire;
