@@ -31,6 +31,9 @@ pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The largest message, in pieces: a delete of several million keys is one entry, and cannot be cut.
 pub const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
+/// The largest answer to a member that joins: a table of ten thousand members is a few megabytes.
+pub(super) const JOIN_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// What a piece carries, so that the frame around it is not too large.
 const PIECE_BYTES: usize = FRAME_BYTES_MAX - PIECE_OVERHEAD_BYTES;
 /// The tags, lengths and numbers of a piece, at most.
