@@ -8,6 +8,7 @@
 //! * [`replication`]: how members come to hold the same, by gossip. Pure, as the engine.
 //! * [`engine`]: what etcd clients may observe: revisions, transactions, watches, leases. Pure: no
 //!   clock, thread, socket or random source of its own.
+//! * [`transport`]: moves messages between members, and decides nothing.
 //! * [`node`]: the runtime around it: the one writer, clocks, background work.
 //! * [`api`] and [`http`]: etcd's gRPC services, and the plain HTTP paths on the same port.
 //! * [`config`], [`logging`]: etcd's flags, environment and configuration file; the log.
@@ -29,4 +30,5 @@ pub mod replication;
 pub mod sim;
 pub mod storage;
 pub mod time;
+pub mod transport;
 pub mod types;

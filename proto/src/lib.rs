@@ -1,4 +1,5 @@
-//! The etcd v3 API as Rust types, generated from the vendored protos in `etcd/`.
+//! The etcd v3 API as Rust types, generated from the vendored protos in `etcd/`; and what members say to each other, from
+//! `starling/peer.proto`.
 //!
 //! Every `bytes` field is a [`bytes::Bytes`], so a value that a member has in memory goes into a
 //! reply without a copy.
@@ -7,5 +8,7 @@
 
 include!(concat!(env!("OUT_DIR"), "/etcd.rs"));
 
-/// The protos as an encoded `FileDescriptorSet`, with the annotations that map HTTP paths to methods.
+include!(concat!(env!("OUT_DIR"), "/peer.rs"));
+
+/// etcd's protos as an encoded `FileDescriptorSet`, with the annotations that map HTTP paths to methods.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/etcd.binpb"));

@@ -1,0 +1,397 @@
+//! Every message comes back, and nothing else gets through.
+
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+use crate::replication::entry::{Entry, EntryOp, Segment};
+use crate::replication::message::Segments;
+use crate::storage::schema::Table;
+use crate::time::Stamp;
+use crate::types::LeaseId;
+
+fn bytes(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), len).prop_map(Bytes::from)
+}
+
+/// Mostly small, as numbers are, and sometimes any.
+fn count() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => 0..300_u64, 1 => any::<u64>()]
+}
+
+fn origin() -> impl Strategy<Value = Origin> {
+    let member = prop_oneof![4 => 1..5_u64, 1 => any::<u64>()].prop_map(MemberId);
+    (member, 0..3_u64).prop_map(|(member, run)| Origin { member, run })
+}
+
+fn stamp() -> impl Strategy<Value = Stamp> {
+    (count(), origin()).prop_map(|(time, origin)| Stamp { time: Timestamp(time), origin })
+}
+
+fn heads() -> impl Strategy<Value = Vec<Head>> {
+    vec((origin(), count()).prop_map(|(origin, seq)| Head { origin, seq }), 0..4)
+}
+
+fn op() -> impl Strategy<Value = EntryOp> {
+    let table = || select(vec![Table::Lease, Table::Alarm, Table::Member, Table::Seal]);
+    prop_oneof![
+        (bytes(1..4), bytes(0..4), any::<i64>()).prop_map(|(key, value, lease)| EntryOp::Put {
+            key,
+            value,
+            lease: LeaseId(lease)
+        }),
+        (bytes(1..4), bytes(0..4)).prop_map(|(key, value)| EntryOp::Put {
+            key,
+            value,
+            lease: LeaseId::NONE
+        }),
+        (bytes(1..4), stamp()).prop_map(|(key, seen)| EntryOp::Delete { key, seen }),
+        (table(), bytes(1..4), bytes(0..4), option::of(stamp()))
+            .prop_map(|(table, key, value, seen)| EntryOp::InternalPut { table, key, value, seen }),
+        (table(), bytes(1..4)).prop_map(|(table, key)| EntryOp::InternalDelete { table, key }),
+    ]
+}
+
+fn entry() -> impl Strategy<Value = Arc<Entry>> {
+    let parts = (count(), count(), vec(op(), 0..4));
+    parts.prop_map(|(seq, time, ops)| Arc::new(Entry { seq, time: Timestamp(time), ops }))
+}
+
+/// Steps from the first entry to the next, and so on, so that seqs and times grow.
+fn segment(origin: Origin) -> impl Strategy<Value = Segment> {
+    let entry = (1..4_u64, 1..1_000_000_u64, vec(op(), 0..4));
+    (0..u64::MAX / 2, 0..u64::MAX / 2, vec(entry, 0..4), 1..9_u64).prop_map(
+        move |(after, time, steps, rest)| {
+            let (mut seq, mut time) = (after, time);
+            let entries = steps.into_iter().map(|(step, later, ops)| {
+                (seq, time) = (seq + step, time + later);
+                Arc::new(Entry { seq, time: Timestamp(time), ops })
+            });
+            let entries: Vec<_> = entries.collect();
+            Segment { origin, after, through: seq + rest, entries }
+        },
+    )
+}
+
+fn segments() -> impl Strategy<Value = Vec<Segment>> {
+    let origins = proptest::collection::btree_set(origin(), 0..4);
+    origins.prop_flat_map(|origins| origins.into_iter().map(segment).collect::<Vec<_>>())
+}
+
+fn promises() -> impl Strategy<Value = Promises> {
+    let time = || any::<u64>().prop_map(Timestamp);
+    let row = (1..9_u64, count(), time(), count(), time(), time()).prop_map(
+        |(member, run, time, seq, complete, current)| Promise {
+            member: MemberId(member),
+            run,
+            time,
+            seq,
+            complete,
+            current,
+        },
+    );
+    (any::<u64>(), time(), count(), vec(row, 0..4), any::<bool>(), any::<bool>()).prop_map(
+        |(table, now, wall_millis, mut rows, named, reply)| {
+            for row in rows.iter_mut().filter(|_| !named) {
+                (row.member, row.run) = (MemberId(0), 0);
+            }
+            Promises { table, now, wall_millis, rows, named, reply }
+        },
+    )
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    let told = option::of((any::<u32>(), count()));
+    (any::<u32>(), count(), any::<u64>(), told, heads(), option::of(count()), any::<bool>())
+        .prop_map(|(epoch, arrivals, root, told, moved, until, reply)| Digest {
+            epoch,
+            arrivals,
+            root,
+            told,
+            moved,
+            until,
+            reply,
+        })
+}
+
+fn cursor() -> impl Strategy<Value = Option<Cursor>> {
+    option::of((count(), any::<u32>()).prop_map(|(revision, n)| Cursor { revision, n }))
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let part = (heads(), count(), vec((origin(), entry()), 0..4), cursor(), any::<u16>());
+    prop_oneof![
+        digest().prop_map(Message::Digest),
+        vec(any::<u64>(), 0..64).prop_map(Message::Buckets),
+        (any::<u64>(), heads(), any::<bool>())
+            .prop_map(|(buckets, heads, reply)| { Message::Vector { buckets, heads, reply } }),
+        heads().prop_map(Message::Announce),
+        (heads(), count()).prop_map(|(wants, bytes_max)| Message::Pull { wants, bytes_max }),
+        (segments(), count(), any::<bool>()).prop_map(|(segments, collected, answers)| {
+            Message::Segments(Segments { segments, collected: Timestamp(collected), answers })
+        }),
+        count().prop_map(|retry_millis| Message::Busy { retry_millis }),
+        promises().prop_map(Message::Promises),
+        (heads(), cursor(), count()).prop_map(|(heads, cursor, bytes_max)| {
+            Message::CatchUp(CatchUp { heads, cursor, bytes_max })
+        }),
+        part.prop_map(|(heads, complete, entries, next, progress)| {
+            let complete = Timestamp(complete);
+            Message::CatchUpPart(CatchUpPart { heads, complete, entries, next, progress })
+        }),
+        bytes(0..9).prop_map(Message::Swim),
+    ]
+}
+
+/// What a receiver makes of a message, by way of bytes.
+fn sent(message: &Message) -> Result<Message, Malformed> {
+    decode_bytes(Bytes::from(encode(message).encode_to_vec()))
+}
+
+fn is_no_claim(sent: Timestamp, received: Timestamp, now: Timestamp) -> bool {
+    let lost = sent.0.min(now.0) - received.0.min(now.0);
+    received <= sent && received <= now && lost < 1 << AGE_SHIFT
+}
+
+proptest! {
+    #[test]
+    fn messages_come_back(message in message()) {
+        let received = sent(&message).expect("it was a message");
+        if let (Message::Promises(sent), Message::Promises(received)) = (&message, &received) {
+            prop_assert_eq!(sent.rows.len(), received.rows.len());
+            for (sent, received) in sent.rows.iter().zip(&received.rows) {
+                prop_assert_eq!((sent.member, sent.run, sent.seq), (received.member, received.run, received.seq));
+            }
+            prop_assert_eq!(&Promises { rows: Vec::new(), ..sent.clone() }, &Promises { rows: Vec::new(), ..received.clone() });
+        } else {
+            prop_assert_eq!(&received, &message);
+        }
+        prop_assert_eq!(sent(&received), Ok(received.clone()), "what was rounded is rounded");
+        prop_assert_eq!(frame_bytes(&message), encode(&message).encoded_len());
+    }
+
+    #[test]
+    fn promises_never_grow_on_the_way(promises in promises()) {
+        let Ok(Message::Promises(received)) = sent(&Message::Promises(promises.clone())) else {
+            return Err(TestCaseError::fail("no promises"));
+        };
+        for (row, received) in promises.rows.iter().zip(received.rows) {
+            let times = [(row.time, received.time), (row.complete, received.complete), (row.current, received.current)];
+            for (sent, received) in times {
+                prop_assert!(is_no_claim(sent, received, promises.now), "{sent} became {received}");
+            }
+        }
+    }
+
+    /// Whatever comes in, and however little is wrong with it.
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+        let _ = decode_bytes(bytes.as_slice());
+    }
+
+    #[test]
+    fn damaged_messages_are_read_or_refused(message in message(), at: prop::sample::Index, byte: u8, cut: bool) {
+        let mut bytes = encode(&message).encode_to_vec();
+        let at = at.index(bytes.len());
+        if cut {
+            bytes.truncate(at);
+        } else {
+            bytes[at] = byte;
+        }
+        if let Ok(received) = decode_bytes(bytes.as_slice()) {
+            prop_assert_eq!(sent(&received), Ok(received));
+        }
+    }
+
+    #[test]
+    fn pieces_make_the_message(message in message(), size in 1..9_usize) {
+        let encoded = Bytes::from(encode(&message).encode_to_vec());
+        let (total_bytes, chunks) = (encoded.len() as u64, encoded.chunks(size));
+        let last = chunks.len();
+        let mut assembler = Assembler::default();
+        for (i, chunk) in (1..).zip(chunks) {
+            let data = Bytes::copy_from_slice(chunk);
+            let taken = assembler.take(piece(data, i == last, total_bytes));
+            let expected = if i == last { sent(&message).map(Some) } else { Ok(None) };
+            prop_assert_eq!(taken, expected);
+        }
+    }
+}
+
+fn piece(data: Bytes, last: bool, total_bytes: u64) -> pb::Frame {
+    pb::Frame { body: Some(pb::frame::Body::Piece(pb::Piece { data, last, total_bytes })) }
+}
+
+fn swim(len: usize) -> Message {
+    Message::Swim(Bytes::from(vec![7; len]))
+}
+
+#[test]
+fn large_messages_travel_in_pieces() {
+    let message = swim(2 * FRAME_BYTES_MAX + 5);
+    let frames = frames(&message).expect("not too large");
+    assert_eq!(frames.len(), 3);
+    assert!(frames.iter().all(|frame| frame.encoded_len() <= FRAME_BYTES_MAX));
+    let sum: usize = frames.iter().map(prost::Message::encoded_len).sum();
+    assert!(sum <= frame_bytes(&message) && frame_bytes(&message) < sum + 100);
+    let mut assembler = Assembler::default();
+    let mut taken = Vec::new();
+    for frame in frames {
+        taken.extend(assembler.take(frame).expect("as it was sent"));
+    }
+    assert_eq!(taken, [message]);
+}
+
+#[test]
+fn pieces_that_do_not_fit_are_refused() {
+    let max = MESSAGE_BYTES_MAX as u64;
+    let data = Bytes::from_static(b"abc");
+    let cases: &[&[pb::Frame]] = &[
+        &[piece(data.clone(), false, max + 1)],
+        &[piece(data.clone(), false, 2)],
+        &[piece(data.clone(), false, 3)],
+        &[piece(data.clone(), true, 4)],
+        &[piece(Bytes::new(), false, 4)],
+        &[piece(data.clone(), false, 6), piece(data.clone(), true, 7)],
+        &[piece(data.clone(), false, 6), encode(&swim(1))],
+        &[piece(data.clone(), true, 3)],
+    ];
+    for case in cases {
+        let mut assembler = Assembler::default();
+        let taken: Result<Vec<_>, _> = case.iter().map(|f| assembler.take(f.clone())).collect();
+        assert!(taken.is_err(), "{case:?}");
+    }
+}
+
+#[test]
+fn an_idle_digest_is_small() {
+    let digest = Digest {
+        epoch: u32::MAX,
+        arrivals: (1 << 42) - 1,
+        root: u64::MAX,
+        told: Some((u32::MAX, (1 << 42) - 1)),
+        reply: true,
+        ..Digest::default()
+    };
+    let bytes = frame_bytes(&Message::Digest(digest));
+    assert!(bytes <= 40, "{bytes}");
+}
+
+#[test]
+fn an_idle_row_of_promises_is_small() {
+    let now = Timestamp::from_millis(1_795_000_000_000);
+    let ago = |millis: u64| Timestamp::from_millis(now.millis() - millis);
+    // Promises are renewed every five seconds; half an hour of silence is a lot.
+    let row = Promise {
+        member: MemberId(0),
+        run: 0,
+        time: ago(30 * 60 * 1000),
+        seq: 2_000_000,
+        complete: ago(30 * 60 * 1000),
+        current: ago(30 * 60 * 1000),
+    };
+    let (table, wall_millis) = (u64::MAX, now.millis());
+    let rows = vec![row; 1000];
+    let promises = Promises { table, now, wall_millis, rows, named: false, reply: true };
+    let bytes = frame_bytes(&Message::Promises(promises));
+    assert!(bytes <= 9 * 1000 + 64, "{bytes}");
+}
+
+#[test]
+fn an_entry_costs_little_more_than_its_key_and_value() {
+    let op = EntryOp::Put {
+        key: Bytes::from(vec![1; 20]),
+        value: Bytes::from(vec![2; 100]),
+        lease: LeaseId::NONE,
+    };
+    let time = Timestamp::from_millis(1_795_000_000_000);
+    let entry = |i| Arc::new(Entry { seq: i, time: Timestamp(time.0 + i), ops: vec![op.clone()] });
+    let origin = Origin { member: MemberId(u64::MAX), run: 3 };
+    let (after, through) = (1_000_000, 1_001_000);
+    let entries = (after + 1..=through).map(entry).collect();
+    let segments = vec![Segment { origin, after, through, entries }];
+    let message = Message::Segments(Segments { segments, collected: time, answers: false });
+    let bytes = frame_bytes(&message);
+    assert!(bytes <= 1000 * (120 + 8) + 80, "{bytes}");
+}
+
+#[test]
+fn what_breaks_its_own_rules_is_refused() {
+    let origin = Origin { member: MemberId(1), run: 1 };
+    let put = |key: &'static str| EntryOp::Put {
+        key: key.into(),
+        value: Bytes::new(),
+        lease: LeaseId::NONE,
+    };
+    let entry =
+        |seq, time, key| Arc::new(Entry { seq, time: Timestamp(time), ops: vec![put(key)] });
+    let segments = |after, through, entries: &[Arc<Entry>]| {
+        let segment = Segment { origin, after, through, entries: entries.to_vec() };
+        Message::Segments(Segments {
+            segments: vec![segment],
+            collected: Timestamp(0),
+            answers: false,
+        })
+    };
+    assert!(sent(&segments(0, 2, &[entry(1, 1, "a"), entry(2, 2, "b")])).is_ok());
+    let wrong = [
+        segments(0, 0, &[]),
+        segments(2, 1, &[]),
+        segments(0, 1, &[entry(1, 1, "a"), entry(2, 2, "b")]),
+        segments(1, 2, &[entry(1, 1, "a")]),
+        segments(0, 2, &[entry(1, 2, "a"), entry(2, 1, "b")]),
+        segments(0, 2, &[entry(2, 1, "a"), entry(1, 2, "b")]),
+        segments(0, 1, &[entry(1, 1, "")]),
+        Message::Buckets(vec![0; BUCKETS_MAX + 1]),
+    ];
+    for message in wrong {
+        assert!(sent(&message).is_err(), "{message:?}");
+    }
+}
+
+/// Changes what is sent of two puts of two origins, and expects a refusal.
+fn refuse(what: &str, change: impl FnOnce(&mut pb::Segments, &mut pb::Entries)) {
+    let segment = |member| {
+        let op = EntryOp::Put { key: "k".into(), value: "v".into(), lease: LeaseId::NONE };
+        let entry = Entry { seq: 1, time: Timestamp(5), ops: vec![op] };
+        let origin = Origin { member: MemberId(member), run: 1 };
+        Segment { origin, after: 0, through: 1, entries: vec![Arc::new(entry)] }
+    };
+    let segments = vec![segment(1), segment(2)];
+    let message = Segments { segments, collected: Timestamp(0), answers: true };
+    let mut columns = entries::encode_segments(&message);
+    assert_eq!(entries::decode_segments(columns.clone()), Ok(message));
+    let mut rows = columns.entries.take().expect("there are entries");
+    change(&mut columns, &mut rows);
+    columns.entries = Some(rows);
+    let answer = entries::decode_segments(columns);
+    assert!(answer.is_err(), "{what}: {answer:?}");
+}
+
+#[test]
+fn columns_that_do_not_fit_are_refused() {
+    refuse("one run too few", |_, rows| rows.origin_runs.truncate(1));
+    refuse("one key too few", |_, rows| rows.keys.truncate(1));
+    refuse("one key too many", |_, rows| rows.keys.push("k".into()));
+    refuse("one value too few", |_, rows| rows.values.truncate(1));
+    refuse("one value too many", |_, rows| rows.values.push("v".into()));
+    refuse("a lease of nobody", |_, rows| rows.leases.push(1));
+    refuse("a lease that is missing", |_, rows| rows.kinds[0] = pb::OpKind::PutLeased.into());
+    refuse("an unknown op", |_, rows| rows.kinds[0] = 99);
+    refuse("an op that is none", |_, rows| rows.kinds[0] = 0);
+    refuse("ops that are missing", |_, rows| rows.op_counts[1] = u32::MAX);
+    refuse("ops of nobody", |_, rows| rows.op_counts[1] = 0);
+    refuse("entries that are missing", |columns, _| columns.counts[1] = u32::MAX);
+    refuse("entries of nobody", |columns, _| columns.counts[1] = 0);
+    refuse("an origin without a name", |columns, _| columns.origins[1] = 2);
+    refuse("an origin twice", |columns, _| columns.origins[1] = 0);
+    refuse("origins where segments have them", |_, rows| rows.origins = vec![0, 0]);
+    refuse("a segment beyond all numbers", |columns, _| {
+        (columns.afters[0], columns.lengths[0]) = (1, u64::MAX);
+    });
+    refuse("a segment without a length", |columns, _| columns.lengths.truncate(1));
+}
