@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use super::network::Network;
 use crate::replication::message::Message;
 use crate::time::Now;
+use crate::transport::wire::frame_bytes;
 use crate::types::MemberId;
 
 /// 2024-01-01, so that wall clocks in the simulation look like wall clocks.
@@ -119,7 +120,7 @@ impl<A: Actor> World<A> {
     fn settle(&mut self, number: usize) {
         let sent = self.actors[number].take_sent();
         for (to, message) in sent {
-            let bytes = super::message_bytes(&message);
+            let bytes = frame_bytes(&message);
             let traffic = &mut self.traffic[number];
             traffic.messages += 1;
             traffic.bytes += bytes as u64;

@@ -210,9 +210,10 @@ pub fn encode(message: &Message) -> pb::Frame {
     let body = match message {
         Message::Digest(digest) => Body::Digest(encode_digest(digest)),
         Message::Buckets(sums) => Body::Buckets(pb::Buckets { sums: sums.clone() }),
-        Message::Vector { buckets, heads, reply } => {
+        Message::Vector { epoch, arrivals, buckets, heads, reply } => {
             let heads = encode_heads(heads);
-            Body::Vector(pb::Vector { buckets: *buckets, heads, reply: *reply })
+            let (epoch, arrivals) = (*epoch, *arrivals);
+            Body::Vector(pb::Vector { buckets: *buckets, heads, reply: *reply, epoch, arrivals })
         }
         Message::Announce(heads) => Body::Announce(encode_heads(heads).unwrap_or_default()),
         Message::Pull { wants, bytes_max } => {
@@ -243,8 +244,8 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
             check_count(buckets.sums.len(), BUCKETS_MAX)?;
             Message::Buckets(buckets.sums)
         }
-        Body::Vector(pb::Vector { buckets, heads, reply }) => {
-            Message::Vector { buckets, heads: decode_heads(heads)?, reply }
+        Body::Vector(pb::Vector { buckets, heads, reply, epoch, arrivals }) => {
+            Message::Vector { epoch, arrivals, buckets, heads: decode_heads(heads)?, reply }
         }
         Body::Announce(heads) => Message::Announce(decode_heads(Some(heads))?),
         Body::Pull(pb::Pull { wants, bytes_max }) => {
@@ -294,7 +295,7 @@ fn decode_heads(heads: Option<pb::Heads>) -> Result<Vec<Head>, Malformed> {
 }
 
 fn encode_digest(digest: &Digest) -> pb::Digest {
-    let Digest { epoch, arrivals, root, told, moved, until, reply } = digest;
+    let Digest { epoch, arrivals, root, told, after, until, moved, reply } = digest;
     pb::Digest {
         epoch: *epoch,
         arrivals: *arrivals,
@@ -302,19 +303,21 @@ fn encode_digest(digest: &Digest) -> pb::Digest {
         told_epoch: told.map(|(epoch, _)| epoch),
         told_arrivals: told.map(|(_, arrivals)| arrivals),
         moved: encode_heads(moved),
-        until: *until,
+        moved_after: arrivals.wrapping_sub(*after),
+        moved_until: arrivals.wrapping_sub(*until),
         reply: *reply,
     }
 }
 
 fn decode_digest(digest: pb::Digest) -> Result<Digest, Malformed> {
-    let pb::Digest { epoch, arrivals, root, told_epoch, told_arrivals, moved, until, reply } =
-        digest;
+    let after = digest.arrivals.wrapping_sub(digest.moved_after);
+    let until = digest.arrivals.wrapping_sub(digest.moved_until);
+    let pb::Digest { epoch, arrivals, root, told_epoch, told_arrivals, moved, reply, .. } = digest;
     if told_epoch.is_some() != told_arrivals.is_some() {
         return Err(Malformed("a half of what the sender was told"));
     }
     let (told, moved) = (told_epoch.zip(told_arrivals), decode_heads(moved)?);
-    Ok(Digest { epoch, arrivals, root, told, moved, until, reply })
+    Ok(Digest { epoch, arrivals, root, told, after, until, moved, reply })
 }
 
 fn encode_promises(promises: &Promises) -> pb::Promises {
@@ -333,7 +336,7 @@ fn encode_promises(promises: &Promises) -> pb::Promises {
         time_ages: ages(|row| row.time),
         seqs: rows.iter().map(|row| row.seq).collect(),
         complete_ages: ages(|row| row.complete),
-        current_ages: ages(|row| row.current),
+        current_later: rows.iter().map(|row| later(row, *now)).collect(),
         reply: *reply,
     }
 }
@@ -342,7 +345,7 @@ fn decode_promises(promises: &pb::Promises) -> Result<Promises, Malformed> {
     let count = promises.seqs.len();
     check_count(count, PROMISES_MAX)?;
     let (times, completes) = (&promises.time_ages, &promises.complete_ages);
-    let currents = &promises.current_ages;
+    let currents = &promises.current_later;
     check_columns(count, &[times.len(), completes.len(), currents.len()])?;
     let names = if promises.named { count } else { 0 };
     check_columns(names, &[promises.members.len(), promises.runs.len()])?;
@@ -356,7 +359,7 @@ fn decode_promises(promises: &pb::Promises) -> Result<Promises, Malformed> {
             time: time_of(times[i], now)?,
             seq: promises.seqs[i],
             complete: time_of(completes[i], now)?,
-            current: time_of(currents[i], now)?,
+            current: time_of(completes[i].wrapping_add_signed(currents[i].wrapping_neg()), now)?,
         })
     };
     Ok(Promises {
@@ -367,6 +370,11 @@ fn decode_promises(promises: &pb::Promises) -> Result<Promises, Malformed> {
         named: promises.named,
         reply: promises.reply,
     })
+}
+
+/// How much less the age of what is current is than that of what is complete.
+fn later(row: &Promise, now: Timestamp) -> i64 {
+    age_of(row.complete, now).wrapping_sub(age_of(row.current, now)).cast_signed()
 }
 
 /// How far a time is back, rounded up: a claim may shrink on the way, never grow.

@@ -106,14 +106,15 @@ fn promises() -> impl Strategy<Value = Promises> {
 
 fn digest() -> impl Strategy<Value = Digest> {
     let told = option::of((any::<u32>(), count()));
-    (any::<u32>(), count(), any::<u64>(), told, heads(), option::of(count()), any::<bool>())
-        .prop_map(|(epoch, arrivals, root, told, moved, until, reply)| Digest {
+    (any::<u32>(), (count(), count(), count()), any::<u64>(), told, heads(), any::<bool>())
+        .prop_map(|(epoch, (arrivals, after, until), root, told, moved, reply)| Digest {
             epoch,
             arrivals,
             root,
             told,
-            moved,
+            after,
             until,
+            moved,
             reply,
         })
 }
@@ -127,8 +128,11 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         digest().prop_map(Message::Digest),
         vec(any::<u64>(), 0..64).prop_map(Message::Buckets),
-        (any::<u64>(), heads(), any::<bool>())
-            .prop_map(|(buckets, heads, reply)| { Message::Vector { buckets, heads, reply } }),
+        ((any::<u32>(), count()), any::<u64>(), heads(), any::<bool>()).prop_map(
+            |((epoch, arrivals), buckets, heads, reply)| {
+                Message::Vector { epoch, arrivals, buckets, heads, reply }
+            }
+        ),
         heads().prop_map(Message::Announce),
         (heads(), count()).prop_map(|(wants, bytes_max)| Message::Pull { wants, bytes_max }),
         (segments(), count(), any::<bool>()).prop_map(|(segments, collected, answers)| {
@@ -269,9 +273,12 @@ fn pieces_that_do_not_fit_are_refused() {
 
 #[test]
 fn an_idle_digest_is_small() {
+    let arrivals = (1 << 42) - 1;
     let digest = Digest {
         epoch: u32::MAX,
-        arrivals: (1 << 42) - 1,
+        arrivals,
+        after: arrivals,
+        until: arrivals,
         root: u64::MAX,
         told: Some((u32::MAX, (1 << 42) - 1)),
         reply: true,
