@@ -21,11 +21,15 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod alarm;
+mod collection;
 pub mod command;
 pub mod lease;
 pub mod mvcc;
+mod origins;
 mod pair;
 mod quota;
+mod record_writes;
+mod records;
 mod restore;
 pub mod txn;
 pub mod watch;
@@ -34,6 +38,7 @@ mod writer;
 use crate::error::{Error, Invalid, StoreError};
 
 pub use pair::Pair;
+pub use records::RecordChange;
 pub use writer::{Options, Writer};
 
 /// Why an operation did not succeed.

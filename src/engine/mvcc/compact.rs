@@ -14,8 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering as Atomic;
 
 use super::{Era, Mvcc};
+use crate::engine::collection::Rules;
+use crate::engine::records::RowStanding;
 use crate::error::{Error, StoreError};
-use crate::storage::schema::{Op, Place, Row};
+use crate::storage::schema::{Op, Place, Row, RowStamp};
+use crate::time::Timestamp;
 use crate::types::Revision;
 
 /// Stale keys that one slice looks at when nobody waits: about 50 microseconds under the lock.
@@ -91,8 +94,9 @@ impl Reclaim {
 pub struct Sweep {
     /// Every version that a compaction here gave up has left the index.
     floor: Revision,
-    /// Tombstones below this hide nothing.
-    tombstones_below: Revision,
+    /// Nothing younger is removed.
+    through: Timestamp,
+    rules: Rules,
     /// The newest row when it began. That one stays, to mark the end of the log.
     newest: Place,
     /// The dead bytes when it began.
@@ -102,12 +106,12 @@ pub struct Sweep {
 impl Sweep {
     pub(in crate::engine) fn new(
         mvcc: &Mvcc,
-        floor: Revision,
-        swept: Revision,
+        (floor, through): (Revision, Timestamp),
+        rules: Rules,
         newest: Place,
     ) -> Self {
         let dead_bytes = mvcc.guarded.read().dead_bytes;
-        Self { floor, tombstones_below: swept, newest, dead_bytes }
+        Self { floor, through, rules, newest, dead_bytes }
     }
 
     /// Removes the rows. Blocks for as long as it takes to rewrite the log; commits and reads go on.
@@ -116,9 +120,9 @@ impl Sweep {
         mvcc.store.sweep(Arc::new(move |key, value| self.is_dead(&of, key, value)))
     }
 
-    /// The compaction that it worked for.
-    pub(in crate::engine) fn floor(&self) -> Revision {
-        self.floor
+    /// The compaction that it worked for, and the time of the last entry that it could remove.
+    pub(in crate::engine) fn floor(&self) -> (Revision, Timestamp) {
+        (self.floor, self.through)
     }
 
     /// Whether a row of the log can go.
@@ -133,13 +137,19 @@ impl Sweep {
             return Ok(false);
         }
         let row = Row::decode(place, bytes::Bytes::copy_from_slice(value))?;
+        let (time, rules) = (row.stamp.time, &self.rules);
+        if !rules.allow(time) {
+            return Ok(false);
+        }
         Ok(match &row.op {
             Op::Put(kv) => !mvcc.holds(&kv.key, place),
-            Op::Delete { key, .. } => {
-                place.revision < self.tombstones_below && !mvcc.holds(key, place)
-            }
-            // The records themselves stand in the meta space.
-            Op::InternalPut { .. } | Op::InternalDelete { .. } => true,
+            Op::Delete { key, .. } => rules.allow_tombstone(place, time) && !mvcc.holds(key, place),
+            Op::InternalPut { .. } | Op::InternalDelete { .. } if row.hidden => true,
+            op => match mvcc.standing_of_record(op, row.stamp, place) {
+                RowStanding::Current => false,
+                RowStanding::Superseded => true,
+                RowStanding::Removal { newest_put } => rules.allow_removal(place, time, newest_put),
+            },
         })
     }
 }
@@ -180,6 +190,17 @@ impl Mvcc {
     /// Takes note of a sweep that is complete.
     pub(in crate::engine) fn note_swept(&self, sweep: &Sweep) {
         self.guarded.write().dead_bytes -= sweep.dead_bytes;
+        let is_gone = |place, time, newest_put| {
+            place < sweep.newest && sweep.rules.allow_removal(place, time, newest_put)
+        };
+        self.records
+            .write()
+            .retain(|stamp, place, newest_put| !is_gone(place, stamp.time, newest_put));
+    }
+
+    fn standing_of_record(&self, op: &Op, stamp: RowStamp, place: Place) -> RowStanding {
+        let stamp = self.origins.read().stamp(stamp);
+        self.records.read().standing(op, stamp, place)
     }
 
     fn holds(&self, key: &[u8], place: Place) -> bool {

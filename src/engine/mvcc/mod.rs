@@ -34,6 +34,8 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::command::{Filter, Range, RangeReply, Reply, SortTarget};
+use super::origins::Origins;
+use super::records::Records;
 use super::{Failure, Pair};
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{Op, Place, Row};
@@ -112,6 +114,10 @@ struct Guarded {
 /// The versions of all keys. Shared by the writer and all readers.
 pub struct Mvcc {
     guarded: RwLock<Guarded>,
+    /// The origins whose numbers rows have.
+    origins: RwLock<Origins>,
+    /// The internal records, as of the open batch.
+    records: RwLock<Records>,
     store: Store,
     cache: Cache<Place, Pair, PairWeighter>,
     /// Guards it once it is full.
@@ -146,6 +152,8 @@ impl Mvcc {
         };
         Self {
             guarded: RwLock::new(guarded),
+            origins: RwLock::default(),
+            records: RwLock::default(),
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
             doorkeeper: Doorkeeper::new(),
@@ -205,6 +213,16 @@ impl Mvcc {
 
     pub(super) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The origins that rows name.
+    pub(super) fn origins(&self) -> &RwLock<Origins> {
+        &self.origins
+    }
+
+    /// The internal records, as the writer sees them.
+    pub(super) fn records(&self) -> &RwLock<Records> {
+        &self.records
     }
 
     /// Takes a visible row back into the index at start; rows come in log order. Answers the lease that the key had
