@@ -152,6 +152,11 @@ impl Rules {
         time <= self.tombstones && place.revision < self.below && time <= self.swept
     }
 
+    /// Whether a tombstone may go that has never hidden anything that is visible in the log.
+    pub(super) fn allow_hidden_tombstone(&self, time: Timestamp) -> bool {
+        time <= self.tombstones
+    }
+
     /// Whether the removal of a record may go.
     pub(super) fn allow_removal(
         &self,

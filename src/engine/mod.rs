@@ -21,8 +21,11 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod alarm;
+mod apply;
 mod collection;
 pub mod command;
+mod entries;
+mod graves;
 pub mod lease;
 pub mod mvcc;
 mod origins;
@@ -30,6 +33,7 @@ mod pair;
 mod quota;
 mod record_writes;
 mod records;
+mod replica;
 mod restore;
 pub mod txn;
 pub mod watch;
@@ -37,8 +41,10 @@ mod writer;
 
 use crate::error::{Error, Invalid, StoreError};
 
+pub use apply::{Applied, Conflict, Outcome};
 pub use pair::Pair;
 pub use records::RecordChange;
+pub use replica::RecordWrite;
 pub use writer::{Options, Writer};
 
 /// Why an operation did not succeed.
@@ -74,5 +80,7 @@ mod model;
 mod model_tests;
 #[cfg(test)]
 mod power_cut_tests;
+#[cfg(test)]
+mod replication_tests;
 #[cfg(test)]
 mod testscripts;

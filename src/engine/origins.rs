@@ -70,9 +70,4 @@ impl Origins {
         let (least, greatest) = (Origin { member, run: 0 }, Origin { member, run: u64::MAX });
         self.by_name.range(least..=greatest).map(|(origin, _)| origin.run)
     }
-
-    /// All of them, by number.
-    pub(super) fn indexes(&self) -> impl Iterator<Item = OriginIndex> {
-        self.by_index.keys().copied()
-    }
 }

@@ -39,7 +39,7 @@ impl Writer {
             return seen.map(|seen| self.mvcc.origins().read().row_stamp(seen));
         }
         let time = if self.collection.is_peered() {
-            self.collection.settled()
+            self.collection.settled().min(Timestamp(stamp.time.0 - 1))
         } else {
             Timestamp(stamp.time.0 - 1)
         };
@@ -82,7 +82,7 @@ impl Writer {
             }
             (Table::Alarm, Some(_)) => self.alarms.raise(AlarmRecord::alarm(&change.key)?),
             (Table::Alarm, None) => self.alarms.end(AlarmRecord::alarm(&change.key)?),
-            (Table::Member | Table::Seal, _) => {}
+            (Table::Member | Table::Seal, _) => self.replica.open_changes.push(change.clone()),
         }
         Ok(())
     }

@@ -98,6 +98,11 @@ impl Records {
         self.records.get(&(table, key.clone()))
     }
 
+    /// The value of a record that is in force.
+    pub(super) fn value(&self, table: Table, key: &Bytes) -> Option<Bytes> {
+        Some(self.get(table, key)?.put.as_ref()?.value.clone())
+    }
+
     /// What a put has to name as seen; `None` where nothing is known of the record.
     pub(super) fn seen(&self, table: Table, key: &Bytes) -> Option<Option<Stamp>> {
         self.get(table, key).map(Record::seen)

@@ -3,8 +3,9 @@
 use std::ops::Bound;
 
 use super::collection::Collection;
+use super::graves::Grave;
 use super::lease::Lessor;
-use super::mvcc::Mvcc;
+use super::mvcc::{Mvcc, Standing, row_bytes};
 use super::origins::Origins;
 use super::records;
 use crate::error::StoreError;
@@ -156,6 +157,8 @@ pub(super) struct LogEnd {
     pub(super) time: Timestamp,
     /// The last entry of the newest run.
     pub(super) seq: u64,
+    /// What hidden rows take.
+    pub(super) hidden_bytes: u64,
 }
 
 /// Reads the whole log back into memory.
@@ -164,8 +167,9 @@ pub(super) fn restore(
     lessor: &Lessor,
     meta: &StoreMeta,
 ) -> Result<LogEnd, StoreError> {
+    mvcc.origins().write().clone_from(&meta.origins);
     let newest = Place { revision: Revision::FIRST, n: 0 };
-    let mut end = LogEnd { newest, time: meta.time(), seq: meta.seq_on_record() };
+    let mut end = LogEnd { newest, time: meta.time(), seq: meta.seq_on_record(), hidden_bytes: 0 };
     for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = item?;
         let place = Place::decode(&key)?;
@@ -177,11 +181,14 @@ pub(super) fn restore(
             end.seq = end.seq.max(row.seq);
         }
         if row.hidden {
+            restore_hidden(mvcc, place, &row);
+            end.hidden_bytes += u64::from(row_bytes(&row.op));
             continue;
         }
         match &row.op {
             Op::Put(kv) => {
                 let former = mvcc.restore(place, &row);
+                mvcc.exhume(&kv.key);
                 lessor.reattach(&kv.key, former, kv.lease);
             }
             Op::Delete { key, .. } => {
@@ -194,6 +201,14 @@ pub(super) fn restore(
         }
     }
     Ok(end)
+}
+
+/// A hidden delete may count, for what is on its way.
+fn restore_hidden(mvcc: &Mvcc, place: Place, row: &Row) {
+    let Op::Delete { key, seen } = &row.op else { return };
+    if !matches!(mvcc.standing(key), Standing::Alive(_)) {
+        mvcc.bury(key, Grave { seen: *seen, time: row.stamp.time, place, hidden: true });
+    }
 }
 
 #[cfg(test)]

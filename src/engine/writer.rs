@@ -26,6 +26,7 @@ use super::command::{
 use super::lease::Lessor;
 use super::mvcc::{Latest, Mvcc, Reader, Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY, Sweep, row_bytes};
 use super::quota::cost;
+use super::replica::Replica;
 use super::restore::{COUNT_MAX, StoreMeta, restore};
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
@@ -34,7 +35,7 @@ use crate::storage::schema::{
     AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
 use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
-use crate::time::{HybridClock, Now};
+use crate::time::{HybridClock, Now, Timestamp};
 use crate::types::{Alarm, KeyValue, LeaseId, MemberId, Origin, Revision};
 
 /// NOSPACE ends when the store is at least this fraction below its quota again.
@@ -140,6 +141,7 @@ pub struct Writer {
     pub(super) compacting: Option<Revision>,
     pub(super) reclaim: Option<Reclaim>,
     pub(super) collection: Collection,
+    pub(super) replica: Replica,
     room: Room,
     pub(super) quota_bytes: Option<u64>,
     /// The bytes of the rows in `open`.
@@ -185,6 +187,7 @@ impl Writer {
             compacting: None,
             reclaim: None,
             collection: meta.collection(options.gc_age_millis),
+            replica: Replica::new(meta.heads.iter().copied()),
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
             open_bytes: 0,
@@ -192,14 +195,15 @@ impl Writer {
             disk_room_bytes: u64::MAX,
         };
         writer.show_records(now)?;
-        writer.begin_run(meta, Origin { member: identity.member, run }, end.seq)?;
+        writer.mvcc.add_dead(end.hidden_bytes, writer.clock_of_peers());
+        writer.begin_run(&meta, Origin { member: identity.member, run }, end.seq)?;
         Ok(writer)
     }
 
     /// Records the run before it accepts anything, so that no two entries ever have the same origin and seq.
     fn begin_run(
         &mut self,
-        mut meta: StoreMeta,
+        meta: &StoreMeta,
         origin: Origin,
         former_seq: u64,
     ) -> Result<(), StoreError> {
@@ -208,13 +212,13 @@ impl Writer {
         }
         if let Some((former, _)) = meta.run {
             self.put_meta(Meta::Head(former, former_seq));
+            self.replica.heads.insert(former, former_seq);
         }
         self.put_meta(Meta::Origin(self.origin, origin));
         self.put_meta(Meta::Run(self.origin, self.entries_before));
         let batch = std::mem::take(&mut self.batch);
         self.store().commit(batch, Durability::Fsync)?;
-        meta.origins.insert(self.origin, origin);
-        *self.mvcc.origins().write() = meta.origins;
+        self.mvcc.origins().write().insert(self.origin, origin);
         self.mvcc.publish(self.revision);
         if let Some(compacted) = meta.compacted {
             self.mvcc.set_compacted(compacted);
@@ -348,7 +352,7 @@ impl Writer {
         let stamp = self.begin_entry(now);
         for key in keys {
             let latest = self.mvcc.latest(&key).expect("a key on a lease lives");
-            self.delete(key, latest, stamp);
+            self.delete(key, latest, latest.stamp, stamp);
         }
         self.remove_record((Table::Lease, LeaseRecord::key(id)), stamp, now)?;
         Ok(self.end_entry(CommandReply::LeaseRevoke))
@@ -417,13 +421,28 @@ impl Writer {
         } else {
             put.value
         };
+        let lease = if put.ignore_lease {
+            latest.map_or(LeaseId::NONE, |latest| latest.lease)
+        } else {
+            put.lease
+        };
+        self.put_version((put.key, value, lease), latest, stamp);
+        Ok(PutReply { prev_kv: before.filter(|_| put.prev_kv) })
+    }
+
+    /// Adds a version of a key, of which `latest` is the one before.
+    pub(super) fn put_version(
+        &mut self,
+        (key, value, lease): (Bytes, Bytes, LeaseId),
+        latest: Option<Latest>,
+        stamp: RowStamp,
+    ) {
         self.replaced.extend(latest.map(|latest| latest.head.place()));
         let former_lease = latest.map_or(LeaseId::NONE, |latest| latest.lease);
-        let lease = if put.ignore_lease { former_lease } else { put.lease };
-        self.lessor.reattach(&put.key, former_lease, lease);
+        self.lessor.reattach(&key, former_lease, lease);
         let next = self.next_visible();
         let op = Op::Put(KeyValue {
-            key: put.key,
+            key,
             create_revision: latest.map_or(next, |latest| latest.create_revision),
             mod_revision: next,
             version: latest.map_or(0, |latest| latest.version) + 1,
@@ -431,7 +450,6 @@ impl Writer {
             lease,
         });
         self.append(op, stamp, Visibility::Visible);
-        Ok(PutReply { prev_kv: before.filter(|_| put.prev_kv) })
     }
 
     fn delete_range(
@@ -449,15 +467,16 @@ impl Writer {
             }
         }
         for (key, latest) in keys {
-            self.delete(key, latest, stamp);
+            self.delete(key, latest, latest.stamp, stamp);
         }
         Ok(reply)
     }
 
-    fn delete(&mut self, key: Bytes, latest: Latest, stamp: RowStamp) {
+    /// Ends a key that lives, whose puts up to `seen` are meant.
+    pub(super) fn delete(&mut self, key: Bytes, latest: Latest, seen: RowStamp, stamp: RowStamp) {
         self.replaced.push_back(latest.head.place());
         self.lessor.reattach(&key, latest.lease, LeaseId::NONE);
-        self.append(Op::Delete { key, seen: latest.stamp }, stamp, Visibility::Visible);
+        self.append(Op::Delete { key, seen }, stamp, Visibility::Visible);
     }
 
     /// Starts an entry. It takes a seq only if it comes to have rows.
@@ -470,40 +489,69 @@ impl Writer {
     }
 
     /// Ends an entry; the reply shows the revision that it has led to.
-    pub(super) fn end_entry(&mut self, body: CommandReply) -> Reply<CommandReply> {
-        if let Some((_, row)) = self.open[self.entry_start..].last_mut() {
-            row.last = true;
-            self.seq = self.entry_seq;
-        }
+    fn end_entry(&mut self, body: CommandReply) -> Reply<CommandReply> {
+        self.end_entry_alone();
         Reply { revision: self.revision, body }
+    }
+
+    /// Ends an entry. Answers its seq, if it has come to have rows.
+    pub(super) fn end_entry_alone(&mut self) -> Option<u64> {
+        let (_, row) = self.open[self.entry_start..].last_mut()?;
+        row.last = true;
+        self.seq = self.entry_seq;
+        self.note_own_entry();
+        Some(self.seq)
     }
 
     /// Adds a row to the entry, at the end of the log.
     pub(super) fn append(&mut self, op: Op, stamp: RowStamp, visibility: Visibility) -> Place {
-        let place = self.next_place(visibility);
+        if visibility == Visibility::Visible && !self.entry_shows {
+            self.take_revision();
+        }
+        let place = self.next_place();
         let hidden = visibility == Visibility::Hidden;
         let (seq, op_number) = (self.entry_seq, self.entry_ops);
         let row = Row { stamp, seq, op_number, last: false, hidden, op };
         self.entry_ops += 1;
-        if visibility == Visibility::Visible {
-            self.mvcc.add(place, &row);
+        let bytes = u64::from(row_bytes(&row.op));
+        match visibility {
+            Visibility::Visible => self.show(place, &row),
+            Visibility::Hidden => self.mvcc.add_dead(bytes, self.clock_of_peers()),
+            Visibility::Internal => {}
         }
-        self.open_bytes += u64::from(row_bytes(&row.op));
+        self.open_bytes += bytes;
         assert!(self.newest < place, "a row at {place:?} behind {:?}", self.newest);
         self.newest = place;
         self.open.push((place, row));
         place
     }
 
-    fn next_place(&mut self, visibility: Visibility) -> Place {
-        if visibility == Visibility::Visible && !self.entry_shows {
-            self.entry_shows = true;
-            self.revision = self.revision.next();
-            self.next_n = 0;
+    /// Takes a visible row into the index.
+    fn show(&mut self, place: Place, row: &Row) {
+        self.mvcc.add(place, row);
+        if let Op::Put(kv) = &row.op
+            && self.collection.is_peered()
+        {
+            self.mvcc.exhume(&kv.key);
         }
+    }
+
+    /// The current entry shows: its rows stand under the next revision.
+    pub(super) fn take_revision(&mut self) {
+        self.entry_shows = true;
+        self.revision = self.revision.next();
+        self.next_n = 0;
+    }
+
+    fn next_place(&mut self) -> Place {
         let n = self.next_n;
         self.next_n = n.checked_add(1).expect("fewer rows under one revision than that");
         Place { revision: self.revision, n }
+    }
+
+    /// A time later than everything here, if there are peers, for what has to wait for them.
+    fn clock_of_peers(&self) -> Option<Timestamp> {
+        self.collection.is_peered().then(|| self.clock.last())
     }
 
     /// The revision that a visible change of the current entry gets.
@@ -523,7 +571,7 @@ impl Writer {
 
     /// Whether a commit would do anything.
     pub fn has_open_batch(&self) -> bool {
-        !self.open.is_empty() || !self.batch.is_empty()
+        !self.open.is_empty() || !self.batch.is_empty() || !self.replica.moved.is_empty()
     }
 
     /// The bytes that the next commit writes, roughly.
@@ -536,6 +584,7 @@ impl Writer {
         if !self.has_open_batch() {
             return Ok(());
         }
+        self.record_heads();
         let mut batch = std::mem::take(&mut self.batch);
         let mut shown = Vec::with_capacity(self.open.len());
         for (place, row) in self.open.drain(..) {
@@ -544,6 +593,7 @@ impl Writer {
         }
         self.store().commit(batch, Durability::Fsync)?;
         self.open_bytes = 0;
+        self.replica.commit((self.origin, self.seq));
         self.publish(shown);
         self.look_at_disk()
     }
@@ -569,8 +619,9 @@ impl Writer {
     /// Frees a slice of what the last compaction gave up. Answers whether there is more to do.
     pub fn reclaim(&mut self) -> bool {
         let keys = if self.has_open_batch() { SLICE_KEYS_BUSY } else { SLICE_KEYS };
+        let clock = self.clock_of_peers();
         let Some(reclaim) = &mut self.reclaim else { return false };
-        reclaim.step(&self.mvcc, keys);
+        reclaim.step(&self.mvcc, keys, clock);
         if reclaim.is_done() {
             self.reclaim = None;
             self.check_quota(0);

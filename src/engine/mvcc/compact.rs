@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering as Atomic;
 
 use super::{Era, Mvcc};
 use crate::engine::collection::Rules;
+use crate::engine::graves::Grave;
 use crate::engine::records::RowStanding;
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{Op, Place, Row, RowStamp};
@@ -68,8 +69,9 @@ impl Reclaim {
         self.former.iter().any(|era| Arc::strong_count(era) > 1)
     }
 
-    /// Frees a slice of so many stale keys.
-    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc, keys: usize) {
+    /// Frees a slice of so many stale keys. With peers, everything that it frees is older than `clock`, and waits until
+    /// that is settled.
+    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc, keys: usize, clock: Option<Timestamp>) {
         if self.done || self.is_waiting() {
             return;
         }
@@ -77,10 +79,16 @@ impl Reclaim {
         let mut freed = Vec::new();
         {
             let mut guarded = mvcc.guarded.write();
-            self.from = guarded.index.prune(self.floor, self.from.take(), keys, &mut freed);
+            let mut buried = Vec::new();
+            let wanted = clock.is_some().then_some(&mut buried);
+            self.from = guarded.index.prune(self.floor, self.from.take(), keys, &mut freed, wanted);
             let bytes: u64 = freed.iter().map(|version| u64::from(version.size())).sum();
             guarded.live_bytes -= bytes;
-            guarded.dead_bytes += bytes;
+            guarded.add_dead(bytes, clock);
+            // Before anybody can find that the index has let go.
+            for (key, grave) in buried {
+                mvcc.bury(&key, grave);
+            }
         }
         self.done = self.from.is_none();
         for version in freed {
@@ -143,6 +151,9 @@ impl Sweep {
         }
         Ok(match &row.op {
             Op::Put(kv) => !mvcc.holds(&kv.key, place),
+            Op::Delete { key, .. } if row.hidden => {
+                rules.allow_hidden_tombstone(time) || !mvcc.is_grave(key, place)
+            }
             Op::Delete { key, .. } => rules.allow_tombstone(place, time) && !mvcc.holds(key, place),
             Op::InternalPut { .. } | Op::InternalDelete { .. } if row.hidden => true,
             op => match mvcc.standing_of_record(op, row.stamp, place) {
@@ -196,11 +207,24 @@ impl Mvcc {
         self.records
             .write()
             .retain(|stamp, place, newest_put| !is_gone(place, stamp.time, newest_put));
+        self.graves.write().retain(|grave| {
+            let Grave { time, place, hidden, .. } = *grave;
+            let may_go = if hidden {
+                sweep.rules.allow_hidden_tombstone(time)
+            } else {
+                sweep.rules.allow_tombstone(place, time)
+            };
+            place >= sweep.newest || !may_go
+        });
     }
 
     fn standing_of_record(&self, op: &Op, stamp: RowStamp, place: Place) -> RowStanding {
         let stamp = self.origins.read().stamp(stamp);
         self.records.read().standing(op, stamp, place)
+    }
+
+    fn is_grave(&self, key: &[u8], place: Place) -> bool {
+        self.graves.read().get(key).is_some_and(|grave| grave.place == place)
     }
 
     fn holds(&self, key: &[u8], place: Place) -> bool {
