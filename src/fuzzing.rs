@@ -28,7 +28,9 @@ use crate::storage::schema::{
 };
 use crate::storage::{Batch, Disk, DiskOptions, Durability, Memory, Space, Store};
 use crate::time::{Now, Timestamp};
-use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Revision};
+use crate::types::{
+    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Origin, Revision,
+};
 use crate::{api, config, http as server, storage};
 
 /// What is given any bytes.
@@ -51,6 +53,8 @@ pub const TARGETS: &[(&str, Target)] = &[
 const NOW: Now = Now { wall_millis: 1_000, monotonic_millis: 0 };
 const TXN_OPS_MAX: usize = 128;
 const PICKED_LEASE: i64 = 77;
+/// How many origins a store in [`restore`] knows.
+const ORIGINS: u32 = 4;
 /// The largest message in [`framing`].
 const MESSAGE_BYTES_MAX: usize = 64;
 
@@ -167,6 +171,11 @@ fn restore(input: &[u8]) {
     let mut choices = Choices(input);
     let store = Memory::new();
     let mut batch = Batch::default();
+    for number in 0..ORIGINS {
+        let origin = Origin { member: MemberId(u64::from(number)), run: 1 };
+        let (key, value) = Meta::Origin(OriginIndex(number), origin).encode();
+        batch.put(Space::Meta, key, value);
+    }
     let mut places = BTreeSet::new();
     while !choices.is_empty() {
         if choices.byte().is_multiple_of(3) {
@@ -192,31 +201,53 @@ fn restore(input: &[u8]) {
 }
 
 fn any_meta(choices: &mut Choices<'_>) -> Meta {
-    match choices.byte() % 7 {
+    match choices.byte() % 9 {
         0 => Meta::Identity(writer_options().identity),
         1 => {
             let member = MemberId(choices.number());
-            let origin = crate::types::Origin { member, run: choices.number() };
+            let origin = Origin { member, run: choices.number() };
             Meta::Origin(OriginIndex(choices.number_u32()), origin)
         }
         2 => Meta::Compacted(Revision(choices.number())),
-        3 => Meta::Entries(choices.number()),
-        4 => Meta::Swept(Revision(choices.number())),
-        5 => {
-            let kind = if choices.byte() == 0 { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
-            let alarm = Alarm { kind, member: MemberId(choices.number()) };
-            Meta::Alarm(AlarmRecord { alarm, raised: Revision(choices.number()) })
-        }
-        _ => {
-            let id = LeaseId(choices.number().cast_signed());
-            Meta::Lease(LeaseRecord { id, ttl_seconds: choices.number() })
-        }
+        3 => Meta::Run(any_origin(choices), choices.number()),
+        4 => Meta::Swept(Revision(choices.number()), Timestamp(choices.number())),
+        5 => Meta::Head(any_origin(choices), choices.number()),
+        6 => Meta::Settled(Timestamp(choices.number())),
+        7 => Meta::Collected(Timestamp(choices.number())),
+        8 => Meta::Peered(Timestamp(choices.number())),
+        _ => Meta::Promised(Timestamp(choices.number()), Timestamp(choices.number())),
     }
 }
 
 fn any_stamp(choices: &mut Choices<'_>) -> RowStamp {
-    let origin = OriginIndex(choices.number_u32());
+    let origin = any_origin(choices);
     RowStamp { time: Timestamp(choices.number()), origin }
+}
+
+/// One that is there, as a rule.
+fn any_origin(choices: &mut Choices<'_>) -> OriginIndex {
+    match choices.byte() {
+        0xff => OriginIndex(choices.number_u32()),
+        byte => OriginIndex(u32::from(byte) % ORIGINS),
+    }
+}
+
+/// A lease, an alarm, or what is neither.
+fn any_record(choices: &mut Choices<'_>) -> (Table, Bytes, Bytes) {
+    match choices.byte() % 4 {
+        0 | 1 => {
+            let id = LeaseId(choices.number().cast_signed());
+            let lease = LeaseRecord { id, ttl_seconds: choices.number() };
+            (Table::Lease, LeaseRecord::key(id), lease.value())
+        }
+        2 => {
+            let kind = if choices.byte() == 0 { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
+            let alarm = Alarm { kind, member: MemberId(choices.number()) };
+            let record = AlarmRecord { alarm, raised: Revision(choices.number()) };
+            (Table::Alarm, AlarmRecord::key(alarm), record.value())
+        }
+        _ => (Table::Member, choices.short(3), choices.short(8)),
+    }
 }
 
 fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
@@ -231,14 +262,22 @@ fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
             lease: LeaseId(choices.number().cast_signed()),
         }),
         4..6 => Op::Delete { key, seen: any_stamp(choices) },
-        6 => Op::InternalPut { table: Table::Lease, key, value: choices.short(8) },
-        _ => Op::InternalDelete { table: Table::Lease, key },
+        6 => {
+            let (table, key, value) = any_record(choices);
+            let seen = choices.byte().is_multiple_of(2).then(|| any_stamp(choices));
+            Op::InternalPut { table, key, value, seen }
+        }
+        _ => {
+            let (table, key, _) = any_record(choices);
+            Op::InternalDelete { table, key }
+        }
     };
     Row {
         stamp: any_stamp(choices),
         seq: choices.number(),
         op_number: choices.number_u32(),
         last: choices.byte().is_multiple_of(2),
+        hidden: choices.byte().is_multiple_of(8),
         op,
     }
 }
@@ -269,7 +308,7 @@ fn use_store(mut writer: Writer) {
     while writer.can_reclaim() {
         writer.reclaim();
     }
-    if let Some(sweep) = writer.begin_sweep(true) {
+    if let Some(sweep) = writer.begin_sweep(true).expect("memory takes it") {
         sweep.run(writer.mvcc()).expect("its rows were read before");
         writer.end_sweep(&sweep);
         writer.commit().expect("memory takes it");
@@ -318,7 +357,8 @@ fn sound_row(number: u64) -> (Bytes, Bytes) {
         lease: LeaseId::NONE,
     };
     let stamp = RowStamp { time: Timestamp(number), origin: OriginIndex(0) };
-    let row = Row { stamp, seq: number + 1, op_number: 0, last: true, op: Op::Put(kv) };
+    let row =
+        Row { stamp, seq: number + 1, op_number: 0, last: true, hidden: false, op: Op::Put(kv) };
     (place.encode(), row.encode(place))
 }
 

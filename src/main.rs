@@ -232,6 +232,7 @@ fn node_options(config: &Config) -> NodeOptions {
             value_cache_bytes: config.value_cache_bytes,
             lease_ttl_seconds_min: u64::try_from(lease_millis_min.div_ceil(1000))
                 .unwrap_or(u64::MAX),
+            run_entropy: rand::random(),
             ..WriterOptions::new(identity)
         },
         request: RequestOptions {

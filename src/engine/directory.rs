@@ -1,6 +1,6 @@
 //! The members as the internal records name them: who they are, and what follows for the gossip.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -67,6 +67,15 @@ impl Directory {
                 _ => {}
             }
         }
+        // A founder that was awaited has come when somebody has its address.
+        let met: BTreeSet<_> = members
+            .values()
+            .filter(|record| record.is_started())
+            .flat_map(|record| record.peer_urls.clone())
+            .collect();
+        members.retain(|_, record| {
+            record.is_started() || !record.peer_urls.iter().any(|url| met.contains(url))
+        });
         let awaits = members.values().any(|record| record.initial && !record.is_started());
         let mut membership = Membership::new(started, runs);
         (membership.removed, membership.seals, membership.awaits) = (removed, seals, awaits);

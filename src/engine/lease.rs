@@ -3,10 +3,13 @@
 //! A lease is granted and revoked through the log; its deadline is memory only and starts anew with its full time
 //! to live after a start of the member, as etcd's does after an election. A keep-alive therefore writes nothing.
 //!
+//! A put may come from another member before the lease that it names does, and stay when the lease has gone: such a key
+//! is an orphan until it is put again or deleted, or the lease comes.
+//!
 //! Source: etcd `server/lease/lessor.go`.
 //!
 //! Invariants
-//! * A key is attached to at most one lease, the one that its newest put names.
+//! * A key is attached to at most one lease, the one that its newest put names, or it is an orphan of it.
 //! * `deadlines` has exactly one entry per lease, unless its revocation is under way.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +46,35 @@ struct Table {
     leases: BTreeMap<LeaseId, Lease>,
     /// By deadline, all leases that may still expire.
     deadlines: BTreeSet<(u64, LeaseId)>,
+    /// The keys that name a lease which is not there.
+    orphans: BTreeMap<LeaseId, BTreeSet<Bytes>>,
+}
+
+impl Table {
+    /// The keys that name a lease, if there are any.
+    fn keys_mut(&mut self, id: LeaseId) -> Option<&mut BTreeSet<Bytes>> {
+        match self.leases.get_mut(&id) {
+            Some(lease) => Some(&mut lease.keys),
+            None => self.orphans.get_mut(&id),
+        }
+    }
+
+    fn detach(&mut self, key: &[u8], id: LeaseId) {
+        if let Some(keys) = self.keys_mut(id) {
+            keys.remove(key);
+        }
+        if self.orphans.get(&id).is_some_and(BTreeSet::is_empty) {
+            self.orphans.remove(&id);
+        }
+    }
+
+    fn attach(&mut self, key: &[u8], id: LeaseId) {
+        let keys = match self.leases.get_mut(&id) {
+            Some(lease) => &mut lease.keys,
+            None => self.orphans.entry(id).or_default(),
+        };
+        keys.insert(Bytes::copy_from_slice(key));
+    }
 }
 
 /// The leases of this member. The writer grants and revokes; keep-alives come from any thread.
@@ -80,23 +112,39 @@ impl Lessor {
         Ok(u64::try_from(ttl_seconds).unwrap_or(0).max(self.ttl_seconds_min))
     }
 
-    /// Adds a lease with its whole time before it.
+    /// Adds a lease with its whole time before it, or changes the time of one.
     pub(super) fn grant(&self, id: LeaseId, ttl_seconds: u64, now: Now) {
         let mut table = self.table.lock();
-        let mut lease =
-            Lease { ttl_seconds, deadline_millis: 0, expiring: false, keys: BTreeSet::new() };
+        let former = table.leases.remove(&id);
+        let keys = match former {
+            Some(former) => {
+                table.deadlines.remove(&(former.deadline_millis, id));
+                former.keys
+            }
+            None => table.orphans.remove(&id).unwrap_or_default(),
+        };
+        let mut lease = Lease { ttl_seconds, deadline_millis: 0, expiring: false, keys };
         lease.deadline_millis = now.monotonic_millis.saturating_add(lease.ttl_millis());
         table.deadlines.insert((lease.deadline_millis, id));
-        let before = table.leases.insert(id, lease);
-        assert!(before.is_none(), "lease {id} is granted twice");
+        table.leases.insert(id, lease);
     }
 
-    /// Ends a lease. Its keys are the caller's to delete.
+    /// Ends a lease. Its keys are the caller's to delete; those that are left become orphans.
     pub(super) fn revoke(&self, id: LeaseId) -> Result<(), Error> {
         let mut table = self.table.lock();
         let lease = table.leases.remove(&id).ok_or(Error::LeaseNotFound)?;
         table.deadlines.remove(&(lease.deadline_millis, id));
+        if !lease.keys.is_empty() {
+            table.orphans.insert(id, lease.keys);
+        }
         Ok(())
+    }
+
+    /// The leases that keys name but that are not there, and those keys.
+    pub fn orphans(&self) -> Vec<(LeaseId, Vec<Bytes>)> {
+        let table = self.table.lock();
+        let orphans = table.orphans.iter();
+        orphans.map(|(id, keys)| (*id, keys.iter().cloned().collect())).collect()
     }
 
     /// Whether there is such a lease.
@@ -109,24 +157,24 @@ impl Lessor {
         Some(self.table.lock().leases.get(&id)?.keys.iter().cloned().collect())
     }
 
-    /// Moves a key from one lease to another; either may be none, or gone.
+    /// Moves a key from one lease to another; either may be none, or not there.
     pub(super) fn reattach(&self, key: &[u8], from: LeaseId, to: LeaseId) {
         if from == to {
             return;
         }
         let mut table = self.table.lock();
-        if let Some(lease) = table.leases.get_mut(&from) {
-            lease.keys.remove(key);
+        if from.is_some() {
+            table.detach(key, from);
         }
-        if let Some(lease) = table.leases.get_mut(&to) {
-            lease.keys.insert(Bytes::copy_from_slice(key));
+        if to.is_some() {
+            table.attach(key, to);
         }
     }
 
     /// Starts a lease's time anew. O(log n), and nothing is written.
     pub fn keep_alive(&self, id: LeaseId, now: Now) -> KeepAlive {
         let mut table = self.table.lock();
-        let Table { leases, deadlines } = &mut *table;
+        let Table { leases, deadlines, .. } = &mut *table;
         let Some(lease) = leases.get_mut(&id) else { return KeepAlive::Unknown };
         if lease.expiring || lease.deadline_millis <= now.monotonic_millis {
             return KeepAlive::Expiring;
@@ -157,7 +205,7 @@ impl Lessor {
     /// Gives every lease its full time again, for a member whose clock stood still.
     pub fn extend_all(&self, now: Now) {
         let mut table = self.table.lock();
-        let Table { leases, deadlines } = &mut *table;
+        let Table { leases, deadlines, .. } = &mut *table;
         deadlines.clear();
         for (id, lease) in leases {
             lease.expiring = false;
@@ -246,6 +294,24 @@ mod tests {
         assert_eq!(lessor.status(LeaseId(8), false, at(12)).unwrap().remaining_seconds, -2);
         lessor.reattach(b"k", LeaseId(8), LeaseId::NONE);
         assert_eq!(lessor.keys(LeaseId(8)).unwrap(), Vec::<Bytes>::new());
+    }
+
+    #[test]
+    fn keys_wait_for_their_lease() {
+        let lessor = lessor();
+        lessor.reattach(b"a", LeaseId::NONE, LeaseId(8));
+        lessor.reattach(b"b", LeaseId::NONE, LeaseId(8));
+        lessor.reattach(b"b", LeaseId(8), LeaseId(7));
+        assert_eq!(lessor.orphans(), [(LeaseId(8), vec![Bytes::from("a")])]);
+        lessor.grant(LeaseId(8), 10, at(0));
+        assert_eq!((lessor.orphans(), lessor.keys(LeaseId(8)).unwrap().len()), (vec![], 1));
+        lessor.grant(LeaseId(8), 20, at(0));
+        assert_eq!(lessor.status(LeaseId(8), true, at(3)).unwrap().remaining_seconds, 17);
+        assert_eq!(lessor.take_expired(at(15), 10), [LeaseId(7)], "it has one deadline");
+        lessor.revoke(LeaseId(8)).unwrap();
+        assert_eq!(lessor.orphans(), [(LeaseId(8), vec![Bytes::from("a")])]);
+        lessor.reattach(b"a", LeaseId(8), LeaseId::NONE);
+        assert_eq!(lessor.orphans(), []);
     }
 
     #[test]

@@ -21,12 +21,21 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod alarm;
+mod apply;
+mod collection;
 pub mod command;
 pub mod directory;
+mod entries;
+mod graves;
 pub mod lease;
 pub mod mvcc;
+mod origins;
 mod pair;
 mod quota;
+mod record_writes;
+mod records;
+pub mod replica;
+mod replicated;
 mod restore;
 pub mod txn;
 pub mod watch;
@@ -34,7 +43,10 @@ mod writer;
 
 use crate::error::{Error, Invalid, StoreError};
 
+pub use apply::{Applied, Conflict, Outcome};
 pub use pair::Pair;
+pub use records::RecordChange;
+pub use replicated::RecordWrite;
 pub use writer::{Options, Writer};
 
 /// Why an operation did not succeed.
@@ -70,5 +82,7 @@ mod model;
 mod model_tests;
 #[cfg(test)]
 mod power_cut_tests;
+#[cfg(test)]
+mod replication_tests;
 #[cfg(test)]
 mod testscripts;

@@ -487,7 +487,7 @@ impl Pair {
     }
 
     fn sweep(&mut self) {
-        if let Some(sweep) = self.writer.begin_sweep(true) {
+        if let Some(sweep) = self.writer.begin_sweep(true).unwrap() {
             sweep.run(self.writer.mvcc()).unwrap();
             self.writer.end_sweep(&sweep);
             self.commit();

@@ -171,7 +171,7 @@ fn run(seed: u64) {
         );
         match choices.below(8) {
             0 => {
-                sweep = member.writer.begin_sweep(true);
+                sweep = member.writer.begin_sweep(true).unwrap();
                 if let Some(sweep) = sweep {
                     member.sweep_in_part(sweep, step);
                     assert_eq!(

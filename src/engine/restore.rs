@@ -1,33 +1,39 @@
 //! Start: what a store says about itself, and its log read back into memory.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use super::collection::Collection;
+use super::graves::Grave;
 use super::lease::Lessor;
-use super::mvcc::Mvcc;
+use super::mvcc::{Mvcc, Standing, row_bytes};
+use super::origins::Origins;
+use super::records;
 use crate::error::StoreError;
-use crate::storage::schema::{
-    AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row,
-};
+use crate::storage::schema::{Identity, Meta, Op, OriginIndex, Place, Row, RowStamp};
 use crate::storage::{Space, Store};
 use crate::time::Timestamp;
-use crate::types::{LeaseId, MemberId, Origin, Revision};
+use crate::types::{LeaseId, Origin, Revision};
 
 /// More than any store counts to. Up to here sums do not overflow, and clients see what is stored.
-const COUNT_MAX: u64 = 1 << 53;
+pub(super) const COUNT_MAX: u64 = 1 << 53;
 /// Some 4000 years from now.
-const TIME_MAX: Timestamp = Timestamp(1 << 63);
+pub(super) const TIME_MAX: Timestamp = Timestamp(1 << 63);
 
 /// The rows about the store, read at start.
 #[derive(Debug, Default)]
 pub(super) struct StoreMeta {
     pub(super) identity: Option<Identity>,
     pub(super) compacted: Option<Revision>,
-    pub(super) swept: Revision,
-    pub(super) origins: BTreeMap<OriginIndex, Origin>,
-    pub(super) entries: u64,
-    pub(super) leases: Vec<LeaseRecord>,
-    pub(super) alarms: Vec<AlarmRecord>,
+    pub(super) swept: (Revision, Timestamp),
+    pub(super) origins: Origins,
+    /// The newest run of this member, and the entries before it.
+    pub(super) run: Option<(OriginIndex, u64)>,
+    pub(super) heads: Vec<(OriginIndex, u64)>,
+    pub(super) settled: Timestamp,
+    pub(super) collected: Timestamp,
+    pub(super) peered: Option<Timestamp>,
+    pub(super) promised: Timestamp,
+    pub(super) complete: Timestamp,
 }
 
 impl StoreMeta {
@@ -42,38 +48,72 @@ impl StoreMeta {
             match row {
                 Meta::Identity(identity) => meta.identity = Some(identity),
                 Meta::Compacted(revision) => meta.compacted = Some(revision),
-                Meta::Swept(revision) => meta.swept = revision,
-                Meta::Entries(entries) => meta.entries = entries,
-                Meta::Lease(record) => meta.leases.push(record),
-                Meta::Alarm(record) => meta.alarms.push(record),
-                Meta::Origin(index, origin) => {
-                    meta.origins.insert(index, origin);
+                Meta::Swept(revision, settled) => meta.swept = (revision, settled),
+                Meta::Run(index, entries) => meta.run = Some((index, entries)),
+                Meta::Head(index, seq) => meta.heads.push((index, seq)),
+                Meta::Settled(time) => meta.settled = time,
+                Meta::Collected(time) => meta.collected = time,
+                Meta::Peered(time) => meta.peered = Some(time),
+                Meta::Promised(time, complete) => {
+                    (meta.promised, meta.complete) = (time, complete);
                 }
+                Meta::Origin(index, origin) => meta.add_origin(index, origin)?,
             }
         }
+        let named =
+            meta.heads.iter().map(|(index, _)| *index).chain(meta.run.map(|(index, _)| index));
+        for index in named {
+            meta.check_origin(index)?;
+        }
         Ok(meta)
+    }
+
+    fn add_origin(&mut self, index: OriginIndex, origin: Origin) -> Result<(), StoreError> {
+        if self.origins.index(origin).is_some() {
+            return Err(StoreError::Corrupt(format!("origin {origin} has two numbers")));
+        }
+        self.origins.insert(index, origin);
+        Ok(())
+    }
+
+    fn check_origin(&self, index: OriginIndex) -> Result<(), StoreError> {
+        if self.origins.contains(index) {
+            return Ok(());
+        }
+        Err(StoreError::Corrupt(format!("no origin has the number {}", index.0)))
     }
 
     /// Checks it against the log.
     pub(super) fn check(&self, end: &LogEnd) -> Result<(), StoreError> {
         let (compacted, newest) = (self.compacted.unwrap_or_default(), end.newest.revision);
-        if self.swept <= compacted && compacted <= newest {
+        let (swept, _) = self.swept;
+        if swept <= compacted && compacted <= newest {
             return Ok(());
         }
-        let swept = self.swept;
         Err(StoreError::Corrupt(format!(
             "swept at {swept} and compacted at {compacted}, but the log ends at {newest}"
         )))
     }
 
-    /// The newest run of a member, and its number here.
-    pub(super) fn newest_run_of(&self, member: MemberId) -> Option<(OriginIndex, u64)> {
-        let runs = self.origins.iter().filter(|(_, origin)| origin.member == member);
-        runs.map(|(index, origin)| (*index, origin.run)).max_by_key(|(_, run)| *run)
+    pub(super) fn collection(&self, gc_age_millis: u64) -> Collection {
+        let mut collection = Collection::new(self.swept, gc_age_millis);
+        if let Some(peered) = self.peered {
+            collection.resume(peered, self.settled, self.collected);
+        }
+        collection
     }
 
-    pub(super) fn next_origin(&self) -> OriginIndex {
-        OriginIndex(self.origins.keys().next_back().map_or(0, |last| last.0 + 1))
+    /// How far the newest run has come, as far as it was written down.
+    fn seq_on_record(&self) -> u64 {
+        let run = self.run.map(|(run, _)| run);
+        let head = self.heads.iter().find(|(index, _)| Some(*index) == run);
+        head.map_or(0, |(_, seq)| *seq)
+    }
+
+    /// The greatest time that these rows name.
+    pub(super) fn time(&self) -> Timestamp {
+        let peered = self.peered.unwrap_or_default();
+        self.settled.max(self.collected).max(self.swept.1).max(peered).max(self.promised)
     }
 }
 
@@ -82,25 +122,34 @@ fn is_possible(row: &Meta) -> bool {
     match row {
         Meta::Identity(_) => true,
         Meta::Origin(index, origin) => index.0 < u32::MAX && origin.run <= COUNT_MAX,
-        Meta::Compacted(revision) | Meta::Swept(revision) => revision.0 <= COUNT_MAX,
-        Meta::Entries(entries) => *entries <= COUNT_MAX,
-        Meta::Alarm(record) => record.raised.0 <= COUNT_MAX,
-        Meta::Lease(record) => record.id.is_some() && record.ttl_seconds <= COUNT_MAX,
+        Meta::Compacted(revision) => revision.0 <= COUNT_MAX,
+        Meta::Swept(revision, settled) => revision.0 <= COUNT_MAX && *settled < TIME_MAX,
+        Meta::Run(_, count) | Meta::Head(_, count) => *count <= COUNT_MAX,
+        Meta::Settled(time) | Meta::Collected(time) | Meta::Peered(time) => *time < TIME_MAX,
+        Meta::Promised(time, complete) => *time < TIME_MAX && *complete < TIME_MAX,
     }
 }
 
 /// Checks that a row of the log is one that an engine can have written.
-fn check_row(place: Place, row: &Row) -> Result<(), StoreError> {
+fn check_row(place: Place, row: &Row, origins: &Origins) -> Result<(), StoreError> {
     let is_counted = |count: u64| (1..=COUNT_MAX).contains(&count);
+    let is_stamp = |stamp: RowStamp| stamp.time < TIME_MAX && origins.contains(stamp.origin);
     let is_sound = match &row.op {
         Op::Put(kv) => {
             !kv.key.is_empty() && is_counted(kv.version) && is_counted(kv.create_revision.0)
         }
-        Op::Delete { key, .. } => !key.is_empty(),
-        Op::InternalPut { .. } | Op::InternalDelete { .. } => true,
+        Op::Delete { key, seen } => !key.is_empty() && is_stamp(*seen),
+        Op::InternalPut { table, key, value, seen } => {
+            records::check(*table, key, Some(value))?;
+            seen.is_none_or(is_stamp)
+        }
+        Op::InternalDelete { table, key } => {
+            records::check(*table, key, None)?;
+            true
+        }
     };
     let is_placed = is_counted(place.revision.0) && place.n < u32::MAX;
-    if is_sound && is_placed && row.seq <= COUNT_MAX && row.stamp.time < TIME_MAX {
+    if is_sound && is_placed && row.seq <= COUNT_MAX && is_stamp(row.stamp) {
         return Ok(());
     }
     // Not what is in it: that may be long, and somebody's.
@@ -112,35 +161,60 @@ fn check_row(place: Place, row: &Row) -> Result<(), StoreError> {
 pub(super) struct LogEnd {
     pub(super) newest: Place,
     pub(super) time: Timestamp,
-    /// The origin and seq of the newest row.
-    pub(super) entry: Option<(OriginIndex, u64)>,
+    /// The last entry of the newest run.
+    pub(super) seq: u64,
+    /// What hidden rows take.
+    pub(super) hidden_bytes: u64,
 }
 
-/// Reads the whole log back into memory. The leases are there already, for the keys to be attached to them.
-pub(super) fn restore(mvcc: &Mvcc, lessor: &Lessor) -> Result<LogEnd, StoreError> {
+/// Reads the whole log back into memory.
+pub(super) fn restore(
+    mvcc: &Mvcc,
+    lessor: &Lessor,
+    meta: &StoreMeta,
+) -> Result<LogEnd, StoreError> {
+    mvcc.origins().write().clone_from(&meta.origins);
     let newest = Place { revision: Revision::FIRST, n: 0 };
-    let mut end = LogEnd { newest, time: Timestamp::default(), entry: None };
+    let mut end = LogEnd { newest, time: meta.time(), seq: meta.seq_on_record(), hidden_bytes: 0 };
     for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = item?;
         let place = Place::decode(&key)?;
         let row = Row::decode(place, value)?;
-        check_row(place, &row)?;
+        check_row(place, &row, &meta.origins)?;
         end.newest = place;
         end.time = end.time.max(row.stamp.time);
-        end.entry = Some((row.stamp.origin, row.seq));
+        if meta.run.is_some_and(|(run, _)| run == row.stamp.origin) {
+            end.seq = end.seq.max(row.seq);
+        }
+        if row.hidden {
+            restore_hidden(mvcc, place, &row);
+            end.hidden_bytes += u64::from(row_bytes(&row.op));
+            continue;
+        }
         match &row.op {
             Op::Put(kv) => {
                 let former = mvcc.restore(place, &row);
+                mvcc.exhume(&kv.key);
                 lessor.reattach(&kv.key, former, kv.lease);
             }
             Op::Delete { key, .. } => {
                 let former = mvcc.restore(place, &row);
                 lessor.reattach(key, former, LeaseId::NONE);
             }
-            Op::InternalPut { .. } | Op::InternalDelete { .. } => {}
+            Op::InternalPut { .. } | Op::InternalDelete { .. } => {
+                mvcc.records().write().apply(place, &row, &meta.origins);
+            }
         }
     }
     Ok(end)
+}
+
+/// A hidden delete may count, for what is on its way.
+fn restore_hidden(mvcc: &Mvcc, place: Place, row: &Row) {
+    let Op::Delete { key, seen } = &row.op else { return };
+    if !matches!(mvcc.standing(key), Standing::Alive(_)) {
+        mvcc.bury(key, Grave { seen: *seen, time: row.stamp.time, place, hidden: true });
+    }
 }
 
 #[cfg(test)]
@@ -150,11 +224,14 @@ mod tests {
     use super::*;
     use crate::engine::{Options, Writer};
     use crate::storage::schema::RowStamp;
+    use crate::storage::schema::{AlarmRecord, LeaseRecord, Table};
     use crate::storage::{Batch, Durability, Memory};
     use crate::time::Now;
-    use crate::types::{ClusterId, KeyValue};
+    use crate::types::{ClusterId, KeyValue, MemberId};
 
     const NOW: Now = Now { wall_millis: 1_000, monotonic_millis: 0 };
+    const ORIGIN: Origin = Origin { member: MemberId(1), run: 1 };
+    const STAMP: RowStamp = RowStamp { time: Timestamp(1), origin: OriginIndex(0) };
 
     fn row(revision: Revision) -> Row {
         let kv = KeyValue {
@@ -164,14 +241,15 @@ mod tests {
             version: 1,
             ..KeyValue::default()
         };
-        let stamp = RowStamp { time: Timestamp(1), origin: OriginIndex(0) };
-        Row { stamp, seq: 1, op_number: 0, last: true, op: Op::Put(kv) }
+        Row { stamp: STAMP, seq: 1, op_number: 0, last: true, hidden: false, op: Op::Put(kv) }
     }
 
     /// Opens a store with these rows.
     fn open(place: Place, row: &Row, meta: Option<Meta>) -> Result<Writer, StoreError> {
         let store = Store::Memory(Memory::new());
         let mut batch = Batch::default();
+        let (key, value) = Meta::Origin(STAMP.origin, ORIGIN).encode();
+        batch.put(Space::Meta, key, value);
         batch.put(Space::Log, place.encode(), row.encode(place));
         if let Some((key, value)) = meta.map(Meta::encode) {
             batch.put(Space::Meta, key, value);
@@ -191,18 +269,48 @@ mod tests {
             Place::first_of(Revision(u64::MAX)),
             Place { n: u32::MAX, ..second },
         ];
+        let no_time = RowStamp { time: Timestamp(u64::MAX), ..STAMP };
+        let nobody = RowStamp { origin: OriginIndex(7), ..STAMP };
+        let lease = |ttl_seconds| Op::InternalPut {
+            table: Table::Lease,
+            key: LeaseRecord::key(LeaseId(7)),
+            value: LeaseRecord { id: LeaseId(7), ttl_seconds }.value(),
+            seen: None,
+        };
+        let seen = |seen| Op::Delete { key: Bytes::from("key"), seen };
+        let no_alarm = AlarmRecord::key(crate::types::Alarm {
+            kind: crate::types::AlarmKind::NoSpace,
+            member: MemberId(1),
+        });
+        let ops = [
+            seen(no_time),
+            seen(nobody),
+            lease(u64::MAX),
+            Op::InternalDelete { table: Table::Lease, key: LeaseRecord::key(LeaseId::NONE) },
+            Op::InternalDelete { table: Table::Alarm, key: no_alarm.slice(1..) },
+            Op::InternalDelete { table: Table::Member, key: Bytes::new() },
+        ];
         let odd = [
             Row { seq: u64::MAX, ..good() },
-            Row { stamp: RowStamp { time: Timestamp(u64::MAX), ..good().stamp }, ..good() },
+            Row { stamp: no_time, ..good() },
+            Row { stamp: nobody, ..good() },
         ];
-        let origin = Origin { member: MemberId(1), run: 1 };
+        let odd = odd.into_iter().chain(ops.map(|op| Row { op, ..good() }));
+        assert!(open(second, &Row { op: lease(60), ..good() }, None).is_ok());
+        assert!(open(second, &Row { op: seen(STAMP), ..good() }, None).is_ok());
         let metas = [
             Meta::Compacted(Revision(3)),
-            Meta::Swept(Revision(1)),
-            Meta::Entries(u64::MAX),
-            Meta::Lease(LeaseRecord { id: LeaseId::NONE, ttl_seconds: 60 }),
-            Meta::Origin(OriginIndex(u32::MAX), origin),
-            Meta::Origin(OriginIndex(0), Origin { run: u64::MAX, ..origin }),
+            Meta::Swept(Revision(1), Timestamp(0)),
+            Meta::Run(STAMP.origin, u64::MAX),
+            Meta::Run(OriginIndex(7), 0),
+            Meta::Head(STAMP.origin, u64::MAX),
+            Meta::Head(OriginIndex(7), 1),
+            Meta::Settled(Timestamp(u64::MAX)),
+            Meta::Collected(Timestamp(u64::MAX)),
+            Meta::Peered(Timestamp(u64::MAX)),
+            Meta::Origin(OriginIndex(u32::MAX), Origin { run: 2, ..ORIGIN }),
+            Meta::Origin(OriginIndex(1), Origin { run: u64::MAX, ..ORIGIN }),
+            Meta::Origin(OriginIndex(1), ORIGIN),
         ];
         let stores = places.map(|place| open(place, &row(place.revision), None));
         let stores = stores.into_iter().chain(odd.map(|row| open(second, &row, None)));

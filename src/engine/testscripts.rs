@@ -374,7 +374,11 @@ fn show_row(place: Place, row: &Row) -> String {
         Op::InternalDelete { table, .. } => format!("internal delete, {table:?}"),
     };
     let last = if row.last { ", last" } else { "" };
-    format!("{}.{} seq={} op={}{last}: {what}", place.revision, place.n, row.seq, row.op_number)
+    let hidden = if row.hidden { ", hidden" } else { "" };
+    format!(
+        "{}.{} seq={} op={}{last}{hidden}: {what}",
+        place.revision, place.n, row.seq, row.op_number
+    )
 }
 
 fn answer<T>(result: Result<T, Failure>) -> Result<T> {
@@ -483,7 +487,9 @@ impl Runner {
     }
 
     fn sweep(&mut self) -> Result<String> {
-        let Some(sweep) = self.writer.begin_sweep(true) else { return Ok("nothing".to_owned()) };
+        let Some(sweep) = self.writer.begin_sweep(true).unwrap() else {
+            return Ok("nothing".to_owned());
+        };
         sweep.run(self.writer.mvcc())?;
         self.writer.end_sweep(&sweep);
         self.writer.commit()?;
@@ -500,7 +506,7 @@ impl Runner {
             mvcc.keys(),
             lessor.len(),
             self.writer.entries(),
-            self.writer.run()
+            self.writer.starts()
         )
     }
 

@@ -6,8 +6,8 @@
 //! that a step can be put between them.
 //!
 //! Invariants
-//! * Rows enter the log in the order of their places; the newest row is never removed, so the current revision and
-//!   how far this run has come can be read off the log at start.
+//! * Rows enter the log in the order of their places; the newest row is never removed, so the current revision can be
+//!   read off the log at start. So can how far this run has come: what a sweep may remove of it is on record before.
 //! * An operation that has begun cannot fail any more: everything was checked before.
 //! * The rows of an open batch are in memory until the commit.
 
@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::Failure;
 use super::alarm::Alarms;
+use super::collection::Collection;
 use super::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, Put, PutReply, Reply,
     Txn, TxnOp, TxnOpReply, TxnReply,
@@ -25,7 +26,8 @@ use super::command::{
 use super::lease::Lessor;
 use super::mvcc::{Latest, Mvcc, Reader, Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY, Sweep, row_bytes};
 use super::quota::cost;
-use super::restore::{StoreMeta, restore};
+use super::replicated::Replicated;
+use super::restore::{COUNT_MAX, StoreMeta, restore};
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
@@ -33,8 +35,8 @@ use crate::storage::schema::{
     AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
 use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
-use crate::time::{HybridClock, Now};
-use crate::types::{Alarm, KeyValue, LeaseId, Origin, Revision};
+use crate::time::{HybridClock, Now, Timestamp};
+use crate::types::{Alarm, KeyValue, LeaseId, MemberId, Origin, Revision};
 
 /// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
@@ -43,6 +45,13 @@ const QUOTA_CLEAR_FRACTION: u64 = 100;
 const DISK_RESERVE_BYTES: u64 = 64 << 20;
 /// On a small disk the reserve is only this part of it.
 const DISK_RESERVE_FRACTION: u64 = 4;
+
+/// How long tombstones stay at least, if there are peers.
+const GC_AGE_MILLIS: u64 = 10 * 60 * 1000;
+/// The part of a run's number below the seconds at which it began.
+const RUN_ENTROPY_BITS: u32 = 20;
+/// Runs that began after this many seconds since 1970, in the year 2106, are as if they had begun then.
+const RUN_SECONDS_MAX: u64 = (1 << 32) - 1;
 
 /// How many versions that were replaced lately stay in the cache, for watchers that want to see what was before.
 const REPLACED_WARM_MAX: usize = 1024;
@@ -60,6 +69,10 @@ pub struct Options {
     pub lease_ttl_seconds_min: u64,
     /// The free space that writes leave alone, in bytes; a quarter of a disk at most.
     pub disk_reserve_bytes: u64,
+    /// Tombstones stay at least this long, if there are peers, in milliseconds.
+    pub gc_age_millis: u64,
+    /// Anything random: an old copy of a data directory must not come by a run that was there before.
+    pub run_entropy: u64,
 }
 
 impl Options {
@@ -71,6 +84,8 @@ impl Options {
             value_cache_bytes: 64 << 20,
             lease_ttl_seconds_min: 2,
             disk_reserve_bytes: DISK_RESERVE_BYTES,
+            gc_age_millis: GC_AGE_MILLIS,
+            run_entropy: 0,
         }
     }
 }
@@ -90,46 +105,50 @@ enum Room {
 
 /// The one writer of a member.
 pub struct Writer {
-    mvcc: Arc<Mvcc>,
-    lessor: Arc<Lessor>,
-    hub: Arc<Hub>,
-    alarms: Arc<Alarms>,
-    identity: Identity,
-    origin: OriginIndex,
-    run: u64,
-    seq: u64,
+    pub(super) mvcc: Arc<Mvcc>,
+    pub(super) lessor: Arc<Lessor>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) alarms: Arc<Alarms>,
+    pub(super) identity: Identity,
+    /// The number of the own run.
+    pub(super) origin: OriginIndex,
+    /// How often this member was started.
+    pub(super) starts: u64,
+    pub(super) seq: u64,
     /// Entries of all former runs of this member, as far as the log shows them.
-    entries_before: u64,
-    clock: HybridClock,
+    pub(super) entries_before: u64,
+    pub(super) clock: HybridClock,
     /// The revision after everything executed, durable or not.
-    revision: Revision,
+    pub(super) revision: Revision,
     /// The next number under the current revision.
-    next_n: u32,
-    batch: Batch,
+    pub(super) next_n: u32,
+    pub(super) batch: Batch,
     /// The rows of the open batch, in order.
-    open: Vec<(Place, Row)>,
+    pub(super) open: Vec<(Place, Row)>,
     /// Versions that were replaced lately, oldest first.
-    replaced: VecDeque<Place>,
+    pub(super) replaced: VecDeque<Place>,
     /// The newest row of the log, open or durable.
-    newest: Place,
+    pub(super) newest: Place,
     /// Where the entry that is being executed starts in `open`.
-    entry_start: usize,
+    pub(super) entry_start: usize,
     /// Whether that entry has taken a revision.
-    entry_shows: bool,
-    /// How many ops that entry has so far.
-    entry_ops: u32,
+    pub(super) entry_shows: bool,
+    /// The seq of that entry.
+    pub(super) entry_seq: u64,
+    /// How many ops it has so far.
+    pub(super) entry_ops: u32,
     /// A compaction in the open batch.
-    compacting: Option<Revision>,
-    reclaim: Option<Reclaim>,
-    /// The last sweep that is on record.
-    swept: Revision,
+    pub(super) compacting: Option<Revision>,
+    pub(super) reclaim: Option<Reclaim>,
+    pub(super) collection: Collection,
+    pub(super) replica: Replicated,
     room: Room,
-    quota_bytes: Option<u64>,
+    pub(super) quota_bytes: Option<u64>,
     /// The bytes of the rows in `open`.
-    open_bytes: u64,
-    disk_reserve_bytes: u64,
+    pub(super) open_bytes: u64,
+    pub(super) disk_reserve_bytes: u64,
     /// What the disk had left after the last commit, beyond the reserve.
-    disk_room_bytes: u64,
+    pub(super) disk_room_bytes: u64,
 }
 
 impl Writer {
@@ -137,31 +156,23 @@ impl Writer {
     pub fn open(store: Store, options: &Options, now: Now) -> Result<Self, StoreError> {
         let meta = StoreMeta::read(&store)?;
         let identity = meta.identity.unwrap_or(options.identity);
-        let former = meta.newest_run_of(identity.member);
         let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes));
         let lessor = Arc::new(Lessor::new(options.lease_ttl_seconds_min));
-        for lease in &meta.leases {
-            lessor.grant(lease.id, lease.ttl_seconds, now);
-        }
-        let alarms = Arc::new(Alarms::default());
-        for record in &meta.alarms {
-            alarms.raise(record.alarm);
-        }
-        let end = restore(&mvcc, &lessor)?;
+        let end = restore(&mvcc, &lessor, &meta)?;
         meta.check(&end)?;
-        let seq_of_former =
-            end.entry.filter(|(origin, _)| former.is_some_and(|(former, _)| former == *origin));
+        let origin = meta.origins.next();
+        let run = next_run(&meta, identity.member, options.run_entropy, now)?;
         let revision = end.newest.revision;
         let mut writer = Self {
             hub: Arc::new(Hub::new(revision)),
             mvcc,
             lessor,
-            alarms,
+            alarms: Arc::default(),
             identity,
-            origin: meta.next_origin(),
-            run: former.map_or(0, |(_, run)| run) + 1,
+            origin,
+            starts: meta.origins.runs_of(identity.member).count() as u64 + 1,
             seq: 0,
-            entries_before: meta.entries + seq_of_former.map_or(0, |(_, seq)| seq),
+            entries_before: meta.run.map_or(0, |(_, entries)| entries + end.seq),
             clock: HybridClock::after(end.time),
             revision,
             next_n: end.newest.n + 1,
@@ -171,30 +182,43 @@ impl Writer {
             replaced: VecDeque::new(),
             entry_start: 0,
             entry_shows: false,
+            entry_seq: 0,
             entry_ops: 0,
             compacting: None,
             reclaim: None,
-            swept: meta.swept,
+            collection: meta.collection(options.gc_age_millis),
+            replica: Replicated::new(meta.heads.iter().copied(), (meta.promised, meta.complete)),
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
             open_bytes: 0,
             disk_reserve_bytes: options.disk_reserve_bytes,
             disk_room_bytes: u64::MAX,
         };
-        writer.begin_run(&meta)?;
+        writer.show_records(now)?;
+        writer.mvcc.add_dead(end.hidden_bytes, writer.clock_of_peers());
+        writer.begin_run(&meta, Origin { member: identity.member, run }, end.seq)?;
         Ok(writer)
     }
 
     /// Records the run before it accepts anything, so that no two entries ever have the same origin and seq.
-    fn begin_run(&mut self, meta: &StoreMeta) -> Result<(), StoreError> {
+    fn begin_run(
+        &mut self,
+        meta: &StoreMeta,
+        origin: Origin,
+        former_seq: u64,
+    ) -> Result<(), StoreError> {
         if meta.identity.is_none() {
             self.put_meta(Meta::Identity(self.identity));
         }
-        let origin = Origin { member: self.identity.member, run: self.run };
+        if let Some((former, _)) = meta.run {
+            self.put_meta(Meta::Head(former, former_seq));
+            self.replica.heads.insert(former, former_seq);
+        }
         self.put_meta(Meta::Origin(self.origin, origin));
-        self.put_meta(Meta::Entries(self.entries_before));
+        self.put_meta(Meta::Run(self.origin, self.entries_before));
         let batch = std::mem::take(&mut self.batch);
         self.store().commit(batch, Durability::Fsync)?;
+        self.mvcc.origins().write().insert(self.origin, origin);
         self.mvcc.publish(self.revision);
         if let Some(compacted) = meta.compacted {
             self.mvcc.set_compacted(compacted);
@@ -229,8 +253,13 @@ impl Writer {
     }
 
     /// How often this member was started, this start included.
-    pub fn run(&self) -> u64 {
-        self.run
+    pub fn starts(&self) -> u64 {
+        self.starts
+    }
+
+    /// This run of this member: the origin of its entries.
+    pub fn origin(&self) -> Origin {
+        self.mvcc.origins().read().name(self.origin)
     }
 
     /// Entries that this member has accepted; never goes back while it runs.
@@ -311,14 +340,8 @@ impl Writer {
         let ttl = self.lessor.check_grant(id, ttl_seconds)?;
         let stamp = self.begin_entry(now);
         let record = LeaseRecord { id, ttl_seconds: ttl };
-        let op = Op::InternalPut {
-            table: Table::Lease,
-            key: LeaseRecord::key(id),
-            value: record.value(),
-        };
-        self.append(op, stamp, Visibility::Internal);
-        self.put_meta(Meta::Lease(record));
-        self.lessor.grant(id, ttl, now);
+        let name = (Table::Lease, LeaseRecord::key(id));
+        self.put_record(name, record.value(), stamp, now)?;
         let granted = LeaseGrantReply { id, ttl_seconds: i64::try_from(ttl).unwrap_or(i64::MAX) };
         Ok(self.end_entry(CommandReply::LeaseGrant(granted)))
     }
@@ -329,12 +352,9 @@ impl Writer {
         let stamp = self.begin_entry(now);
         for key in keys {
             let latest = self.mvcc.latest(&key).expect("a key on a lease lives");
-            self.delete(key, latest, stamp);
+            self.delete(key, latest, latest.stamp, stamp);
         }
-        let op = Op::InternalDelete { table: Table::Lease, key: LeaseRecord::key(id) };
-        self.append(op, stamp, Visibility::Internal);
-        self.batch.delete(Space::Meta, Meta::lease_key(id));
-        self.lessor.revoke(id)?;
+        self.remove_record((Table::Lease, LeaseRecord::key(id)), stamp, now)?;
         Ok(self.end_entry(CommandReply::LeaseRevoke))
     }
 
@@ -349,20 +369,13 @@ impl Writer {
             self.alarms.check_room()?;
         }
         let stamp = self.begin_entry(now);
-        let (table, key) = (Table::Alarm, AlarmRecord::key(alarm));
+        let name = (Table::Alarm, AlarmRecord::key(alarm));
         match (was_on, on) {
             (false, true) => {
                 let record = AlarmRecord { alarm, raised: self.revision };
-                let op = Op::InternalPut { table, key, value: record.value() };
-                self.append(op, stamp, Visibility::Internal);
-                self.put_meta(Meta::Alarm(record));
-                self.alarms.raise(alarm);
+                self.put_record(name, record.value(), stamp, now)?;
             }
-            (true, false) => {
-                self.append(Op::InternalDelete { table, key }, stamp, Visibility::Internal);
-                self.batch.delete(Space::Meta, Meta::alarm_key(alarm));
-                self.alarms.end(alarm);
-            }
+            (true, false) => self.remove_record(name, stamp, now)?,
             _ => {}
         }
         Ok(self.end_entry(CommandReply::Alarm { was_on }))
@@ -408,13 +421,28 @@ impl Writer {
         } else {
             put.value
         };
+        let lease = if put.ignore_lease {
+            latest.map_or(LeaseId::NONE, |latest| latest.lease)
+        } else {
+            put.lease
+        };
+        self.put_version((put.key, value, lease), latest, stamp);
+        Ok(PutReply { prev_kv: before.filter(|_| put.prev_kv) })
+    }
+
+    /// Adds a version of a key, of which `latest` is the one before.
+    pub(super) fn put_version(
+        &mut self,
+        (key, value, lease): (Bytes, Bytes, LeaseId),
+        latest: Option<Latest>,
+        stamp: RowStamp,
+    ) {
         self.replaced.extend(latest.map(|latest| latest.head.place()));
         let former_lease = latest.map_or(LeaseId::NONE, |latest| latest.lease);
-        let lease = if put.ignore_lease { former_lease } else { put.lease };
-        self.lessor.reattach(&put.key, former_lease, lease);
+        self.lessor.reattach(&key, former_lease, lease);
         let next = self.next_visible();
         let op = Op::Put(KeyValue {
-            key: put.key,
+            key,
             create_revision: latest.map_or(next, |latest| latest.create_revision),
             mod_revision: next,
             version: latest.map_or(0, |latest| latest.version) + 1,
@@ -422,7 +450,6 @@ impl Writer {
             lease,
         });
         self.append(op, stamp, Visibility::Visible);
-        Ok(PutReply { prev_kv: before.filter(|_| put.prev_kv) })
     }
 
     fn delete_range(
@@ -440,62 +467,95 @@ impl Writer {
             }
         }
         for (key, latest) in keys {
-            self.delete(key, latest, stamp);
+            self.delete(key, latest, latest.stamp, stamp);
         }
         Ok(reply)
     }
 
-    fn delete(&mut self, key: Bytes, latest: Latest, stamp: RowStamp) {
+    /// Ends a key that lives, whose puts up to `seen` are meant.
+    pub(super) fn delete(&mut self, key: Bytes, latest: Latest, seen: RowStamp, stamp: RowStamp) {
         self.replaced.push_back(latest.head.place());
         self.lessor.reattach(&key, latest.lease, LeaseId::NONE);
-        self.append(Op::Delete { key, seen: latest.stamp }, stamp, Visibility::Visible);
+        self.append(Op::Delete { key, seen }, stamp, Visibility::Visible);
     }
 
     /// Starts an entry. It takes a seq only if it comes to have rows.
-    fn begin_entry(&mut self, now: Now) -> RowStamp {
+    pub(super) fn begin_entry(&mut self, now: Now) -> RowStamp {
         self.entry_start = self.open.len();
         self.entry_shows = false;
+        self.entry_seq = self.seq + 1;
         self.entry_ops = 0;
         RowStamp { time: self.clock.tick(now), origin: self.origin }
     }
 
     /// Ends an entry; the reply shows the revision that it has led to.
     fn end_entry(&mut self, body: CommandReply) -> Reply<CommandReply> {
-        if let Some((_, row)) = self.open[self.entry_start..].last_mut() {
-            row.last = true;
-            self.seq += 1;
-        }
+        self.end_entry_alone();
         Reply { revision: self.revision, body }
     }
 
+    /// Ends an entry. Answers its seq, if it has come to have rows.
+    pub(super) fn end_entry_alone(&mut self) -> Option<u64> {
+        let (_, row) = self.open[self.entry_start..].last_mut()?;
+        row.last = true;
+        self.seq = self.entry_seq;
+        self.note_own_entry();
+        Some(self.seq)
+    }
+
     /// Adds a row to the entry, at the end of the log.
-    fn append(&mut self, op: Op, stamp: RowStamp, visibility: Visibility) -> Place {
-        let place = self.next_place(visibility);
-        let row = Row { stamp, seq: self.seq + 1, op_number: self.entry_ops, last: false, op };
-        self.entry_ops += 1;
-        if visibility == Visibility::Visible {
-            self.mvcc.add(place, &row);
+    pub(super) fn append(&mut self, op: Op, stamp: RowStamp, visibility: Visibility) -> Place {
+        if visibility == Visibility::Visible && !self.entry_shows {
+            self.take_revision();
         }
-        self.open_bytes += u64::from(row_bytes(&row.op));
+        let place = self.next_place();
+        let hidden = visibility == Visibility::Hidden;
+        let (seq, op_number) = (self.entry_seq, self.entry_ops);
+        let row = Row { stamp, seq, op_number, last: false, hidden, op };
+        self.entry_ops += 1;
+        let bytes = u64::from(row_bytes(&row.op));
+        match visibility {
+            Visibility::Visible => self.show(place, &row),
+            Visibility::Hidden => self.mvcc.add_dead(bytes, self.clock_of_peers()),
+            Visibility::Internal => {}
+        }
+        self.open_bytes += bytes;
         assert!(self.newest < place, "a row at {place:?} behind {:?}", self.newest);
         self.newest = place;
         self.open.push((place, row));
         place
     }
 
-    fn next_place(&mut self, visibility: Visibility) -> Place {
-        if visibility == Visibility::Visible && !self.entry_shows {
-            self.entry_shows = true;
-            self.revision = self.revision.next();
-            self.next_n = 0;
+    /// Takes a visible row into the index.
+    fn show(&mut self, place: Place, row: &Row) {
+        self.mvcc.add(place, row);
+        if let Op::Put(kv) = &row.op
+            && self.collection.is_peered()
+        {
+            self.mvcc.exhume(&kv.key);
         }
+    }
+
+    /// The current entry shows: its rows stand under the next revision.
+    pub(super) fn take_revision(&mut self) {
+        self.entry_shows = true;
+        self.revision = self.revision.next();
+        self.next_n = 0;
+    }
+
+    fn next_place(&mut self) -> Place {
         let n = self.next_n;
         self.next_n = n.checked_add(1).expect("fewer rows under one revision than that");
         Place { revision: self.revision, n }
     }
 
+    /// A time later than everything here, if there are peers, for what has to wait for them.
+    fn clock_of_peers(&self) -> Option<Timestamp> {
+        self.collection.is_peered().then(|| self.clock.last())
+    }
+
     /// The revision that a visible change of the current entry gets.
-    fn next_visible(&self) -> Revision {
+    pub(super) fn next_visible(&self) -> Revision {
         if self.entry_shows { self.revision } else { self.revision.next() }
     }
 
@@ -511,7 +571,7 @@ impl Writer {
 
     /// Whether a commit would do anything.
     pub fn has_open_batch(&self) -> bool {
-        !self.open.is_empty() || !self.batch.is_empty()
+        !self.open.is_empty() || !self.batch.is_empty() || !self.replica.moved.is_empty()
     }
 
     /// The bytes that the next commit writes, roughly.
@@ -524,6 +584,7 @@ impl Writer {
         if !self.has_open_batch() {
             return Ok(());
         }
+        self.record_heads();
         let mut batch = std::mem::take(&mut self.batch);
         let mut shown = Vec::with_capacity(self.open.len());
         for (place, row) in self.open.drain(..) {
@@ -532,6 +593,7 @@ impl Writer {
         }
         self.store().commit(batch, Durability::Fsync)?;
         self.open_bytes = 0;
+        self.replica.commit((self.origin, self.seq));
         self.publish(shown);
         self.look_at_disk()
     }
@@ -557,8 +619,9 @@ impl Writer {
     /// Frees a slice of what the last compaction gave up. Answers whether there is more to do.
     pub fn reclaim(&mut self) -> bool {
         let keys = if self.has_open_batch() { SLICE_KEYS_BUSY } else { SLICE_KEYS };
+        let clock = self.clock_of_peers();
         let Some(reclaim) = &mut self.reclaim else { return false };
-        reclaim.step(&self.mvcc, keys);
+        reclaim.step(&self.mvcc, keys, clock);
         if reclaim.is_done() {
             self.reclaim = None;
             self.check_quota(0);
@@ -568,20 +631,41 @@ impl Writer {
 
     /// A sweep of the log, if it is worth the work, or if there is anything to sweep and it is `wanted`. One at a time:
     /// the caller runs it on another thread and then calls [`Self::end_sweep`].
-    pub fn begin_sweep(&self, wanted: bool) -> Option<Sweep> {
+    pub fn begin_sweep(&mut self, wanted: bool) -> Result<Option<Sweep>, StoreError> {
         let is_due = self.mvcc.is_worth_sweeping() || wanted && self.mvcc.can_be_swept();
         // Durable rows only: the end of the log must not be swept away under an open batch.
         let is_settled =
             self.reclaim.is_none() && self.compacting.is_none() && !self.has_open_batch();
-        (is_due && is_settled)
-            .then(|| Sweep::new(&self.mvcc, self.mvcc.compacted(), self.swept, self.newest))
+        if !is_due || !is_settled {
+            return Ok(None);
+        }
+        let rules = self.collection.begin_sweep(self.clock.last());
+        self.record_sweep()?;
+        let through =
+            if self.collection.is_peered() { self.collection.settled() } else { self.clock.last() };
+        let floor = (self.mvcc.compacted(), through);
+        Ok(Some(Sweep::new(&self.mvcc, floor, rules, self.newest)))
+    }
+
+    /// Writes down what a sweep could take away: how far the own run has come, and what nobody can be given any more.
+    fn record_sweep(&mut self) -> Result<(), StoreError> {
+        if !self.collection.is_peered() {
+            // The newest row, which stays, is of the own run.
+            return Ok(());
+        }
+        self.put_meta(Meta::Head(self.origin, self.seq));
+        self.put_meta(Meta::Collected(self.collection.collected()));
+        let batch = std::mem::take(&mut self.batch);
+        self.store().commit(batch, Durability::Fsync)
     }
 
     /// Puts a complete sweep on record, so that the next one can remove tombstones.
     pub fn end_sweep(&mut self, sweep: &Sweep) {
         self.mvcc.note_swept(sweep);
-        self.swept = self.swept.max(sweep.floor());
-        self.put_meta(Meta::Swept(self.swept));
+        let (floor, through) = sweep.floor();
+        self.collection.end_sweep(floor, through);
+        let (floor, through) = self.collection.swept();
+        self.put_meta(Meta::Swept(floor, through));
     }
 
     /// Whether the last compaction has something left to free, and no reader from before it is in the way.
@@ -635,7 +719,7 @@ impl Writer {
 
     /// Whether `cost` more bytes fit. As in etcd nothing more is taken once something did not fit; here that ends
     /// by itself when there is room again.
-    fn check_quota(&mut self, cost: u64) -> bool {
+    pub(super) fn check_quota(&mut self, cost: u64) -> bool {
         if cost > 0 && self.open_bytes().saturating_add(cost) > self.disk_room_bytes {
             self.room = Room::DiskFull;
         }
@@ -655,21 +739,36 @@ impl Writer {
         self.room == Room::Enough
     }
 
-    fn put_meta(&mut self, meta: Meta) {
+    pub(super) fn put_meta(&mut self, meta: Meta) {
         let (key, value) = meta.encode();
         self.batch.put(Space::Meta, key, value);
     }
 
-    fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &Store {
         self.mvcc.store()
     }
 }
 
 /// Whether a row takes a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Visibility {
+pub(super) enum Visibility {
+    /// It does, together with its entry.
     Visible,
+    /// It does not, but it is part of the state.
     Internal,
+    /// It changes nothing.
+    Hidden,
+}
+
+/// A run greater than all former ones, those too that are not known here: the wall clock is ahead of those.
+fn next_run(meta: &StoreMeta, member: MemberId, entropy: u64, now: Now) -> Result<u64, StoreError> {
+    let former = meta.origins.runs_of(member).max().unwrap_or(0);
+    let seconds = (now.wall_millis / 1000).min(RUN_SECONDS_MAX);
+    let run = former.max(seconds << RUN_ENTROPY_BITS) + 1 + entropy % (1 << RUN_ENTROPY_BITS);
+    if run > COUNT_MAX {
+        return Err(StoreError::Corrupt(format!("the run {former} can have no successor")));
+    }
+    Ok(run)
 }
 
 /// A change that readers and watchers get to see.
@@ -681,6 +780,7 @@ struct Shown {
 impl Shown {
     fn of(place: Place, row: &Row) -> Option<Self> {
         let change = match &row.op {
+            _ if row.hidden => return None,
             Op::Put(kv) => Change::put(kv),
             Op::Delete { key, .. } => Change::delete(key, place.revision),
             Op::InternalPut { .. } | Op::InternalDelete { .. } => return None,

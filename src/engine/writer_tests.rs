@@ -97,7 +97,7 @@ impl Member {
     /// Frees what compaction gave up, and rewrites the log.
     fn sweep(&mut self) {
         self.reclaim();
-        if let Some(sweep) = self.writer.begin_sweep(true) {
+        if let Some(sweep) = self.writer.begin_sweep(true).unwrap() {
             sweep.run(self.writer.mvcc()).unwrap();
             self.writer.end_sweep(&sweep);
             self.writer.commit().unwrap();
@@ -213,7 +213,7 @@ fn entries_never_go_back() {
     ];
     for command in commands {
         member.all([command.clone()]);
-        let (entries, run) = (member.writer.entries(), member.writer.run());
+        let (entries, run) = (member.writer.entries(), member.writer.starts());
         assert!(entries >= before, "{before} entries, then {entries} after {command:?}");
         // What a restart reads off the log is the same, with a sweep between or without.
         member.restart();
@@ -221,7 +221,7 @@ fn entries_never_go_back() {
         member.sweep();
         member.restart();
         assert_eq!(member.writer.entries(), entries, "after {command:?} and a sweep");
-        assert_eq!(member.writer.run(), run + 2);
+        assert_eq!(member.writer.starts(), run + 2);
         before = entries;
     }
     assert_eq!(before, 8, "one for each command that did something");

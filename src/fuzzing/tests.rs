@@ -165,7 +165,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     for (name, op) in ops() {
         let place = Place { revision: Revision(7), n: 1 };
         let stamp = RowStamp { time: Timestamp(99), origin: OriginIndex(300) };
-        let row = Row { stamp, seq: 5, op_number: 1, last: true, op };
+        let row = Row { stamp, seq: 5, op_number: 1, last: true, hidden: name == "hidden", op };
         add("row", name, [place.encode(), row.encode(place)].concat());
     }
     for (name, meta) in metas() {
@@ -262,22 +262,31 @@ fn ops() -> Vec<(&'static str, Op)> {
     vec![
         ("put", Op::Put(kv)),
         ("delete", Op::Delete { key: "key".into(), seen: stamp }),
-        ("internal-put", Op::InternalPut { table, key: key.clone(), value }),
+        ("hidden", Op::Delete { key: "key".into(), seen: stamp }),
+        (
+            "internal-put",
+            Op::InternalPut { table, key: key.clone(), value: value.clone(), seen: None },
+        ),
+        (
+            "internal-put-again",
+            Op::InternalPut { table, key: key.clone(), value, seen: Some(stamp) },
+        ),
         ("internal-delete", Op::InternalDelete { table, key }),
     ]
 }
 
 fn metas() -> Vec<(&'static str, Meta)> {
-    let origin = crate::types::Origin { member: MemberId(1), run: 3 };
-    let alarm = Alarm { kind: AlarmKind::Corrupt, member: MemberId(9) };
+    let origin = Origin { member: MemberId(1), run: 3 };
     vec![
-        ("alarm", Meta::Alarm(AlarmRecord { alarm, raised: Revision(4) })),
         ("identity", Meta::Identity(writer_options().identity)),
         ("origin", Meta::Origin(OriginIndex(4), origin)),
         ("compacted", Meta::Compacted(Revision(7))),
-        ("entries", Meta::Entries(300)),
-        ("swept", Meta::Swept(Revision(6))),
-        ("lease", Meta::Lease(LeaseRecord { id: LeaseId(7), ttl_seconds: 60 })),
+        ("run", Meta::Run(OriginIndex(4), 300)),
+        ("swept", Meta::Swept(Revision(6), Timestamp(99))),
+        ("head", Meta::Head(OriginIndex(4), 300)),
+        ("settled", Meta::Settled(Timestamp(99))),
+        ("collected", Meta::Collected(Timestamp(98))),
+        ("peered", Meta::Peered(Timestamp(97))),
     ]
 }
 

@@ -148,7 +148,7 @@ impl Driver {
 
     /// Starts a sweep of the log on a thread of its own, if there is enough to give back or somebody waits for it.
     fn sweep(&mut self) -> Result<(), StoreError> {
-        let Some(sweep) = self.due_sweep() else {
+        let Some(sweep) = self.due_sweep()? else {
             self.answer_reclaimed();
             return Ok(());
         };
@@ -164,10 +164,12 @@ impl Driver {
         Ok(())
     }
 
-    fn due_sweep(&self) -> Option<Sweep> {
-        let sweep = self.writer.begin_sweep(!self.awaiting_reclaim.is_empty())?;
+    fn due_sweep(&mut self) -> Result<Option<Sweep>, StoreError> {
         // A rewrite that runs out of disk would end the member: what is dead stays until there is room.
-        self.writer.has_room_to_sweep().then_some(sweep)
+        if !self.writer.has_room_to_sweep() {
+            return Ok(None);
+        }
+        self.writer.begin_sweep(!self.awaiting_reclaim.is_empty())
     }
 
     /// Tells those who wait for the space of a compaction that it has been given up.

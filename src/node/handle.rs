@@ -125,7 +125,7 @@ impl Shared {
             member,
             options,
             quota_bytes,
-            term: writer.run() + 1,
+            term: writer.starts() + 1,
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
             stopping: watch::Sender::new(false),

@@ -92,6 +92,13 @@ impl Heads {
         slot.applied = slot.applied.max(through);
     }
 
+    /// What was on its way to the disk does not get there.
+    pub fn forget_applied(&mut self, origin: Origin) {
+        if let Some(slot) = self.slots.get_mut(&origin) {
+            slot.applied = slot.seq;
+        }
+    }
+
     /// Moves a head, whose entries are durable now. Answers whether it was behind.
     pub fn advance(&mut self, head: Head) -> bool {
         let slot = self.slots.entry(head.origin).or_default();

@@ -59,6 +59,10 @@ impl Membership {
         if let Some(removed) = self.removed.get(&origin.member) {
             return Some(*removed);
         }
+        if !self.members.contains_key(&origin.member) {
+            // It was removed so long ago that only the seal is left.
+            return self.seals.get(&origin).map(|(_, time)| *time);
+        }
         self.runs.get(&origin.member).filter(|(run, _)| origin.run < *run).map(|(_, time)| *time)
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! <directory>/        0700
 //!   LOCK              locked by the process that has the store open
-//!   FORMAT            "starling storage format 1"
+//!   FORMAT            "starling storage format 2"
 //!   db/               the database: *.jnl (journals), keyspaces/ (tables)
 //!   db.creating/      a database that was not finished when the process ended: made anew
 //! ```
@@ -362,6 +362,11 @@ fn read_format(path: &Path) -> Result<bool> {
         Some(version) if version > FORMAT_VERSION => Err(StoreError::Refused(format!(
             "data directory {} has storage format {version}, this version reads format {FORMAT_VERSION} and \
              older: use a newer version",
+            path.display()
+        ))),
+        Some(version) => Err(StoreError::Refused(format!(
+            "data directory {} has storage format {version}, which no release has written and this version \
+             does not read (it reads format {FORMAT_VERSION}): give an empty directory",
             path.display()
         ))),
         _ => Err(StoreError::Corrupt(format!("{} does not name a storage format", name.display()))),

@@ -3,7 +3,8 @@
 //! The log's key is `(revision, n)`, both big-endian, so that rows are appended in key order. One row is one
 //! op; the ops of an entry are neighbours, and each row carries its entry's origin, seq and time, so that a
 //! row can go without a look at the others. An entry that shows takes the next revision and starts at `n = 0`;
-//! what takes none (internal records, and later losers) stands under the current revision with the next `n`.
+//! what takes none (internal records, and entries of others that change nothing here) stands under the current
+//! revision with the next `n`.
 //!
 //! `docs/storage-format.md` has the bytes. Change it, [`FORMAT_VERSION`] and this file together.
 
@@ -16,8 +17,8 @@ use crate::error::StoreError;
 use crate::time::Timestamp;
 use crate::types::{Alarm, AlarmKind, ClusterId, KeyValue, LeaseId, MemberId, Origin, Revision};
 
-/// The version of everything in this file. A store of a greater one is refused.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of everything in this file. A store of any other one is refused.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The bytes of a log key.
 const PLACE_BYTES: usize = 12;
@@ -57,7 +58,7 @@ impl Place {
 }
 
 /// An origin by its number in this store: see [`Meta::Origin`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OriginIndex(pub u32);
 
 /// What orders entries everywhere, as a row stores it. An origin never gives two entries the same time, so time and
@@ -81,6 +82,9 @@ pub struct Row {
     pub op_number: u32,
     /// Whether it is the entry's last op.
     pub last: bool,
+    /// Whether it changed nothing when it came: a put or delete that had lost already, or a record that was not the
+    /// latest. It is kept for other members only, and never read back into the state.
+    pub hidden: bool,
     /// What it does.
     pub op: Op,
 }
@@ -97,8 +101,7 @@ pub enum Op {
         /// The put that it removed.
         seen: RowStamp,
     },
-    /// Writes an internal record, which takes no revision. The record itself stands in the meta space; this is the
-    /// entry that wrote it.
+    /// Writes an internal record, which takes no revision.
     InternalPut {
         /// Of which kind.
         table: Table,
@@ -106,8 +109,10 @@ pub enum Op {
         key: Bytes,
         /// Its value.
         value: Bytes,
+        /// Removals of the record up to this one were known to whoever wrote it.
+        seen: Option<RowStamp>,
     },
-    /// Removes an internal record.
+    /// Removes an internal record, and whoever wrote it without knowing of this.
     InternalDelete {
         /// Of which kind.
         table: Table,
@@ -146,13 +151,16 @@ const KIND_INTERNAL_PUT: u8 = 3;
 const KIND_INTERNAL_DELETE: u8 = 4;
 /// Set on the last op of an entry.
 const FLAG_LAST: u8 = 0x80;
+/// Set on what changed nothing when it came.
+const FLAG_HIDDEN: u8 = 0x40;
 
 impl Row {
     /// The value of the row at `place`.
     pub fn encode(&self, place: Place) -> Bytes {
         let mut out = BytesMut::with_capacity(ROW_HEADER_BYTES + self.op.payload_bytes());
         let last = if self.last { FLAG_LAST } else { 0 };
-        out.put_u8(self.op.kind() | last);
+        let hidden = if self.hidden { FLAG_HIDDEN } else { 0 };
+        out.put_u8(self.op.kind() | last | hidden);
         put_stamp(&mut out, self.stamp);
         put_varint(&mut out, self.seq);
         put_varint(&mut out, u64::from(self.op_number));
@@ -167,8 +175,9 @@ impl Row {
         let stamp = take_stamp(&mut reader)?;
         let seq = reader.varint()?;
         let op_number = take_u32(&mut reader)?;
-        let op = Op::decode(kind & !FLAG_LAST, place, reader)?;
-        Ok(Self { stamp, seq, op_number, last: kind & FLAG_LAST != 0, op })
+        let op = Op::decode(kind & !(FLAG_LAST | FLAG_HIDDEN), place, reader)?;
+        let (last, hidden) = (kind & FLAG_LAST != 0, kind & FLAG_HIDDEN != 0);
+        Ok(Self { stamp, seq, op_number, last, hidden, op })
     }
 }
 
@@ -204,8 +213,9 @@ impl Op {
                 put_stamp(out, *seen);
                 put_bytes(out, key);
             }
-            Self::InternalPut { table, key, value } => {
+            Self::InternalPut { table, key, value, seen } => {
                 out.put_u8(*table as u8);
+                put_seen(out, *seen);
                 put_bytes(out, key);
                 out.put_slice(value);
             }
@@ -242,8 +252,9 @@ impl Op {
             }
             KIND_INTERNAL_PUT => {
                 let table = take_table(&mut reader)?;
+                let seen = take_seen(&mut reader)?;
                 let key = reader.bytes()?;
-                Ok(Self::InternalPut { table, key, value: reader.rest() })
+                Ok(Self::InternalPut { table, key, value: reader.rest(), seen })
             }
             KIND_INTERNAL_DELETE => {
                 let table = take_table(&mut reader)?;
@@ -318,8 +329,8 @@ impl AlarmRecord {
         out.freeze()
     }
 
-    /// Reads a record.
-    pub fn decode(key: &[u8], value: Bytes) -> Result<Self, StoreError> {
+    /// Reads the alarm out of a key.
+    pub fn alarm(key: &[u8]) -> Result<Alarm, StoreError> {
         let (kind, member) = key.split_first().ok_or_else(|| corrupt("alarm key is empty"))?;
         let kind = match kind {
             1 => AlarmKind::NoSpace,
@@ -327,11 +338,15 @@ impl AlarmRecord {
             kind => return Err(StoreError::Corrupt(format!("unknown kind of alarm {kind}"))),
         };
         let member = member.try_into().map_err(|_| corrupt("alarm key has the wrong length"))?;
-        let member = MemberId(u64::from_be_bytes(member));
+        Ok(Alarm { kind, member: MemberId(u64::from_be_bytes(member)) })
+    }
+
+    /// Reads a record.
+    pub fn decode(key: &[u8], value: Bytes) -> Result<Self, StoreError> {
         let mut reader = Reader::new(value);
         let raised = Revision(reader.varint()?);
         reader.end()?;
-        Ok(Self { alarm: Alarm { kind, member }, raised })
+        Ok(Self { alarm: Self::alarm(key)?, raised })
     }
 }
 
@@ -344,15 +359,23 @@ pub enum Meta {
     Origin(OriginIndex, Origin),
     /// The last compaction: older revisions cannot be read.
     Compacted(Revision),
-    /// How many entries this member had accepted before its newest run.
-    Entries(u64),
-    /// Every row that a compaction at this revision gave up is gone from the disk, but for tombstones: those below it
-    /// hide nothing any more.
-    Swept(Revision),
-    /// A lease that is in force.
-    Lease(LeaseRecord),
-    /// An alarm of a client that is on.
-    Alarm(AlarmRecord),
+    /// The newest run of this member, and how many entries it had accepted before.
+    Run(OriginIndex, u64),
+    /// Every row that a compaction at this revision gave up is gone from the disk if its entry is not younger than this,
+    /// but for tombstones: those below both hide nothing any more.
+    Swept(Revision, Timestamp),
+    /// Up to which seq the entries of an origin are here. That of the own run, as long as it lasts, is the last one in
+    /// the log.
+    Head(OriginIndex, u64),
+    /// Every member holds everything up to here.
+    Settled(Timestamp),
+    /// Nothing younger than this has been collected.
+    Collected(Timestamp),
+    /// The store has, or had, peers. Everything up to here was written before that.
+    Peered(Timestamp),
+    /// The last promise: every entry of this member up to the first time is in the log. And up to when this member held what
+    /// anyone wrote.
+    Promised(Timestamp, Timestamp),
 }
 
 /// Whose store it is.
@@ -367,10 +390,13 @@ pub struct Identity {
 const META_IDENTITY: u8 = 1;
 const META_ORIGIN: u8 = 2;
 const META_COMPACTED: u8 = 3;
-const META_ENTRIES: u8 = 4;
+const META_RUN: u8 = 4;
 const META_SWEPT: u8 = 5;
-const META_LEASE: u8 = 6;
-const META_ALARM: u8 = 7;
+const META_HEAD: u8 = 6;
+const META_SETTLED: u8 = 7;
+const META_COLLECTED: u8 = 8;
+const META_PEERED: u8 = 9;
+const META_PROMISED: u8 = 10;
 
 impl Meta {
     /// The key and value of the row.
@@ -392,34 +418,40 @@ impl Meta {
                 key.put_u8(META_COMPACTED);
                 value.put_u64_le(revision.0);
             }
-            Self::Entries(entries) => {
-                key.put_u8(META_ENTRIES);
+            Self::Run(index, entries) => {
+                key.put_u8(META_RUN);
+                put_varint(&mut value, u64::from(index.0));
                 value.put_u64_le(entries);
             }
-            Self::Swept(revision) => {
+            Self::Swept(revision, settled) => {
                 key.put_u8(META_SWEPT);
                 value.put_u64_le(revision.0);
+                value.put_u64_le(settled.0);
             }
-            Self::Lease(record) => return (Self::lease_key(record.id), record.value()),
-            Self::Alarm(record) => return (Self::alarm_key(record.alarm), record.value()),
+            Self::Head(index, seq) => {
+                key.put_u8(META_HEAD);
+                key.put_u32(index.0);
+                value.put_u64_le(seq);
+            }
+            Self::Settled(time) => {
+                key.put_u8(META_SETTLED);
+                value.put_u64_le(time.0);
+            }
+            Self::Collected(time) => {
+                key.put_u8(META_COLLECTED);
+                value.put_u64_le(time.0);
+            }
+            Self::Peered(time) => {
+                key.put_u8(META_PEERED);
+                value.put_u64_le(time.0);
+            }
+            Self::Promised(time, complete) => {
+                key.put_u8(META_PROMISED);
+                value.put_u64_le(time.0);
+                value.put_u64_le(complete.0);
+            }
         }
         (key.freeze(), value.freeze())
-    }
-
-    /// The key of a lease's row.
-    pub fn lease_key(id: LeaseId) -> Bytes {
-        let mut key = BytesMut::new();
-        key.put_u8(META_LEASE);
-        key.put_slice(&LeaseRecord::key(id));
-        key.freeze()
-    }
-
-    /// The key of an alarm's row.
-    pub fn alarm_key(alarm: Alarm) -> Bytes {
-        let mut key = BytesMut::new();
-        key.put_u8(META_ALARM);
-        key.put_slice(&AlarmRecord::key(alarm));
-        key.freeze()
     }
 
     /// Reads a row.
@@ -431,24 +463,41 @@ impl Meta {
                 cluster: ClusterId(reader.u64()?),
             }),
             [META_ORIGIN, index @ ..] => {
-                let index =
-                    index.try_into().map_err(|_| corrupt("origin key has the wrong length"))?;
                 let origin = Origin { member: MemberId(reader.u64()?), run: reader.u64()? };
-                Self::Origin(OriginIndex(u32::from_be_bytes(index)), origin)
+                Self::Origin(index_of(index)?, origin)
             }
             [META_COMPACTED] => Self::Compacted(Revision(reader.u64()?)),
-            [META_ENTRIES] => Self::Entries(reader.u64()?),
-            [META_SWEPT] => Self::Swept(Revision(reader.u64()?)),
-            [META_LEASE, id @ ..] => {
-                return Ok(Self::Lease(LeaseRecord::decode(id, reader.rest())?));
-            }
-            [META_ALARM, alarm @ ..] => {
-                return Ok(Self::Alarm(AlarmRecord::decode(alarm, reader.rest())?));
-            }
+            [META_RUN] => Self::Run(OriginIndex(take_u32(&mut reader)?), reader.u64()?),
+            [META_SWEPT] => Self::Swept(Revision(reader.u64()?), Timestamp(reader.u64()?)),
+            [META_HEAD, index @ ..] => Self::Head(index_of(index)?, reader.u64()?),
+            [META_SETTLED] => Self::Settled(Timestamp(reader.u64()?)),
+            [META_COLLECTED] => Self::Collected(Timestamp(reader.u64()?)),
+            [META_PEERED] => Self::Peered(Timestamp(reader.u64()?)),
+            [META_PROMISED] => Self::Promised(Timestamp(reader.u64()?), Timestamp(reader.u64()?)),
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
         reader.end()?;
         Ok(meta)
+    }
+}
+
+fn index_of(key: &[u8]) -> Result<OriginIndex, StoreError> {
+    let index = key.try_into().map_err(|_| corrupt("origin number has the wrong length"))?;
+    Ok(OriginIndex(u32::from_be_bytes(index)))
+}
+
+fn put_seen(out: &mut BytesMut, seen: Option<RowStamp>) {
+    out.put_u8(u8::from(seen.is_some()));
+    if let Some(seen) = seen {
+        put_stamp(out, seen);
+    }
+}
+
+fn take_seen(reader: &mut Reader) -> Result<Option<RowStamp>, StoreError> {
+    match reader.u8()? {
+        0 => Ok(None),
+        1 => take_stamp(reader).map(Some),
+        _ => Err(corrupt("neither one stamp nor none")),
     }
 }
 

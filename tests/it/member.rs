@@ -81,6 +81,8 @@ fn node_options() -> NodeOptions {
             value_cache_bytes: 1 << 20,
             lease_ttl_seconds_min: 2,
             disk_reserve_bytes: 0,
+            gc_age_millis: 0,
+            run_entropy: 0,
         },
         request: RequestOptions {
             txn_ops_max: 128,

@@ -14,8 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering as Atomic;
 
 use super::{Era, Mvcc};
+use crate::engine::collection::Rules;
+use crate::engine::graves::Grave;
+use crate::engine::records::RowStanding;
 use crate::error::{Error, StoreError};
-use crate::storage::schema::{Op, Place, Row};
+use crate::storage::schema::{Op, Place, Row, RowStamp};
+use crate::time::Timestamp;
 use crate::types::Revision;
 
 /// Stale keys that one slice looks at when nobody waits: about 50 microseconds under the lock.
@@ -65,8 +69,9 @@ impl Reclaim {
         self.former.iter().any(|era| Arc::strong_count(era) > 1)
     }
 
-    /// Frees a slice of so many stale keys.
-    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc, keys: usize) {
+    /// Frees a slice of so many stale keys. With peers, everything that it frees is older than `clock`, and waits until
+    /// that is settled.
+    pub(in crate::engine) fn step(&mut self, mvcc: &Mvcc, keys: usize, clock: Option<Timestamp>) {
         if self.done || self.is_waiting() {
             return;
         }
@@ -74,10 +79,16 @@ impl Reclaim {
         let mut freed = Vec::new();
         {
             let mut guarded = mvcc.guarded.write();
-            self.from = guarded.index.prune(self.floor, self.from.take(), keys, &mut freed);
+            let mut buried = Vec::new();
+            let wanted = clock.is_some().then_some(&mut buried);
+            self.from = guarded.index.prune(self.floor, self.from.take(), keys, &mut freed, wanted);
             let bytes: u64 = freed.iter().map(|version| u64::from(version.size())).sum();
             guarded.live_bytes -= bytes;
-            guarded.dead_bytes += bytes;
+            guarded.add_dead(bytes, clock);
+            // Before anybody can find that the index has let go.
+            for (key, grave) in buried {
+                mvcc.bury(&key, grave);
+            }
         }
         self.done = self.from.is_none();
         for version in freed {
@@ -91,8 +102,9 @@ impl Reclaim {
 pub struct Sweep {
     /// Every version that a compaction here gave up has left the index.
     floor: Revision,
-    /// Tombstones below this hide nothing.
-    tombstones_below: Revision,
+    /// Nothing younger is removed.
+    through: Timestamp,
+    rules: Rules,
     /// The newest row when it began. That one stays, to mark the end of the log.
     newest: Place,
     /// The dead bytes when it began.
@@ -102,12 +114,12 @@ pub struct Sweep {
 impl Sweep {
     pub(in crate::engine) fn new(
         mvcc: &Mvcc,
-        floor: Revision,
-        swept: Revision,
+        (floor, through): (Revision, Timestamp),
+        rules: Rules,
         newest: Place,
     ) -> Self {
         let dead_bytes = mvcc.guarded.read().dead_bytes;
-        Self { floor, tombstones_below: swept, newest, dead_bytes }
+        Self { floor, through, rules, newest, dead_bytes }
     }
 
     /// Removes the rows. Blocks for as long as it takes to rewrite the log; commits and reads go on.
@@ -116,9 +128,9 @@ impl Sweep {
         mvcc.store.sweep(Arc::new(move |key, value| self.is_dead(&of, key, value)))
     }
 
-    /// The compaction that it worked for.
-    pub(in crate::engine) fn floor(&self) -> Revision {
-        self.floor
+    /// The compaction that it worked for, and the time of the last entry that it could remove.
+    pub(in crate::engine) fn floor(&self) -> (Revision, Timestamp) {
+        (self.floor, self.through)
     }
 
     /// Whether a row of the log can go.
@@ -133,13 +145,22 @@ impl Sweep {
             return Ok(false);
         }
         let row = Row::decode(place, bytes::Bytes::copy_from_slice(value))?;
+        let (time, rules) = (row.stamp.time, &self.rules);
+        if !rules.allow(time) {
+            return Ok(false);
+        }
         Ok(match &row.op {
             Op::Put(kv) => !mvcc.holds(&kv.key, place),
-            Op::Delete { key, .. } => {
-                place.revision < self.tombstones_below && !mvcc.holds(key, place)
+            Op::Delete { key, .. } if row.hidden => {
+                rules.allow_hidden_tombstone(time) || !mvcc.is_grave(key, place)
             }
-            // The records themselves stand in the meta space.
-            Op::InternalPut { .. } | Op::InternalDelete { .. } => true,
+            Op::Delete { key, .. } => rules.allow_tombstone(place, time) && !mvcc.holds(key, place),
+            Op::InternalPut { .. } | Op::InternalDelete { .. } if row.hidden => true,
+            op => match mvcc.standing_of_record(op, row.stamp, place) {
+                RowStanding::Current => false,
+                RowStanding::Superseded => true,
+                RowStanding::Removal { newest_put } => rules.allow_removal(place, time, newest_put),
+            },
         })
     }
 }
@@ -180,6 +201,30 @@ impl Mvcc {
     /// Takes note of a sweep that is complete.
     pub(in crate::engine) fn note_swept(&self, sweep: &Sweep) {
         self.guarded.write().dead_bytes -= sweep.dead_bytes;
+        let is_gone = |place, time, newest_put| {
+            place < sweep.newest && sweep.rules.allow_removal(place, time, newest_put)
+        };
+        self.records
+            .write()
+            .retain(|stamp, place, newest_put| !is_gone(place, stamp.time, newest_put));
+        self.graves.write().retain(|grave| {
+            let Grave { time, place, hidden, .. } = *grave;
+            let may_go = if hidden {
+                sweep.rules.allow_hidden_tombstone(time)
+            } else {
+                sweep.rules.allow_tombstone(place, time)
+            };
+            place >= sweep.newest || !may_go
+        });
+    }
+
+    fn standing_of_record(&self, op: &Op, stamp: RowStamp, place: Place) -> RowStanding {
+        let stamp = self.origins.read().stamp(stamp);
+        self.records.read().standing(op, stamp, place)
+    }
+
+    fn is_grave(&self, key: &[u8], place: Place) -> bool {
+        self.graves.read().get(key).is_some_and(|grave| grave.place == place)
     }
 
     fn holds(&self, key: &[u8], place: Place) -> bool {

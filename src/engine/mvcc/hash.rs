@@ -6,6 +6,7 @@ use super::{Failure, Reader};
 use crate::error::StoreError;
 use crate::storage::Space;
 use crate::storage::schema::{Op, Place, Row};
+use crate::time::Stamp;
 use crate::types::Revision;
 
 /// What was hashed, and the hash.
@@ -30,12 +31,14 @@ impl Reader<'_> {
         let compacted = self.mvcc.was_compacted().then(|| self.compacted());
         let end = Place::first_of(revision.next()).encode();
         let mut hash = EMPTY;
+        // All origins of rows that are visible now.
+        let origins = self.mvcc.origins.read().clone();
         for item in self.mvcc.store.rows(Space::Log, Bound::Unbounded, Bound::Excluded(&end)) {
             let (key, value) = item?;
             let place = Place::decode(&key)?;
             let row = Row::decode(place, value)?;
             if self.is_current(place, &row, revision) {
-                hash = hash.wrapping_add(hash_of(&row));
+                hash = hash.wrapping_add(hash_of(&row, origins.stamp(row.stamp)));
             }
         }
         Ok(StateHash { hash, revision, compacted })
@@ -59,10 +62,12 @@ impl Reader<'_> {
     }
 }
 
-fn hash_of(row: &Row) -> u32 {
+fn hash_of(row: &Row, stamp: Stamp) -> u32 {
     let Op::Put(kv) = &row.op else { unreachable!("a live pair is a put, not {row:?}") };
     let length = (kv.key.len() as u64).to_le_bytes();
-    let (lease, time) = (kv.lease.0.to_le_bytes(), row.stamp.time.0.to_le_bytes());
-    let fields: [&[u8]; 5] = [&length, &kv.key, &kv.value, &lease, &time];
+    let Stamp { time, origin } = stamp;
+    let numbers = [kv.lease.0.cast_unsigned(), time.0, origin.member.0, origin.run];
+    let [lease, time, member, run] = numbers.map(u64::to_le_bytes);
+    let fields: [&[u8]; 7] = [&length, &kv.key, &kv.value, &lease, &time, &member, &run];
     fields.iter().fold(0, |hash, field| crc32c::crc32c_append(hash, field))
 }

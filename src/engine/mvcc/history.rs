@@ -73,6 +73,7 @@ impl Reader<'_> {
 
 fn change_of(place: Place, row: Row) -> Option<Change> {
     match row.op {
+        _ if row.hidden => None,
         Op::Put(kv) => Some(Change::put(&kv)),
         Op::Delete { key, .. } => Some(Change::delete(&key, place.revision)),
         Op::InternalPut { .. } | Op::InternalDelete { .. } => None,

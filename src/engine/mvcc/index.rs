@@ -12,7 +12,9 @@
 use std::ops::ControlFlow;
 
 use super::sorted::{Keyed, Sorted};
+use crate::engine::graves::Grave;
 use crate::storage::schema::{Place, RowStamp};
+use crate::time::Timestamp;
 use crate::types::{KeyRange, LeaseId, RangeEnd, Revision};
 
 /// The entries of a leaf at most. 64 entries are 4 KiB: an insertion moves 2 KiB on average.
@@ -66,12 +68,26 @@ pub(in crate::engine) struct Latest {
     pub(in crate::engine) head: Version,
     /// When the key came into being.
     pub(in crate::engine) create_revision: Revision,
-    /// How many puts since.
+    /// How many puts since. Of a tombstone, the time of its entry.
     pub(in crate::engine) version: u64,
     /// Its lease.
     pub(in crate::engine) lease: LeaseId,
-    /// The stamp of the put, for deletes to name what they saw.
+    /// The stamp of the put, for deletes to name what they saw; of a tombstone, what it has seen.
     pub(in crate::engine) stamp: RowStamp,
+}
+
+impl Latest {
+    /// A tombstone of an entry of some time, which has seen a put.
+    pub(super) fn tombstone(head: Version, seen: RowStamp, time: Timestamp) -> Self {
+        let none = LeaseId::NONE;
+        Self { head, create_revision: Revision(0), version: time.0, lease: none, stamp: seen }
+    }
+
+    /// The grave of a tombstone that leaves the index.
+    fn grave(&self) -> Grave {
+        let (seen, time, place) = (self.stamp, Timestamp(self.version), self.head.place());
+        Grave { seen, time, place, hidden: false }
+    }
 }
 
 /// Every version of a key that is still kept.
@@ -407,6 +423,8 @@ struct PruneWalk<'a> {
     /// Where the next slice starts, once the budget is used up.
     resume: Option<Box<[u8]>>,
     freed: &'a mut Vec<Version>,
+    /// The tombstones of keys of which nothing is left, if anybody wants to know.
+    buried: Option<&'a mut Vec<(Box<[u8]>, Grave)>>,
 }
 
 impl PruneWalk<'_> {
@@ -498,7 +516,14 @@ fn prune_leaf(entries: &mut Sorted<Entry>, walk: &mut PruneWalk<'_>) {
         }
     }
     if !gone.is_empty() {
-        entries.change(|entries| gone.iter().rev().for_each(|i| drop(entries.remove(*i))));
+        entries.change(|entries| {
+            for i in gone.iter().rev() {
+                let Entry { key, history } = entries.remove(*i);
+                if let Some(buried) = &mut walk.buried {
+                    buried.push((key, history.latest.grave()));
+                }
+            }
+        });
     }
 }
 
@@ -604,8 +629,9 @@ impl Index {
         from: Option<Box<[u8]>>,
         budget: usize,
         freed: &mut Vec<Version>,
+        buried: Option<&mut Vec<(Box<[u8]>, Grave)>>,
     ) -> Option<Box<[u8]>> {
-        let mut walk = PruneWalk { floor, from, budget, resume: None, freed };
+        let mut walk = PruneWalk { floor, from, budget, resume: None, freed, buried };
         self.root.prune(&mut walk);
         let resume = walk.resume;
         self.summary = self.root.summary();

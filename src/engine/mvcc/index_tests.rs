@@ -143,7 +143,7 @@ fn run(steps: Vec<Step>) {
                 prune_model(&mut model, floor);
                 let (mut freed, mut from) = (Vec::new(), None);
                 loop {
-                    from = index.prune(floor, from, budget, &mut freed);
+                    from = index.prune(floor, from, budget, &mut freed, None);
                     if from.is_none() {
                         break;
                     }
@@ -189,10 +189,10 @@ fn a_tombstone_at_the_floor_stays_for_watchers() {
     write(&mut index, &mut model, b"k", Version::put(Place::first_of(Revision(2)), 1));
     write(&mut index, &mut model, b"k", Version::tombstone(Place::first_of(Revision(3)), 1));
     let mut freed = Vec::new();
-    assert_eq!(index.prune(Revision(3), None, 10, &mut freed), None);
+    assert_eq!(index.prune(Revision(3), None, 10, &mut freed, None), None);
     assert_eq!(freed.len(), 1, "only the put goes");
     assert!(index.find(b"k").is_some());
-    assert_eq!(index.prune(Revision(4), None, 10, &mut freed), None);
+    assert_eq!(index.prune(Revision(4), None, 10, &mut freed, None), None);
     assert!(index.find(b"k").is_none());
 }
 
@@ -217,7 +217,7 @@ fn keys_before_a_first_child_survive_a_join() {
         for k in keys {
             index.write(&key(k), |_| Some(latest(tombstone(revision))));
         }
-        index.prune(Revision(revision + 1), None, usize::MAX, &mut Vec::new());
+        index.prune(Revision(revision + 1), None, usize::MAX, &mut Vec::new(), None);
     };
     // The first leaf of the second node goes, a key that belonged there comes, and then both nodes shrink.
     delete(&mut index, low..next, 2);

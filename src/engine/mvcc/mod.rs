@@ -34,10 +34,14 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::command::{Filter, Range, RangeReply, Reply, SortTarget};
+use super::graves::{Grave, Graves};
+use super::origins::Origins;
+use super::records::Records;
 use super::{Failure, Pair};
 use crate::error::{Error, StoreError};
-use crate::storage::schema::{Op, Place, Row};
+use crate::storage::schema::{Op, Place, Row, RowStamp};
 use crate::storage::{Space, Store};
+use crate::time::Timestamp;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
 pub use compact::Sweep;
@@ -105,13 +109,32 @@ struct Guarded {
     /// All births and deaths above this revision are in `recent`.
     recent_after: Revision,
     live_bytes: u64,
-    /// The bytes of rows that have left the index but not the disk yet.
+    /// The bytes of rows that have left the index but not the disk yet, and may leave that, too.
     dead_bytes: u64,
+    /// The bytes of further ones, which may leave it when some time is settled. In the order of the times.
+    waiting_bytes: VecDeque<(Timestamp, u64)>,
+}
+
+/// What counts of a key: its greatest put or its greatest delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Neither.
+    Unknown,
+    /// It lives, by this put.
+    Alive(RowStamp),
+    /// It is dead: puts up to this one are deleted.
+    Dead(RowStamp),
 }
 
 /// The versions of all keys. Shared by the writer and all readers.
 pub struct Mvcc {
     guarded: RwLock<Guarded>,
+    /// The origins whose numbers rows have.
+    origins: RwLock<Origins>,
+    /// The internal records, as of the open batch.
+    records: RwLock<Records>,
+    /// The deletes that count but have left the index. Locked after the index and before the origins.
+    graves: RwLock<Graves>,
     store: Store,
     cache: Cache<Place, Pair, PairWeighter>,
     /// Guards it once it is full.
@@ -143,9 +166,13 @@ impl Mvcc {
             recent_after: Revision(0),
             live_bytes: 0,
             dead_bytes: 0,
+            waiting_bytes: VecDeque::new(),
         };
         Self {
             guarded: RwLock::new(guarded),
+            origins: RwLock::default(),
+            records: RwLock::default(),
+            graves: RwLock::default(),
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
             doorkeeper: Doorkeeper::new(),
@@ -207,6 +234,16 @@ impl Mvcc {
         &self.store
     }
 
+    /// The origins that rows name.
+    pub(super) fn origins(&self) -> &RwLock<Origins> {
+        &self.origins
+    }
+
+    /// The internal records, as the writer sees them.
+    pub(super) fn records(&self) -> &RwLock<Records> {
+        &self.records
+    }
+
     /// Takes a visible row back into the index at start; rows come in log order. Answers the lease that the key had
     /// before.
     pub(super) fn restore(&self, place: Place, row: &Row) -> LeaseId {
@@ -221,6 +258,55 @@ impl Mvcc {
     /// What is known of a key's newest version, if the key lives. For the writer, who sees its own open batch.
     pub(super) fn latest(&self, key: &[u8]) -> Option<Latest> {
         self.guarded.read().index.find(key)?.alive().copied()
+    }
+
+    /// What counts of a key, as the writer sees it.
+    pub(super) fn standing(&self, key: &[u8]) -> Standing {
+        let guarded = self.guarded.read();
+        let latest = guarded.index.find(key).map(|history| *history.latest());
+        let tombstone = match latest {
+            Some(latest) if !latest.head.is_dead() => return Standing::Alive(latest.stamp),
+            latest => latest.map(|latest| latest.stamp),
+        };
+        let grave = self.graves.read().get(key).map(|grave| grave.seen);
+        match (tombstone, grave) {
+            (None, None) => Standing::Unknown,
+            (Some(seen), None) | (None, Some(seen)) => Standing::Dead(seen),
+            (Some(a), Some(b)) => Standing::Dead(self.origins.read().max(a, b)),
+        }
+    }
+
+    /// Remembers a delete that the index does not know.
+    pub(super) fn bury(&self, key: &[u8], grave: Grave) {
+        self.graves.write().bury(key, grave, &self.origins.read());
+    }
+
+    /// Forgets the deletes of a key that lives by a later put.
+    pub(super) fn exhume(&self, key: &[u8]) {
+        if !self.graves.read().is_empty() {
+            self.graves.write().exhume(key);
+        }
+    }
+
+    /// How many deletes are remembered only because entries of other members may still be on their way.
+    pub fn graves(&self) -> usize {
+        self.graves.read().len()
+    }
+
+    /// Counts the bytes of rows that nobody here can read; with peers they wait until that time is settled.
+    pub(super) fn add_dead(&self, bytes: u64, clock: Option<Timestamp>) {
+        self.guarded.write().add_dead(bytes, clock);
+    }
+
+    /// What waited for this time can be swept.
+    pub(super) fn settle(&self, settled: Timestamp) {
+        let mut guarded = self.guarded.write();
+        while let Some(&(time, bytes)) = guarded.waiting_bytes.front()
+            && time <= settled
+        {
+            guarded.waiting_bytes.pop_front();
+            guarded.dead_bytes += bytes;
+        }
     }
 
     /// Adds a visible row of the open batch to the index.
@@ -345,17 +431,7 @@ impl Guarded {
             }
             Op::Delete { key, seen } => {
                 let head = Version::tombstone(place, size);
-                let none = LeaseId::NONE;
-                (
-                    key,
-                    Latest {
-                        head,
-                        create_revision: Revision(0),
-                        version: 0,
-                        lease: none,
-                        stamp: *seen,
-                    },
-                )
+                (key, Latest::tombstone(head, *seen, row.stamp.time))
             }
             internal => unreachable!("{internal:?} is not visible"),
         };
@@ -364,6 +440,15 @@ impl Guarded {
             Some(latest)
         });
         self.live_bytes += u64::from(size);
+    }
+
+    fn add_dead(&mut self, bytes: u64, clock: Option<Timestamp>) {
+        match (clock, self.waiting_bytes.back_mut()) {
+            _ if bytes == 0 => {}
+            (None, _) => self.dead_bytes += bytes,
+            (Some(clock), Some((time, waiting))) if *time >= clock => *waiting += bytes,
+            (Some(clock), _) => self.waiting_bytes.push_back((clock, bytes)),
+        }
     }
 
     fn remember(&mut self, revision: Revision, born: bool, key: &[u8]) {

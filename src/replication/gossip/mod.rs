@@ -48,6 +48,8 @@ const PULL_BYTES_MAX: u64 = 4 << 20;
 const LOADS_MAX: usize = 3;
 /// When others may ask again.
 const BUSY_MILLIS: u64 = 200;
+/// When entries that could not be taken are asked for again.
+const NOT_TAKEN_MILLIS: u64 = 1000;
 /// A peer that stays silent so long while it catches up from us, or we from it, is given up.
 const CATCH_UP_PATIENCE_MILLIS: u64 = 10_000;
 /// While roots match, the time to the next exchange grows by a half.
@@ -118,6 +120,8 @@ pub enum Input {
     Promised(Timestamp, u64),
     /// The engine has sent what was asked of it by [`Output::Load`] or [`Output::LoadCatchUp`].
     Loaded(MemberId),
+    /// Entries of this peer, of this origin, could not be taken now.
+    NotTaken(MemberId, Origin),
     /// All the data of a peer has been taken over, up to here.
     CaughtUp(Timestamp),
     /// This member has just joined: it needs the data.
@@ -280,6 +284,7 @@ impl Gossip {
             Input::Live(live) => self.live_changed(live, now),
             Input::Promised(time, seq) => self.promised(time, seq, now),
             Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
+            Input::NotTaken(from, origin) => self.not_taken(from, origin, now),
             Input::CaughtUp(complete) => self.frontier.raise_complete(complete),
             Input::CatchUpFrom(peer) => self.begin_catch_up(peer, now),
             Input::Collected(time) => self.collected = self.collected.max(time),
@@ -465,6 +470,15 @@ impl Gossip {
         self.outputs.push(Output::Apply(from, news));
         self.pulls.satisfy(origin, &self.heads);
         true
+    }
+
+    /// The engine had no room, or no use, for some entries: they have to come again, but not at once.
+    fn not_taken(&mut self, from: MemberId, origin: Origin, now: Now) {
+        let wanted = self.heads.applied(origin);
+        self.heads.forget_applied(origin);
+        self.learn(from, Head { origin, seq: wanted });
+        let until = now.monotonic_millis + NOT_TAKEN_MILLIS;
+        self.pulls.refused(from, until, now.monotonic_millis);
     }
 
     fn refused(&mut self, from: MemberId, retry_millis: u64, now: Now) {

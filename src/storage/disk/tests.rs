@@ -125,11 +125,14 @@ fn other_formats_are_refused() {
     let directory = directory();
     drop(opened(&directory));
     let format = directory.path().join(FORMAT_FILE);
-    assert_eq!(fs::read_to_string(&format).expect("reads"), "starling storage format 1\n");
-    fs::write(&format, "starling storage format 2\n").expect("writes");
+    assert_eq!(fs::read_to_string(&format).expect("reads"), "starling storage format 2\n");
+    fs::write(&format, "starling storage format 3\n").expect("writes");
     let why = refusal(&directory);
-    assert!(why.contains("has storage format 2, this version reads format 1"), "{why}");
-    for text in ["", "starling storage format 0\n", "starling storage format 1", "storage\n"] {
+    assert!(why.contains("has storage format 3, this version reads format 2"), "{why}");
+    fs::write(&format, "starling storage format 1\n").expect("writes");
+    let why = refusal(&directory);
+    assert!(why.contains("has storage format 1, which no release has written"), "{why}");
+    for text in ["", "starling storage format 0\n", "starling storage format 2", "storage\n"] {
         fs::write(&format, text).expect("writes");
         assert!(matches!(open(&directory), Err(StoreError::Corrupt(_))), "{text:?}");
     }

@@ -27,24 +27,23 @@ fn any_put(place: Place) -> impl Strategy<Value = Op> {
 }
 
 fn any_op(place: Place) -> impl Strategy<Value = Op> {
-    let table = || prop_oneof![Just(Table::Lease), Just(Table::Alarm)];
+    let table = || {
+        prop_oneof![Just(Table::Lease), Just(Table::Alarm), Just(Table::Member), Just(Table::Seal)]
+    };
     prop_oneof![
         any_put(place),
         (any_bytes(), any_stamp()).prop_map(|(key, seen)| Op::Delete { key, seen }),
-        (table(), any_bytes(), any_bytes()).prop_map(|(table, key, value)| Op::InternalPut {
-            table,
-            key,
-            value
-        }),
+        (table(), any_bytes(), any_bytes(), prop::option::of(any_stamp()))
+            .prop_map(|(table, key, value, seen)| Op::InternalPut { table, key, value, seen }),
         (table(), any_bytes()).prop_map(|(table, key)| Op::InternalDelete { table, key }),
     ]
 }
 
 fn any_row() -> impl Strategy<Value = (Place, Row)> {
     any_place().prop_flat_map(|place| {
-        let of_entry = (any_stamp(), any::<(u64, u32, bool)>());
-        (any_op(place), of_entry).prop_map(move |(op, (stamp, (seq, op_number, last)))| {
-            (place, Row { stamp, seq, op_number, last, op })
+        let of_entry = (any_stamp(), any::<(u64, u32, bool, bool)>());
+        (any_op(place), of_entry).prop_map(move |(op, (stamp, (seq, op_number, last, hidden)))| {
+            (place, Row { stamp, seq, op_number, last, hidden, op })
         })
     })
 }
@@ -60,17 +59,15 @@ fn any_meta() -> impl Strategy<Value = Meta> {
             Origin { member: MemberId(member), run }
         )),
         any::<u64>().prop_map(|revision| Meta::Compacted(Revision(revision))),
-        any::<u64>().prop_map(Meta::Entries),
-        any::<u64>().prop_map(|revision| Meta::Swept(Revision(revision))),
-        any::<(i64, u64)>().prop_map(|(id, ttl_seconds)| Meta::Lease(LeaseRecord {
-            id: LeaseId(id),
-            ttl_seconds
-        })),
-        any::<(bool, u64, u64)>().prop_map(|(corrupt, member, raised)| {
-            let kind = if corrupt { AlarmKind::Corrupt } else { AlarmKind::NoSpace };
-            let alarm = Alarm { kind, member: MemberId(member) };
-            Meta::Alarm(AlarmRecord { alarm, raised: Revision(raised) })
-        }),
+        any::<(u32, u64)>().prop_map(|(index, entries)| Meta::Run(OriginIndex(index), entries)),
+        any::<(u64, u64)>()
+            .prop_map(|(revision, time)| Meta::Swept(Revision(revision), Timestamp(time))),
+        any::<(u32, u64)>().prop_map(|(index, seq)| Meta::Head(OriginIndex(index), seq)),
+        any::<u64>().prop_map(|time| Meta::Settled(Timestamp(time))),
+        any::<u64>().prop_map(|time| Meta::Collected(Timestamp(time))),
+        any::<u64>().prop_map(|time| Meta::Peered(Timestamp(time))),
+        any::<(u64, u64)>()
+            .prop_map(|(time, complete)| Meta::Promised(Timestamp(time), Timestamp(complete))),
     ]
 }
 
@@ -170,7 +167,8 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         |seq| RowStamp { time: Timestamp((1_800_000_000_000 << 16) + seq), origin: OriginIndex(1) };
     let row = |revision, n, seq, op| {
         let place = Place { revision: Revision(revision), n };
-        (place.encode(), Row { stamp: stamp(seq), seq, op_number: 0, last: true, op }.encode(place))
+        let row = Row { stamp: stamp(seq), seq, op_number: 0, last: true, hidden: false, op };
+        (place.encode(), row.encode(place))
     };
     let key = Bytes::from_static(b"foo");
     let put = row(
@@ -189,25 +187,41 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
     let delete = row(6, 0, 301, Op::Delete { key, seen: stamp(300) });
     let lease = LeaseRecord { id: LeaseId(7), ttl_seconds: 60 };
     let (table, id) = (Table::Lease, LeaseRecord::key(lease.id));
-    let internal_put =
-        row(6, 1, 302, Op::InternalPut { table, key: id.clone(), value: lease.value() });
-    let internal_delete = row(6, 2, 303, Op::InternalDelete { table, key: id });
+    let grant = |seen| Op::InternalPut { table, key: id.clone(), value: lease.value(), seen };
+    let internal_put = row(6, 1, 302, grant(None));
+    let internal_delete = row(6, 2, 303, Op::InternalDelete { table, key: id.clone() });
+    let internal_put_again = row(6, 3, 304, grant(Some(stamp(303))));
+    let hidden = Row {
+        stamp: RowStamp { origin: OriginIndex(2), ..stamp(17) },
+        seq: 9,
+        op_number: 0,
+        last: true,
+        hidden: true,
+        op: Op::Delete { key: "foo".into(), seen: stamp(1) },
+    };
+    let place = Place { revision: Revision(6), n: 4 };
+    let hidden = (place.encode(), hidden.encode(place));
     let (member, cluster) = (MemberId(0x11), ClusterId(0x22));
-    let alarm = Alarm { kind: AlarmKind::NoSpace, member };
+    let time = Timestamp(1_800_000_000_000 << 16);
     let metas = [
         ("identity", Meta::Identity(Identity { member, cluster })),
         ("origin", Meta::Origin(OriginIndex(1), Origin { member, run: 4 })),
         ("compacted", Meta::Compacted(Revision(5))),
-        ("entries", Meta::Entries(300)),
-        ("swept", Meta::Swept(Revision(5))),
-        ("lease", Meta::Lease(lease)),
-        ("alarm", Meta::Alarm(AlarmRecord { alarm, raised: Revision(5) })),
+        ("run", Meta::Run(OriginIndex(1), 300)),
+        ("swept", Meta::Swept(Revision(5), time)),
+        ("head", Meta::Head(OriginIndex(2), 300)),
+        ("settled", Meta::Settled(time)),
+        ("collected", Meta::Collected(time)),
+        ("peered", Meta::Peered(time)),
+        ("promised", Meta::Promised(time, time)),
     ];
     let rows = [
         ("put", put),
         ("delete", delete),
         ("internal put", internal_put),
         ("internal delete", internal_delete),
+        ("internal put after a removal", internal_put_again),
+        ("hidden delete", hidden),
     ];
     let metas = metas.map(|(name, meta)| (name, meta.encode()));
     rows.into_iter().chain(metas).map(|(name, (key, value))| (name, key, value)).collect()

@@ -1,0 +1,580 @@
+//! A whole member as a state machine: the engine, and the gossip that feeds it and is fed by it.
+//!
+//! ```text
+//!   commands ──▶ Writer ──▶ commit ──▶ replies, events
+//!                  ▲           │
+//!                apply     committed
+//!                  │           ▼
+//!   messages ──▶ Gossip ──▶ effects: messages to peers, reads of the log
+//! ```
+//!
+//! A remote entry goes through the same writer, and into the same batches, as the command of a client. The node drives
+//! it with threads, sockets and clocks; the simulator with virtual ones.
+//!
+//! A store that never had a peer has no gossip, and pays nothing for it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::command::{Command, CommandReply, Reply};
+use super::directory::Directory;
+use super::{Conflict, Failure, Options, Outcome, RecordChange, RecordWrite, Writer};
+use crate::error::StoreError;
+use crate::replication::Gossip;
+use crate::replication::gossip::{self, Input, Output};
+use crate::replication::heads::mix;
+use crate::replication::message::{CatchUp, Head, Message};
+use crate::replication::settled::Frontier;
+use crate::storage::Store;
+use crate::storage::schema::member::{self, MemberRecord};
+use crate::storage::schema::{Identity, Table};
+use crate::time::{Now, Timestamp};
+use crate::types::{ClusterId, MemberId, Origin};
+
+/// Conflicts that are remembered.
+const CONFLICTS_MAX: usize = 1000;
+
+/// What the owner of a replica has to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send a message. It may get lost.
+    Send(MemberId, Message),
+    /// Read these entries from the log, on another thread, and send them; then call [`Replica::loaded`].
+    Load {
+        /// To whom.
+        to: MemberId,
+        /// Behind which heads.
+        wants: Vec<Head>,
+        /// How much, in bytes, give or take an entry.
+        bytes_max: u64,
+    },
+    /// Read a part of the data, likewise.
+    LoadCatchUp(MemberId, CatchUp),
+    /// A peer holds our entries up to this seq, durably.
+    Acknowledged(MemberId, u64),
+    /// Who the members are, or where they are, has changed.
+    Members,
+}
+
+/// How a member takes part in a cluster.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterOptions {
+    /// Who it is, for the others.
+    pub record: MemberRecord,
+    /// The settings of the gossip.
+    pub gossip: gossip::Options,
+    /// Peer addresses of those who start the cluster together with it, its own left out; one list per member.
+    pub initial: Vec<Vec<String>>,
+    /// Everything that is left to chance follows from it.
+    pub seed: u64,
+}
+
+/// A promise on its way to the disk.
+#[derive(Clone, Copy, Debug)]
+enum Pledge {
+    None,
+    /// It is to be made with the next batch.
+    Wanted {
+        complete: Timestamp,
+    },
+    /// It is in the open batch.
+    Open {
+        time: Timestamp,
+        seq: u64,
+    },
+}
+
+/// What a member learns when it is admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// The cluster that it belongs to from now on.
+    pub cluster: ClusterId,
+    /// Everything that it writes has to come after this.
+    pub time: Timestamp,
+    /// The members, itself included.
+    pub members: Vec<(MemberId, MemberRecord)>,
+}
+
+/// Why a member is not admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It was removed: it has to come back as somebody else.
+    Removed,
+    /// A living member has its name or its address.
+    Taken,
+}
+
+/// What there is only in a cluster.
+struct Cluster {
+    gossip: Gossip,
+    directory: Directory,
+    /// Who seems alive; those too that are not members yet.
+    live: Vec<MemberId>,
+    pledge: Pledge,
+    /// Where the segments in the open batch end.
+    applied: Vec<Head>,
+    /// The last part of a catch-up is in the open batch: up to when this member is complete then, and with which heads.
+    finishing: Option<(Vec<Head>, Timestamp)>,
+    /// Whether the data that was there when this member joined has come.
+    caught_up: bool,
+    /// Whether the others know of this run: it promises nothing before.
+    announced: bool,
+    collected: Timestamp,
+    conflicts: VecDeque<Conflict>,
+    conflict_count: u64,
+}
+
+/// A member.
+pub struct Replica {
+    writer: Writer,
+    options: ClusterOptions,
+    cluster: Option<Box<Cluster>>,
+    effects: Vec<Effect>,
+}
+
+impl Replica {
+    /// Opens a store, and takes up its place in the cluster if it has one, or if it founds one together with others.
+    pub fn open(
+        store: Store,
+        writer: &Options,
+        options: ClusterOptions,
+        now: Now,
+    ) -> Result<Self, StoreError> {
+        let writer = Writer::open(store, writer, now)?;
+        let mut replica = Self { writer, options, cluster: None, effects: Vec::new() };
+        if replica.writer.is_peered() {
+            replica.enter(Timestamp::default(), now)?;
+        } else if !replica.options.initial.is_empty() {
+            replica.found(now)?;
+        }
+        Ok(replica)
+    }
+
+    /// Founds a cluster together with others who do the same.
+    fn found(&mut self, now: Now) -> Result<(), StoreError> {
+        self.writer.set_replicating(true);
+        self.writer.set_peered();
+        let Identity { member, cluster } = self.writer.identity();
+        let joined = self.writer.time();
+        let own = MemberRecord { initial: true, joined, ..self.options.record.clone() };
+        let mut writes = self.announcement();
+        writes.push(put(Table::Member, MemberRecord::key(member), own.value()));
+        for peer_urls in &self.options.initial {
+            let peer_urls = peer_urls.clone();
+            let id = reserved_id(cluster, &peer_urls);
+            let record = MemberRecord { initial: true, peer_urls, ..MemberRecord::default() };
+            writes.push(put(Table::Member, MemberRecord::key(id), record.value()));
+        }
+        self.write(writes, now)?;
+        self.enter(Timestamp::default(), now)
+    }
+
+    /// Writes internal records, as an entry.
+    fn write(&mut self, writes: Vec<RecordWrite>, now: Now) -> Result<(), StoreError> {
+        match self.writer.write_records(writes, now) {
+            Ok(_) => Ok(()),
+            Err(Failure::Broken(error)) => Err(error),
+            Err(Failure::Refused(error)) => unreachable!("records are not refused: {error}"),
+        }
+    }
+
+    /// What the others have to know of a new run, before anything else that it says.
+    fn announcement(&self) -> Vec<RecordWrite> {
+        let origin = self.writer.origin();
+        let Origin { member, run } = origin;
+        let mut writes =
+            vec![put(Table::Run, MemberRecord::key(member), member::number_value(run))];
+        let former = self.writer.heads().into_iter();
+        for head in former.filter(|head| head.origin.member == member && head.origin != origin) {
+            let key = member::seal_key(head.origin, member);
+            writes.push(put(Table::Seal, key, member::number_value(head.seq)));
+        }
+        writes
+    }
+
+    /// Takes part in the gossip from now on.
+    fn enter(&mut self, complete: Timestamp, now: Now) -> Result<(), StoreError> {
+        self.writer.set_replicating(true);
+        let me = self.writer.origin();
+        let complete = complete.max(self.writer.complete());
+        let frontier = Frontier::new(me.member, complete, self.writer.settled());
+        let heads = self.writer.heads();
+        let options = self.options.gossip.clone();
+        let gossip = Gossip::new(me, options, self.options.seed, &heads, frontier, now);
+        self.cluster = Some(Box::new(Cluster {
+            gossip,
+            directory: Directory::default(),
+            live: Vec::new(),
+            pledge: Pledge::None,
+            applied: Vec::new(),
+            finishing: None,
+            caught_up: false,
+            announced: false,
+            collected: Timestamp::default(),
+            conflicts: VecDeque::new(),
+            conflict_count: 0,
+        }));
+        let collected = self.writer.collected();
+        self.step(Input::Collected(collected), now)?;
+        self.read_directory(now)
+    }
+
+    /// Reads anew who the members are.
+    fn read_directory(&mut self, now: Now) -> Result<(), StoreError> {
+        let tables = [Table::Member, Table::Run, Table::Seal];
+        let standings = tables.into_iter().flat_map(|table| self.writer.standings(table));
+        let directory = Directory::read(standings)?;
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let me = self.writer.identity().member;
+        let is_member = directory.members.contains_key(&me);
+        cluster.directory = directory;
+        let membership = Arc::clone(&cluster.directory.membership);
+        let announces = is_member && !std::mem::replace(&mut cluster.announced, is_member);
+        let is_known =
+            membership.runs.get(&me).is_some_and(|(run, _)| *run == self.writer.origin().run);
+        if announces && !is_known {
+            let announcement = self.announcement();
+            self.write(announcement, now)?;
+        }
+        self.effects.push(Effect::Members);
+        self.step(Input::Membership(membership), now)
+    }
+
+    /// The engine.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// The engine, for what has nothing to do with the cluster.
+    pub fn writer_mut(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+
+    /// Who the members are; `None` for a member that never had a peer.
+    pub fn directory(&self) -> Option<&Directory> {
+        self.cluster.as_ref().map(|cluster| &cluster.directory)
+    }
+
+    /// The gossip, if this member has or had peers.
+    pub fn gossip(&self) -> Option<&Gossip> {
+        self.cluster.as_ref().map(|cluster| &cluster.gossip)
+    }
+
+    /// Writes that were lost to others, newest last, and how many there were in this run.
+    pub fn conflicts(&self) -> (impl Iterator<Item = &Conflict>, u64) {
+        let cluster = self.cluster.as_ref();
+        let count = cluster.map_or(0, |cluster| cluster.conflict_count);
+        (cluster.into_iter().flat_map(|cluster| &cluster.conflicts), count)
+    }
+
+    /// Whether clients may be served: a member that has just joined has to get the data first.
+    pub fn is_ready(&self) -> bool {
+        let Some(cluster) = &self.cluster else { return true };
+        let Some(own) = cluster.directory.members.get(&self.writer.identity().member) else {
+            return false;
+        };
+        cluster.caught_up || own.initial || cluster.gossip.frontier().complete() >= own.joined
+    }
+
+    /// Admits a member, in the open batch; the answer may leave after the commit. Asked again, it answers the same.
+    pub fn admit(
+        &mut self,
+        member: MemberId,
+        record: &MemberRecord,
+        now: Now,
+    ) -> Result<Result<Admission, Refusal>, StoreError> {
+        if self.cluster.is_none() {
+            self.become_first(now)?;
+        }
+        let cluster = self.cluster.as_ref().expect("it was just entered");
+        let Directory { members, membership } = &cluster.directory;
+        if membership.removed.contains_key(&member) {
+            return Ok(Err(Refusal::Removed));
+        }
+        let mut writes = Vec::new();
+        if !members.get(&member).is_some_and(MemberRecord::is_started) {
+            let is_rival = |other: &MemberRecord| {
+                other.is_started()
+                    && (other.name == record.name || shares(&other.peer_urls, &record.peer_urls))
+            };
+            for (rival, other) in members.iter().filter(|(id, _)| **id != member) {
+                if !other.is_started() && shares(&other.peer_urls, &record.peer_urls) {
+                    writes.push(removal(Table::Member, MemberRecord::key(*rival)));
+                } else if is_rival(other) {
+                    let seems_dead = cluster.live.binary_search(rival).is_err();
+                    let has_majority = cluster.live.len() + 1 >= cluster.directory.majority();
+                    if !(seems_dead && has_majority) || *rival == self.writer.identity().member {
+                        return Ok(Err(Refusal::Taken));
+                    }
+                    writes.extend(self.removal_of(*rival));
+                }
+            }
+            let joined = self.writer.time();
+            let record = MemberRecord { joined, initial: false, ..record.clone() };
+            writes.push(put(Table::Member, MemberRecord::key(member), record.value()));
+            self.write(writes, now)?;
+        }
+        let known = self.directory().map(|directory| directory.members.clone());
+        let mut members = known.unwrap_or_default();
+        members.insert(member, record.clone());
+        Ok(Ok(Admission {
+            cluster: self.writer.identity().cluster,
+            time: self.writer.time(),
+            members: members.into_iter().collect(),
+        }))
+    }
+
+    /// A store alone gets its first peer.
+    fn become_first(&mut self, now: Now) -> Result<(), StoreError> {
+        // Alone it holds all that there is.
+        let complete = self.writer.time();
+        self.writer.set_replicating(true);
+        self.writer.set_peered();
+        let me = self.writer.identity().member;
+        let own = self.options.record.clone();
+        let mut writes = self.announcement();
+        writes.push(put(Table::Member, MemberRecord::key(me), own.value()));
+        self.write(writes, now)?;
+        self.enter(complete, now)
+    }
+
+    /// The records that remove a member, and say how far its runs are held here.
+    fn removal_of(&self, member: MemberId) -> Vec<RecordWrite> {
+        let me = self.writer.identity().member;
+        let mut writes = vec![removal(Table::Member, MemberRecord::key(member))];
+        for head in self.writer.heads().into_iter().filter(|head| head.origin.member == member) {
+            let key = member::seal_key(head.origin, me);
+            writes.push(put(Table::Seal, key, member::number_value(head.seq)));
+        }
+        writes
+    }
+
+    /// Takes note of having been admitted by `contact`, and asks it for the data.
+    pub fn adopt(
+        &mut self,
+        admission: &Admission,
+        contact: MemberId,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        self.writer.set_cluster(admission.cluster);
+        self.writer.set_peered();
+        self.writer.observe(admission.time);
+        if self.cluster.is_none() {
+            self.enter(Timestamp::default(), now)?;
+        }
+        self.step(Input::CatchUpFrom(contact), now)
+    }
+
+    /// Writes records about members, as an entry.
+    pub fn write_members(
+        &mut self,
+        records: Vec<(MemberId, MemberRecord)>,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let writes = records
+            .into_iter()
+            .map(|(id, record)| put(Table::Member, MemberRecord::key(id), record.value()));
+        self.write(writes.collect(), now)
+    }
+
+    /// Removes a member, in the open batch.
+    pub fn remove_member(&mut self, member: MemberId, now: Now) -> Result<(), StoreError> {
+        let writes = self.removal_of(member);
+        self.write(writes, now)
+    }
+
+    /// Takes a message of a peer.
+    pub fn receive(
+        &mut self,
+        from: MemberId,
+        message: Message,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        self.step(Input::Receive(from, message), now)
+    }
+
+    /// Which members seem alive.
+    pub fn set_live(&mut self, live: Vec<MemberId>, now: Now) -> Result<(), StoreError> {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.live.clone_from(&live);
+            cluster.live.sort_unstable();
+        }
+        self.step(Input::Live(live), now)
+    }
+
+    /// Entries that were asked for by [`Effect::Load`] or [`Effect::LoadCatchUp`] have been sent.
+    pub fn loaded(&mut self, to: MemberId, now: Now) -> Result<(), StoreError> {
+        self.step(Input::Loaded(to), now)
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, now: Now) -> Result<(), StoreError> {
+        let collected = self.writer.collected();
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        if collected > cluster.collected {
+            cluster.collected = collected;
+            self.step(Input::Collected(collected), now)?;
+        }
+        self.step(Input::Tick, now)
+    }
+
+    /// When [`Self::tick`] is due, in monotonic milliseconds.
+    pub fn wake_at(&self) -> u64 {
+        self.cluster.as_ref().map_or(u64::MAX, |cluster| cluster.gossip.wake_at())
+    }
+
+    /// Evaluates a command of a client.
+    pub fn execute(&mut self, command: Command, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        self.writer.execute(command, now)
+    }
+
+    /// What is to be done, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether a commit would do anything.
+    pub fn has_open_batch(&self) -> bool {
+        let pledges = self
+            .cluster
+            .as_ref()
+            .is_some_and(|cluster| matches!(cluster.pledge, Pledge::Wanted { .. }));
+        self.writer.has_open_batch() || pledges
+    }
+
+    /// Makes everything so far durable and visible, and tells the peers. After an error the member must stop.
+    pub fn commit(&mut self, now: Now) -> Result<(), StoreError> {
+        if let Some(cluster) = &mut self.cluster
+            && let Pledge::Wanted { complete } = cluster.pledge
+        {
+            // Everything accepted so far becomes durable with it, so nothing is in between.
+            let (time, seq) = self.writer.pledge(complete, now);
+            cluster.pledge = Pledge::Open { time, seq };
+        }
+        self.writer.commit()?;
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let entries = self.writer.take_committed();
+        let records = self.writer.take_changed_records();
+        let pledge = match cluster.pledge {
+            Pledge::Open { time, seq } => {
+                cluster.pledge = Pledge::None;
+                Some((time, seq))
+            }
+            _ => None,
+        };
+        let finished = cluster.finishing.take();
+        let mut heads = std::mem::take(&mut cluster.applied);
+        if let Some((finished, _)) = &finished {
+            heads.extend(finished);
+        }
+        if !entries.is_empty() || !heads.is_empty() {
+            self.step(Input::Committed { entries, heads }, now)?;
+        }
+        let is_about_members = |change: &RecordChange| {
+            matches!(change.table, Table::Member | Table::Run | Table::Seal)
+        };
+        if records.iter().any(is_about_members) {
+            self.read_directory(now)?;
+        }
+        if let Some((_, complete)) = finished {
+            if let Some(cluster) = &mut self.cluster {
+                cluster.caught_up = true;
+            }
+            self.step(Input::CaughtUp(complete), now)?;
+        }
+        if let Some((time, seq)) = pledge {
+            self.step(Input::Promised(time, seq), now)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the gossip take one input, and does what it wants done to the data.
+    fn step(&mut self, input: Input, now: Now) -> Result<(), StoreError> {
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        for output in cluster.gossip.step(now, input) {
+            self.carry_out(output, now)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output, now: Now) -> Result<(), StoreError> {
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        match output {
+            Output::Send(to, message) => self.effects.push(Effect::Send(to, message)),
+            Output::Load { to, wants, bytes_max } => {
+                self.effects.push(Effect::Load { to, wants, bytes_max });
+            }
+            Output::LoadCatchUp(to, request) => {
+                self.effects.push(Effect::LoadCatchUp(to, request));
+            }
+            Output::Acknowledged(peer, seq) => {
+                self.effects.push(Effect::Acknowledged(peer, seq));
+            }
+            Output::Apply(from, segment) => {
+                let applied = self.writer.apply(&segment, now)?;
+                let origin = segment.origin;
+                if applied.outcome == Outcome::Taken {
+                    cluster.applied.push(Head { origin, seq: applied.head });
+                } else {
+                    self.step(Input::NotTaken(from, origin), now)?;
+                }
+                self.note_conflicts(applied.conflicts);
+            }
+            Output::ApplyCatchUp(entries) => {
+                let applied = self.writer.apply_catch_up(&entries, now)?;
+                self.note_conflicts(applied.conflicts);
+            }
+            Output::FinishCatchUp { heads, complete } => {
+                self.writer.finish_catch_up(&heads);
+                self.writer.set_complete(complete);
+                cluster.finishing = Some((heads, complete));
+            }
+            Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
+            Output::Seal(heads) => {
+                let me = self.writer.identity().member;
+                let writes = heads.into_iter().map(|head| {
+                    let key = member::seal_key(head.origin, me);
+                    put(Table::Seal, key, member::number_value(head.seq))
+                });
+                self.write(writes.collect(), now)?;
+            }
+            Output::Settled(settled) => self.writer.set_settled(settled),
+            Output::Swim(..) => {}
+        }
+        Ok(())
+    }
+
+    fn note_conflicts(&mut self, conflicts: Vec<Conflict>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        for conflict in conflicts {
+            cluster.conflict_count += 1;
+            if cluster.conflicts.len() == CONFLICTS_MAX {
+                cluster.conflicts.pop_front();
+            }
+            cluster.conflicts.push_back(conflict);
+        }
+    }
+}
+
+fn put(table: Table, key: Bytes, value: Bytes) -> RecordWrite {
+    RecordWrite { table, key, value: Some(value) }
+}
+
+fn removal(table: Table, key: Bytes) -> RecordWrite {
+    RecordWrite { table, key, value: None }
+}
+
+fn shares(ours: &[String], theirs: &[String]) -> bool {
+    ours.iter().any(|url| theirs.contains(url))
+}
+
+/// The id under which a founder is expected that nobody has met yet: the same for all who expect it.
+fn reserved_id(cluster: ClusterId, peer_urls: &[String]) -> MemberId {
+    let mut urls: Vec<_> = peer_urls.iter().map(String::as_str).collect();
+    urls.sort_unstable();
+    let bytes = urls.join(",");
+    let hash = bytes.bytes().fold(cluster.0, |hash, byte| mix(hash ^ u64::from(byte)));
+    MemberId(hash)
+}

@@ -1,0 +1,425 @@
+//! Several members that give each other their entries, in any order, with crashes, compactions and sweeps in between:
+//! they come to the same, and to what the rules say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
+use super::mvcc::StateHash;
+use super::{Applied, Options, Outcome, Writer};
+use crate::replication::entry::{Entry, EntryOp, Segment};
+use crate::replication::message::Head;
+use crate::storage::schema::{Identity, Table};
+use crate::storage::{Memory, Store};
+use crate::time::{Now, Stamp, Timestamp};
+use crate::types::{
+    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Origin, Revision,
+};
+
+const MEMBERS: usize = 3;
+const KEYS: u64 = 6;
+const STEPS: u64 = 120;
+const SEEDS: u64 = 40;
+
+/// A small deterministic source of choices.
+pub(super) struct Choices(pub(super) u64);
+
+impl Choices {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+
+    fn index(&mut self, n: usize) -> usize {
+        usize::try_from(self.below(n as u64)).unwrap()
+    }
+
+    fn key(&mut self) -> Bytes {
+        format!("key{}", self.below(KEYS)).into()
+    }
+
+    fn lease(&mut self) -> LeaseId {
+        LeaseId(1 + self.below(3).cast_signed())
+    }
+
+    fn put(&mut self, step: u64) -> Put {
+        let lease = if self.below(4) == 0 { self.lease() } else { LeaseId::NONE };
+        let value = format!("value of step {step}").into();
+        Put { key: self.key(), value, lease, ..Put::default() }
+    }
+
+    fn delete(&mut self) -> DeleteRange {
+        let (start, end) = (self.key(), self.key());
+        let range = if self.below(2) == 0 {
+            KeyRange::single(start)
+        } else {
+            KeyRange::from_request(start, end)
+        };
+        DeleteRange { range, prev_kv: false }
+    }
+
+    fn command(&mut self, step: u64) -> Command {
+        match self.below(20) {
+            0..=8 => Command::Put(self.put(step)),
+            9..=12 => Command::DeleteRange(self.delete()),
+            13..=14 => {
+                // Of different keys: no client may touch a key twice.
+                let put =
+                    |key: &str| TxnOp::Put(Put { key: key.to_owned().into(), ..Put::default() });
+                let delete = TxnOp::DeleteRange(DeleteRange {
+                    range: KeyRange::single("key2".into()),
+                    prev_kv: false,
+                });
+                Command::Txn(Txn {
+                    success: vec![put("key0"), delete, put("key1")],
+                    ..Txn::default()
+                })
+            }
+            15..=16 => {
+                Command::LeaseGrant { id: self.lease(), ttl_seconds: 100 + step.cast_signed() }
+            }
+            17 => Command::LeaseRevoke { id: self.lease() },
+            _ => {
+                let alarm = Alarm { kind: AlarmKind::NoSpace, member: MemberId(9) };
+                Command::Alarm { alarm, on: self.below(2) == 0 }
+            }
+        }
+    }
+}
+
+pub(super) fn at(millis: u64) -> Now {
+    Now { wall_millis: millis, monotonic_millis: millis }
+}
+
+/// What all members must have in common.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Common {
+    pairs: Vec<(Bytes, Bytes, LeaseId)>,
+    hash: u32,
+    leases: Vec<(LeaseId, u64, Vec<Bytes>)>,
+    orphans: Vec<(LeaseId, Vec<Bytes>)>,
+    alarms: Vec<Alarm>,
+    members: Vec<(Bytes, Bytes)>,
+}
+
+pub(super) struct Member {
+    pub(super) number: u64,
+    pub(super) store: Memory,
+    pub(super) writer: Writer,
+}
+
+impl Member {
+    pub(super) fn new(number: u64) -> Self {
+        Self::open(number, Memory::new())
+    }
+
+    pub(super) fn open(number: u64, store: Memory) -> Self {
+        let identity = Identity { member: MemberId(number), cluster: ClusterId(1) };
+        let options = Options {
+            value_cache_bytes: 1,
+            gc_age_millis: 0,
+            quota_bytes: None,
+            ..Options::new(identity)
+        };
+        let store_of = Store::Memory(store.clone());
+        let mut writer = Writer::open(store_of, &options, at(0)).expect("the store is sound");
+        writer.set_replicating(true);
+        Self { number, store, writer }
+    }
+
+    /// Loses what was not committed, and its memory.
+    pub(super) fn crash(&mut self) {
+        *self = Self::open(self.number, self.store.crash());
+    }
+
+    pub(super) fn apply(&mut self, segment: &Segment) -> Applied {
+        self.writer.apply(segment, at(0)).expect("memory takes it")
+    }
+
+    pub(super) fn commit(&mut self) {
+        self.writer.commit().expect("memory takes it");
+    }
+
+    pub(super) fn hash(&self) -> StateHash {
+        let mvcc = self.writer.mvcc();
+        let Ok(hash) = mvcc.reader().hash(0) else { panic!("the current revision can be hashed") };
+        hash
+    }
+
+    pub(super) fn pairs(&self) -> Vec<KeyValue> {
+        let mvcc = self.writer.mvcc();
+        let Ok(reply) = mvcc.reader().range(&Range::new(KeyRange::all())) else { panic!("now") };
+        reply.kvs.iter().map(KeyValue::from).collect()
+    }
+
+    pub(super) fn common(&self) -> Common {
+        let lessor = self.writer.lessor();
+        let lease = |id| {
+            let status = lessor.status(id, true, at(0)).expect("it is listed");
+            (id, status.granted_seconds.cast_unsigned(), status.keys)
+        };
+        Common {
+            pairs: self.pairs().into_iter().map(|kv| (kv.key, kv.value, kv.lease)).collect(),
+            hash: self.hash().hash,
+            leases: lessor.ids().into_iter().map(lease).collect(),
+            orphans: lessor.orphans(),
+            alarms: self.writer.alarms().list(),
+            members: self.writer.records(Table::Member),
+        }
+    }
+
+    /// Gives up all history.
+    pub(super) fn compact(&mut self) {
+        let revision = self.writer.mvcc().revision().shown();
+        let _ = self.writer.execute(Command::Compact { revision }, at(0));
+        self.commit();
+        while self.writer.reclaim() {}
+    }
+
+    pub(super) fn sweep(&mut self) {
+        if let Some(sweep) = self.writer.begin_sweep(true).expect("memory takes it") {
+            sweep.run(self.writer.mvcc()).expect("memory takes it");
+            self.writer.end_sweep(&sweep);
+            self.commit();
+        }
+    }
+}
+
+pub(super) fn segment(origin: Origin, after: u64, entries: &[Arc<Entry>]) -> Segment {
+    let entries: Vec<_> = entries.iter().filter(|entry| entry.seq > after).cloned().collect();
+    let through = entries.last().map_or(after, |entry| entry.seq);
+    Segment { origin, after, through, entries }
+}
+
+/// All entries of a story, by origin.
+pub(super) type Log = BTreeMap<Origin, Vec<Arc<Entry>>>;
+
+fn keep(log: &mut Log, member: &mut Member) {
+    let own = member.writer.origin();
+    for (origin, entry) in member.writer.take_committed() {
+        if origin == own {
+            log.entry(origin).or_default().push(entry);
+        }
+    }
+}
+
+/// Gives a member some more of an origin, from where it is.
+fn give(log: &Log, member: &mut Member, origin: Origin, entries_max: usize) {
+    let known = member.writer.head(origin);
+    let all = &log[&origin];
+    let first = usize::try_from(known).unwrap();
+    let some = &all[first..all.len().min(first.saturating_add(entries_max))];
+    if let Some(last) = some.last() {
+        let segment = Segment { origin, after: known, through: last.seq, entries: some.to_vec() };
+        assert_eq!(member.apply(&segment).outcome, Outcome::Taken);
+        member.commit();
+    }
+}
+
+/// Members that write, and hear of each other now and then.
+pub(super) fn story(seed: u64) -> (Vec<Member>, Log) {
+    let mut choices = Choices(seed);
+    let mut members: Vec<_> = (1..=MEMBERS as u64).map(Member::new).collect();
+    for member in &mut members {
+        // As if by the first contact.
+        member.writer.set_peered();
+        member.commit();
+    }
+    let mut log = Log::new();
+    for step in 1..=STEPS {
+        let i = choices.index(MEMBERS);
+        for _ in 0..=choices.below(2) {
+            let command = choices.command(step);
+            let _ = members[i].writer.execute(command, at(step * 10 + choices.below(30)));
+        }
+        if choices.below(10) == 0 {
+            let (key, value) = (choices.key(), format!("{step}").into());
+            let value = (choices.below(3) > 0).then_some(value);
+            let write = super::RecordWrite { table: Table::Member, key, value };
+            let Ok(_) = members[i].writer.write_records(vec![write], at(step * 10)) else {
+                panic!()
+            };
+        }
+        members[i].commit();
+        keep(&mut log, &mut members[i]);
+        if choices.below(20) == 0 {
+            members[i].crash();
+        }
+        let to = choices.index(MEMBERS);
+        let origins: Vec<_> = log.keys().copied().collect();
+        if let Some(origin) = origins.get(choices.index(origins.len().max(1)))
+            && origin.member != MemberId(members[to].number)
+        {
+            give(&log, &mut members[to], *origin, choices.index(4));
+            keep(&mut log, &mut members[to]);
+        }
+    }
+    (members, log)
+}
+
+/// What the rules say, straight from all ops.
+fn expected(log: &Log) -> Vec<(Bytes, Bytes, LeaseId)> {
+    let mut puts: BTreeMap<Bytes, (Stamp, Bytes, LeaseId)> = BTreeMap::new();
+    let mut deletes: BTreeMap<Bytes, Stamp> = BTreeMap::new();
+    for (origin, entries) in log {
+        for entry in entries {
+            let stamp = Stamp { time: entry.time, origin: *origin };
+            for op in &entry.ops {
+                match op {
+                    EntryOp::Put { key, value, lease } => {
+                        let new = (stamp, value.clone(), *lease);
+                        let put = puts.entry(key.clone()).or_insert_with(|| new.clone());
+                        if put.0 < stamp {
+                            *put = new;
+                        }
+                    }
+                    EntryOp::Delete { key, seen } => {
+                        let delete = deletes.entry(key.clone()).or_insert(*seen);
+                        *delete = (*delete).max(*seen);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    puts.retain(|key, (stamp, ..)| deletes.get(key).is_none_or(|seen| seen < stamp));
+    puts.into_iter().map(|(key, (_, value, lease))| (key, value, lease)).collect()
+}
+
+pub(super) fn give_all(log: &Log, member: &mut Member) {
+    for origin in log.keys() {
+        if origin.member != MemberId(member.number) {
+            give(log, member, *origin, usize::MAX);
+        }
+    }
+}
+
+/// What every origin has written, as heads.
+pub(super) fn heads_of(log: &Log) -> Vec<Head> {
+    let heads =
+        log.iter().map(|(origin, entries)| Head { origin: *origin, seq: entries.len() as u64 });
+    heads.collect()
+}
+
+#[test]
+fn all_members_come_to_the_same() {
+    for seed in 0..SEEDS {
+        let (mut members, log) = story(seed);
+        for member in &mut members {
+            give_all(&log, member);
+        }
+        let first = members[0].common();
+        assert_eq!(first.pairs, expected(&log), "seed {seed}");
+        for member in &mut members {
+            assert_eq!(member.common(), first, "seed {seed}, member {}", member.number);
+            let heads: Vec<_> = heads_of(&log);
+            assert_eq!(member.writer.heads(), heads, "seed {seed}");
+            member.crash();
+            assert_eq!(member.common(), first, "seed {seed}, member {} again", member.number);
+            assert_eq!(member.writer.heads(), heads, "seed {seed}");
+        }
+    }
+}
+
+/// The same entries in any order, each origin in its own, by new members that crash, compact, sweep and hear things
+/// twice.
+#[test]
+fn the_order_of_origins_does_not_matter() {
+    for seed in 0..SEEDS {
+        let (mut members, log) = story(seed);
+        give_all(&log, &mut members[0]);
+        let common = members[0].common();
+        let mut choices = Choices(seed ^ 0x5eed);
+        for number in 0..3 {
+            let mut member = Member::new(100 + number);
+            let heads = heads_of(&log);
+            while heads.iter().any(|head| member.writer.head(head.origin) < head.seq) {
+                let Head { origin, .. } = heads[choices.index(heads.len())];
+                give(&log, &mut member, origin, choices.index(5));
+                match choices.below(12) {
+                    0 => member.crash(),
+                    1 => member.compact(),
+                    2 => member.sweep(),
+                    3 if member.writer.head(origin) > 0 => {
+                        let before = (member.common(), member.writer.mvcc().revision());
+                        let again = segment(origin, 0, &log[&origin][..1]);
+                        assert_eq!(member.apply(&again).outcome, Outcome::Taken);
+                        member.commit();
+                        assert_eq!((member.common(), member.writer.mvcc().revision()), before);
+                    }
+                    _ => {}
+                }
+            }
+            assert_eq!(member.common(), common, "seed {seed}, number {number}");
+            member.crash();
+            assert_eq!(member.common(), common, "seed {seed}, number {number}");
+        }
+    }
+}
+
+fn stamp(time: u64, member: u64) -> Stamp {
+    Stamp { time: Timestamp(time), origin: Origin { member: MemberId(member), run: 1 } }
+}
+
+fn entry(seq: u64, time: u64, ops: Vec<EntryOp>) -> Arc<Entry> {
+    Arc::new(Entry { seq, time: Timestamp(time), ops })
+}
+
+fn put_op(key: &'static str, value: &'static str) -> EntryOp {
+    EntryOp::Put { key: key.into(), value: value.into(), lease: LeaseId::NONE }
+}
+
+fn delete_op(key: &'static str, seen: Stamp) -> EntryOp {
+    EntryOp::Delete { key: key.into(), seen }
+}
+
+#[test]
+fn what_nobody_can_have_written_is_not_taken() {
+    let mut member = Member::new(1);
+    let origin = stamp(0, 2).origin;
+    let lease =
+        |key: &'static [u8]| EntryOp::InternalDelete { table: Table::Lease, key: key.into() };
+    let whole = |entries: Vec<Arc<Entry>>| Segment { origin, after: 0, through: 1, entries };
+    let bad = [
+        whole(vec![entry(1, u64::MAX, vec![])]),
+        whole(vec![entry(1, 5, vec![put_op("", "")])]),
+        whole(vec![entry(1, 5, vec![delete_op("a", stamp(6, 2))])]),
+        whole(vec![entry(1, 5, vec![lease(b"short")])]),
+        whole(vec![entry(2, 5, vec![])]),
+        Segment { through: u64::MAX, ..whole(vec![]) },
+        Segment { origin: member.writer.origin(), ..whole(vec![]) },
+    ];
+    for segment in bad {
+        let applied = member.apply(&segment);
+        assert_eq!((applied.outcome, applied.head), (Outcome::Unsound, 0), "{segment:?}");
+        assert!(member.writer.heads().is_empty());
+    }
+    let gap = Segment { after: 3, through: 4, ..whole(vec![]) };
+    assert_eq!(member.apply(&gap).outcome, Outcome::Gap);
+    member.commit();
+    assert_eq!(member.writer.mvcc().revision(), Revision::FIRST);
+}
+
+/// Both the put that comes too late and the one that overwrites another, if they are close together.
+#[test]
+fn conflicts_are_told() {
+    let mut member = Member::new(1);
+    let of = |number, time, value| {
+        let origin = stamp(0, number).origin;
+        segment(origin, 0, &[entry(1, time, vec![put_op("a", value)])])
+    };
+    let second = 1 << 16;
+    assert_eq!(member.apply(&of(2, 5_000 * second, "2")).conflicts, []);
+    let applied = member.apply(&of(3, 4_000 * second, "3"));
+    let conflict = |kept, lost| super::Conflict { key: "a".into(), kept, lost };
+    let (two, three) = (stamp(5_000 * second, 2), stamp(4_000 * second, 3));
+    assert_eq!(applied.conflicts, [conflict(two, three)]);
+    let four = stamp(5_900 * second, 4);
+    assert_eq!(member.apply(&of(4, 5_900 * second, "4")).conflicts, [conflict(four, two)]);
+    assert_eq!(member.apply(&of(5, 9_000 * second, "5")).conflicts, []);
+    member.commit();
+    assert_eq!(member.pairs()[0].version, 3, "a loser is no version");
+}
