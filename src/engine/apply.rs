@@ -232,7 +232,7 @@ impl Writer {
                 }
             }
         }
-        self.end_remote_entry();
+        self.end_remote_entry(index);
         Ok(())
     }
 
@@ -300,9 +300,10 @@ impl Writer {
         self.entry_seq = entry.seq;
     }
 
-    fn end_remote_entry(&mut self) {
+    fn end_remote_entry(&mut self, origin: OriginIndex) {
         if let Some((_, row)) = self.open[self.entry_start..].last_mut() {
             row.last = true;
+            self.mark_entry(origin);
         }
     }
 

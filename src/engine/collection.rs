@@ -86,6 +86,13 @@ impl Collection {
         self.swept
     }
 
+    /// Something was collected elsewhere. Answers whether that is news.
+    pub(super) fn raise_collected(&mut self, collected: Timestamp) -> bool {
+        let is_news = collected > self.collected;
+        self.collected = self.collected.max(collected);
+        is_news
+    }
+
     /// Moves the settled time on. `clock` is later than all that this member has heard of.
     pub(super) fn settle(&mut self, settled: Timestamp, clock: Timestamp) {
         if !self.peered || settled <= self.settled {
@@ -122,7 +129,7 @@ impl Collection {
                 swept: ALWAYS,
             };
         }
-        self.collected = self.settled;
+        self.collected = self.collected.max(self.settled);
         let old = clock.max(self.settled).millis().saturating_sub(self.gc_age_millis);
         let old = Timestamp::from_millis(old).min(self.settled);
         Rules {

@@ -229,6 +229,16 @@ impl Records {
         }
     }
 
+    /// The newest row that counts of the record of an op.
+    pub(super) fn newest_place(&self, op: &Op) -> Option<Place> {
+        let (Op::InternalPut { table, key, .. } | Op::InternalDelete { table, key }) = op else {
+            return None;
+        };
+        let record = self.get(*table, key)?;
+        let put = record.put.as_ref().map(|put| put.place);
+        put.max(record.removed.map(|(_, place)| place))
+    }
+
     /// Forgets removals whose rows have left the disk.
     pub(super) fn retain(&mut self, mut is_kept: impl FnMut(Stamp, Place, Timestamp) -> bool) {
         self.records.retain(|_, record| match (record.put.is_some(), record.removed) {

@@ -84,6 +84,13 @@ impl Writer {
         self.put_meta(Meta::Peered(time));
         self.put_meta(Meta::Collected(time));
         self.collection.resume(time, Timestamp::default(), time);
+        let mut marks = self.mvcc.marks().write();
+        for (index, seq) in &self.replica.heads {
+            marks.begin(*index, *seq);
+        }
+        marks.begin(self.origin, self.seq);
+        drop(marks);
+        self.mvcc.set_durable(self.durable);
     }
 
     /// Whether there are, or were, peers.
@@ -147,6 +154,14 @@ impl Writer {
     /// Up to where everybody holds everything.
     pub fn settled(&self) -> Timestamp {
         self.collection.settled()
+    }
+
+    /// Something up to here may be missing, since it was when this came from another member.
+    pub fn set_collected(&mut self, collected: Timestamp) {
+        if self.collection.raise_collected(collected) {
+            self.clock.observe(collected);
+            self.put_meta(Meta::Collected(self.collection.collected()));
+        }
     }
 
     /// Up to where something may have been collected: whoever is not complete up to there cannot be given segments.

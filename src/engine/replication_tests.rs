@@ -21,7 +21,7 @@ use crate::types::{
 const MEMBERS: usize = 3;
 const KEYS: u64 = 6;
 const STEPS: u64 = 120;
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 16;
 
 /// A small deterministic source of choices.
 pub(super) struct Choices(pub(super) u64);
@@ -357,6 +357,158 @@ fn the_order_of_origins_does_not_matter() {
             member.crash();
             assert_eq!(member.common(), common, "seed {seed}, number {number}");
         }
+    }
+}
+
+/// Asks a member for what another lacks, a little at a time, until there is nothing more.
+pub(super) fn pull_all(from: &Member, to: &mut Member, choices: &mut Choices) {
+    let heads = from.writer.heads();
+    for pulls in 0.. {
+        assert!(pulls < 10_000, "this does not end");
+        let origins = heads.iter().map(|head| head.origin);
+        let wants = origins.filter(|origin| *origin != to.writer.origin());
+        let wants = wants.map(|origin| Head { origin, seq: to.writer.head(origin) });
+        let wants: Vec<_> = wants.filter(|_| choices.below(4) > 0).collect();
+        let bytes_max = choices.index(2000);
+        let segments = from.writer.mvcc().segments(&wants, &heads, bytes_max).unwrap();
+        let lacks = |want: &Head| {
+            heads.iter().any(|head| head.origin == want.origin && head.seq > want.seq)
+        };
+        assert_eq!(segments.is_empty(), !wants.iter().any(lacks), "there is progress");
+        for segment in segments {
+            assert!(segment.is_sound(), "{segment:?}");
+            assert_eq!(to.apply(&segment).outcome, Outcome::Taken, "{segment:?}");
+        }
+        to.commit();
+        let lacks = |head: &Head| {
+            head.origin != to.writer.origin() && to.writer.head(head.origin) < head.seq
+        };
+        if !heads.iter().any(lacks) {
+            return;
+        }
+    }
+}
+
+/// Reads the whole state of a member, in small parts, with something else done between two of them.
+fn catch_up(
+    from: &mut Member,
+    to: &mut Member,
+    choices: &mut Choices,
+    mut between: impl FnMut(&mut Member, &mut Member, &mut Choices),
+) {
+    let mut heads = None;
+    let mut cursor = None;
+    let mut progress = 0;
+    let wants = to.writer.heads();
+    loop {
+        heads.get_or_insert_with(|| from.writer.heads());
+        let bytes_max = choices.index(1500);
+        let part = from.writer.mvcc().catch_up(&wants, cursor, bytes_max).unwrap();
+        assert!(part.progress >= progress, "{} then {}", progress, part.progress);
+        progress = part.progress;
+        let applied = to.writer.apply_catch_up(&part.entries, at(0)).unwrap();
+        assert_eq!(applied.outcome, Outcome::Taken);
+        to.commit();
+        if choices.below(3) == 0 {
+            // Idempotent, down to the rows.
+            let revision = to.writer.mvcc().revision();
+            to.writer.apply_catch_up(&part.entries, at(0)).unwrap();
+            to.commit();
+            assert_eq!(to.writer.mvcc().revision(), revision);
+        }
+        between(from, to, choices);
+        cursor = part.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(progress, 1000);
+    to.writer.finish_catch_up(&heads.unwrap());
+    to.commit();
+}
+
+#[test]
+fn the_log_of_a_member_is_enough_for_others() {
+    for seed in 0..SEEDS {
+        let (mut members, log) = story(seed);
+        let mut choices = Choices(seed ^ 0x106);
+        give_all(&log, &mut members[0]);
+        let common = members[0].common();
+        let mut second = Member::new(7);
+        pull_all(&members[0], &mut second, &mut choices);
+        assert_eq!(second.common(), common, "seed {seed}");
+        assert_eq!(second.writer.heads(), members[0].writer.heads());
+        second.crash();
+        let mut third = Member::new(8);
+        pull_all(&second, &mut third, &mut choices);
+        assert_eq!(third.common(), common, "seed {seed}");
+    }
+}
+
+#[test]
+fn whoever_catches_up_has_everything() {
+    for seed in 0..SEEDS {
+        let (mut members, log) = story(seed);
+        let mut choices = Choices(seed ^ 0xca7c);
+        let mut from = members.remove(0);
+        give_all(&log, &mut from);
+        let common = from.common();
+        if choices.below(2) == 0 {
+            from.compact();
+        }
+        // One that knows nothing, and one that knows something else.
+        for mut to in [Member::new(7), members.pop().unwrap()] {
+            catch_up(&mut from, &mut to, &mut choices, |_, to, choices| match choices.below(8) {
+                0 => to.crash(),
+                1 => to.compact(),
+                2 | 3 => {
+                    let origins: Vec<_> = log.keys().copied().collect();
+                    let origin = origins[choices.index(origins.len())];
+                    if origin.member != MemberId(to.number) {
+                        give(&log, to, origin, choices.index(6));
+                    }
+                }
+                _ => {}
+            });
+            assert_eq!(to.common(), common, "seed {seed}, member {}", to.number);
+            assert_eq!(to.writer.heads(), from.writer.heads());
+            to.crash();
+            assert_eq!(to.common(), common, "seed {seed}, member {} again", to.number);
+            // What was not told is not missed.
+            let mut third = Member::new(8);
+            pull_all(&to, &mut third, &mut choices);
+            assert_eq!(third.common(), common, "seed {seed}, after member {}", to.number);
+        }
+    }
+}
+
+/// The source goes on writing, and others read what it has written since.
+#[test]
+fn the_source_of_a_state_need_not_stand_still() {
+    for seed in 0..SEEDS {
+        let mut choices = Choices(seed ^ 0x11fe);
+        let (mut members, log) = story(seed);
+        let mut from = members.remove(0);
+        give_all(&log, &mut from);
+        let mut to = Member::new(7);
+        catch_up(&mut from, &mut to, &mut choices, |from, _, choices| {
+            for _ in 0..choices.below(3) {
+                let command = choices.command(1);
+                let _ = from.writer.execute(command, at(50_000));
+                match choices.below(4) {
+                    // What is open is lost with a crash, and what it had overwritten is back.
+                    0 => from.crash(),
+                    1 => {}
+                    _ => from.commit(),
+                }
+            }
+            if choices.below(6) == 0 {
+                from.compact();
+            }
+        });
+        from.commit();
+        pull_all(&from, &mut to, &mut choices);
+        assert_eq!(to.common(), from.common(), "seed {seed}");
     }
 }
 

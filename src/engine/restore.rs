@@ -176,6 +176,7 @@ pub(super) fn restore(
     mvcc.origins().write().clone_from(&meta.origins);
     let newest = Place { revision: Revision::FIRST, n: 0 };
     let mut end = LogEnd { newest, time: meta.time(), seq: meta.seq_on_record(), hidden_bytes: 0 };
+    let mut current = None;
     for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = item?;
         let place = Place::decode(&key)?;
@@ -185,6 +186,10 @@ pub(super) fn restore(
         end.time = end.time.max(row.stamp.time);
         if meta.run.is_some_and(|(run, _)| run == row.stamp.origin) {
             end.seq = end.seq.max(row.seq);
+        }
+        let entry = (row.stamp.origin, row.seq);
+        if meta.peered.is_some() && current.replace(entry) != Some(entry) {
+            mvcc.marks().write().note(entry.0, entry.1, place);
         }
         if row.hidden {
             restore_hidden(mvcc, place, &row);

@@ -129,6 +129,8 @@ pub struct Writer {
     pub(super) replaced: VecDeque<Place>,
     /// The newest row of the log, open or durable.
     pub(super) newest: Place,
+    /// The newest row that is durable.
+    pub(super) durable: Place,
     /// Where the entry that is being executed starts in `open`.
     pub(super) entry_start: usize,
     /// Whether that entry has taken a revision.
@@ -177,6 +179,7 @@ impl Writer {
             revision,
             next_n: end.newest.n + 1,
             newest: end.newest,
+            durable: end.newest,
             batch: Batch::default(),
             open: Vec::new(),
             replaced: VecDeque::new(),
@@ -195,6 +198,7 @@ impl Writer {
             disk_room_bytes: u64::MAX,
         };
         writer.show_records(now)?;
+        writer.mvcc.set_durable(end.newest);
         writer.mvcc.add_dead(end.hidden_bytes, writer.clock_of_peers());
         writer.begin_run(&meta, Origin { member: identity.member, run }, end.seq)?;
         Ok(writer)
@@ -499,8 +503,18 @@ impl Writer {
         let (_, row) = self.open[self.entry_start..].last_mut()?;
         row.last = true;
         self.seq = self.entry_seq;
+        self.mark_entry(self.origin);
         self.note_own_entry();
         Some(self.seq)
+    }
+
+    /// Marks where the entry stands, if there are peers that may want it.
+    pub(super) fn mark_entry(&self, origin: OriginIndex) {
+        if self.collection.is_peered()
+            && let Some((place, row)) = self.open.get(self.entry_start)
+        {
+            self.mvcc.marks().write().note(origin, row.seq, *place);
+        }
     }
 
     /// Adds a row to the entry, at the end of the log.
@@ -593,7 +607,11 @@ impl Writer {
         }
         self.store().commit(batch, Durability::Fsync)?;
         self.open_bytes = 0;
+        self.durable = self.newest;
         self.replica.commit((self.origin, self.seq));
+        if self.collection.is_peered() {
+            self.mvcc.set_durable(self.durable);
+        }
         self.publish(shown);
         self.look_at_disk()
     }

@@ -218,7 +218,7 @@ impl Mvcc {
         });
     }
 
-    fn standing_of_record(&self, op: &Op, stamp: RowStamp, place: Place) -> RowStanding {
+    pub(super) fn standing_of_record(&self, op: &Op, stamp: RowStamp, place: Place) -> RowStanding {
         let stamp = self.origins.read().stamp(stamp);
         self.records.read().standing(op, stamp, place)
     }

@@ -13,12 +13,15 @@
 //! * Every version in the index has a row in the log or in the writer's open batch.
 //! * `live_bytes` is the sum of the sizes of all versions in the index.
 
+mod catch_up;
 mod compact;
 mod doorkeeper;
 mod hash;
 mod history;
 mod index;
+mod marks;
 mod range;
+mod segments;
 mod sorted;
 
 use std::cmp::Ordering;
@@ -44,12 +47,14 @@ use crate::storage::{Space, Store};
 use crate::time::Timestamp;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
+pub use catch_up::StatePart;
 pub use compact::Sweep;
 pub(super) use compact::{Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY};
 use doorkeeper::Doorkeeper;
 pub use hash::StateHash;
 pub(super) use index::Latest;
 use index::{Index, Version};
+use marks::Marks;
 
 /// What a row costs beyond its key and value: header, key in the log and its share of table overhead.
 const ROW_OVERHEAD_BYTES: usize = 36;
@@ -135,6 +140,8 @@ pub struct Mvcc {
     records: RwLock<Records>,
     /// The deletes that count but have left the index. Locked after the index and before the origins.
     graves: RwLock<Graves>,
+    /// Where the entries of each origin are, if there are peers.
+    marks: RwLock<Marks>,
     store: Store,
     cache: Cache<Place, Pair, PairWeighter>,
     /// Guards it once it is full.
@@ -173,6 +180,7 @@ impl Mvcc {
             origins: RwLock::default(),
             records: RwLock::default(),
             graves: RwLock::default(),
+            marks: RwLock::default(),
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
             doorkeeper: Doorkeeper::new(),
@@ -258,6 +266,16 @@ impl Mvcc {
     /// What is known of a key's newest version, if the key lives. For the writer, who sees its own open batch.
     pub(super) fn latest(&self, key: &[u8]) -> Option<Latest> {
         self.guarded.read().index.find(key)?.alive().copied()
+    }
+
+    /// Where the entries of each origin are, for members that want them.
+    pub(super) fn marks(&self) -> &RwLock<Marks> {
+        &self.marks
+    }
+
+    /// Everything up to a row is durable.
+    pub(super) fn set_durable(&self, newest: Place) {
+        self.marks.write().durable = Some(newest);
     }
 
     /// What counts of a key, as the writer sees it.

@@ -1,0 +1,133 @@
+//! The state as a member wants it that the log does not reach back to: what lives, and what says that something is gone.
+//!
+//! It is read off the log, in order, part by part, while the writer goes on. What is overwritten meanwhile is left out:
+//! what overwrote it comes later in the log, or is newer than the heads that were told with the first part. What the
+//! open batch overwrites is not left out, though, since a crash may bring it back.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::Mvcc;
+use crate::engine::entries::entry_op;
+use crate::engine::records::RowStanding;
+use crate::error::StoreError;
+use crate::replication::entry::Entry;
+use crate::replication::message::{Cursor, Head};
+use crate::storage::Space;
+use crate::storage::schema::{Op, OriginIndex, Place, Row};
+use crate::types::{Origin, Revision};
+
+/// Rows that are looked at for one part, so that it does not take long where nothing is to be told.
+const ROWS_MAX: usize = 1 << 17;
+/// The whole log, as a measure of progress.
+const THOUSAND: u64 = 1000;
+
+/// A part of the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatePart {
+    /// In the order of the log. Ops that mean nothing any more are left out.
+    pub entries: Vec<(Origin, Arc<Entry>)>,
+    /// Where to go on; `None` behind the last part.
+    pub next: Option<Cursor>,
+    /// How much of the log is behind it, in thousandths.
+    pub progress: u16,
+}
+
+impl Mvcc {
+    /// What lives, and what is kept to say that something is gone, as far as `heads` does not cover it. Behind a
+    /// cursor, about so many bytes, whole entries. Reads the log once, in all calls together.
+    pub fn catch_up(
+        &self,
+        heads: &[Head],
+        cursor: Option<Cursor>,
+        bytes_max: usize,
+    ) -> Result<StatePart, StoreError> {
+        let origins = self.origins.read().clone();
+        let covered: std::collections::BTreeMap<OriginIndex, u64> =
+            heads.iter().filter_map(|head| Some((origins.index(head.origin)?, head.seq))).collect();
+        let start = cursor.map(place_of).map(Place::encode);
+        let start =
+            start.as_ref().map_or(Bound::Unbounded, |start| Bound::Excluded(start.as_ref()));
+        let mut entries: Vec<(Origin, Entry)> = Vec::new();
+        let (mut bytes, mut current, mut last) = (0, None, None);
+        let mut next = None;
+        for (i, item) in self.store.rows(Space::Log, start, Bound::Unbounded).enumerate() {
+            let (key, value) = item?;
+            let place = Place::decode(&key)?;
+            let row = Row::decode(place, value)?;
+            let entry = (row.stamp.origin, row.seq);
+            let is_new = current.replace(entry) != Some(entry);
+            if is_new && (bytes >= bytes_max || i >= ROWS_MAX) {
+                next = last;
+                break;
+            }
+            last = Some(place);
+            if covered.get(&entry.0).is_some_and(|head| row.seq <= *head)
+                || !self.is_state(place, &row)
+            {
+                continue;
+            }
+            let origin = origins.name(entry.0);
+            if !entries.last().is_some_and(|(of, entry)| (*of, entry.seq) == (origin, row.seq)) {
+                entries
+                    .push((origin, Entry { seq: row.seq, time: row.stamp.time, ops: Vec::new() }));
+            }
+            let op = entry_op(&row.op, &origins);
+            bytes += op.bytes();
+            entries.last_mut().expect("it was just added").1.ops.push(op);
+        }
+        Ok(StatePart {
+            entries: entries.into_iter().map(|(origin, entry)| (origin, Arc::new(entry))).collect(),
+            next: next.map(cursor_of),
+            progress: next
+                .map_or(progress(1, 1), |place| progress(place.revision.0, self.revision().0)),
+        })
+    }
+
+    /// Whether a row is part of the state, as it is on the disk.
+    fn is_state(&self, place: Place, row: &Row) -> bool {
+        match &row.op {
+            Op::Put(kv) => !row.hidden && self.is_newest(&kv.key, place),
+            Op::Delete { key, .. } => self.is_newest(key, place) || self.may_be_grave(key, place),
+            Op::InternalPut { .. } | Op::InternalDelete { .. } if row.hidden => false,
+            op => {
+                let is_open = self.is_open(self.records.read().newest_place(op));
+                let standing = self.standing_of_record(op, row.stamp, place);
+                is_open || standing != RowStanding::Superseded
+            }
+        }
+    }
+
+    /// Whether the newest version of a key that is durable stands here.
+    fn is_newest(&self, key: &[u8], place: Place) -> bool {
+        let guarded = self.guarded.read();
+        let version = guarded.index.find(key).and_then(|history| history.at(self.revision()));
+        version.is_some_and(|version| version.place() == place)
+    }
+
+    /// Whether a delete counts that is not the newest version of its key.
+    fn may_be_grave(&self, key: &[u8], place: Place) -> bool {
+        let guarded = self.guarded.read();
+        let newest = guarded.index.find(key).map(|history| history.latest().head.place());
+        let grave = self.graves.read().get(key).map(|grave| grave.place);
+        grave == Some(place) || self.is_open(grave) || self.is_open(newest)
+    }
+
+    /// Whether a row may still get lost.
+    fn is_open(&self, place: Option<Place>) -> bool {
+        place.is_some_and(|place| Some(place) > self.marks.read().durable)
+    }
+}
+
+fn progress(done: u64, all: u64) -> u16 {
+    let thousandths = u128::from(done) * u128::from(THOUSAND) / u128::from(all.max(1));
+    u16::try_from(thousandths.min(u128::from(THOUSAND))).unwrap_or(u16::MAX)
+}
+
+fn place_of(cursor: Cursor) -> Place {
+    Place { revision: Revision(cursor.revision), n: cursor.n }
+}
+
+fn cursor_of(place: Place) -> Cursor {
+    Cursor { revision: place.revision.0, n: place.n }
+}
