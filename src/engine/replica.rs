@@ -67,6 +67,8 @@ pub struct ClusterOptions {
     pub gossip: gossip::Options,
     /// Peer addresses of those who start the cluster together with it, its own left out; one list per member.
     pub initial: Vec<Vec<String>>,
+    /// Whether it is to join a cluster: until it is admitted, it takes no requests.
+    pub joins: bool,
     /// Everything that is left to chance follows from it.
     pub seed: u64,
 }
@@ -271,7 +273,7 @@ impl Replica {
 
     /// Whether clients may be served: a member that has just joined has to get the data first.
     pub fn is_ready(&self) -> bool {
-        let Some(cluster) = &self.cluster else { return true };
+        let Some(cluster) = &self.cluster else { return !self.options.joins };
         let Some(own) = cluster.directory.members.get(&self.writer.identity().member) else {
             return false;
         };

@@ -1,7 +1,13 @@
 //! Clusters in virtual time: many members in one process, on a network that loses, delays, repeats and cuts, from one
 //! seed. The same seed tells the same story.
 
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
+mod full;
 mod light;
 pub mod network;
+#[cfg(test)]
+mod scenarios;
 pub mod spread;
 pub mod world;

@@ -1,0 +1,528 @@
+//! A cluster of whole members under faults, and what must hold for it at all times.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::full::{Full, Setup};
+use super::network::{Network, NetworkOptions};
+use super::spread::member_id;
+use super::world::World;
+use crate::engine::Options;
+use crate::engine::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
+use crate::engine::replica::{Admission, ClusterOptions};
+use crate::replication::entry::{Entry, EntryOp};
+use crate::replication::message::Head;
+use crate::replication::{Dice, gossip};
+use crate::storage::schema::Identity;
+use crate::storage::schema::member::MemberRecord;
+use crate::time::{Stamp, Timestamp};
+use crate::types::{ClusterId, KeyRange, LeaseId, MemberId, Origin, Revision};
+
+pub(super) const SECOND: u64 = 1_000_000;
+const MILLI: u64 = 1000;
+/// How often members learn who seems alive.
+const LIVENESS_MICROS: u64 = 500 * MILLI;
+/// How often everything is checked.
+const CHECK_MICROS: u64 = 50 * MILLI;
+
+/// What one member has shown so far in this run: none of it may go back.
+#[derive(Clone, Debug, Default)]
+struct Shown {
+    revision: Revision,
+    heads: BTreeMap<Origin, u64>,
+    complete: Timestamp,
+    settled: Timestamp,
+}
+
+/// Members, their network, and an oracle that knows everything that was ever durable.
+pub(super) struct Cluster {
+    pub(super) world: World<Full>,
+    pub(super) dice: Dice,
+    /// Every entry that was ever durable at its origin.
+    truth: BTreeMap<Origin, BTreeMap<u64, Arc<Entry>>>,
+    shown: Vec<Shown>,
+    /// Who has been admitted, by whom, and when the admission is durable.
+    admitted: Vec<(usize, usize, Admission, u64)>,
+    /// Entries that were acknowledged by another member.
+    safe: BTreeSet<(Origin, u64)>,
+    next_liveness: u64,
+    next_check: u64,
+    next_id: usize,
+    /// What happened, to be shown when something is wrong.
+    pub(super) story: Vec<String>,
+}
+
+fn url(number: usize) -> String {
+    format!("http://10.0.0.{number}:2380")
+}
+
+fn setup(number: usize, founders: usize, seed: u64) -> Setup {
+    let identity = Identity { member: member_id(number), cluster: ClusterId(7) };
+    let others = (0..founders).filter(|other| *other != number).map(|other| vec![url(other)]);
+    let initial = if number < founders { others.collect() } else { Vec::new() };
+    let record = MemberRecord {
+        name: format!("n{number}"),
+        peer_urls: vec![url(number)],
+        ..MemberRecord::default()
+    };
+    let options = gossip::Options { promise_millis: 400, ..gossip::Options::default() };
+    Setup {
+        writer: Options { gc_age_millis: 1000, ..Options::new(identity) },
+        cluster: ClusterOptions { record, gossip: options, initial, joins: false, seed },
+        commit_micros: 500,
+    }
+}
+
+impl Cluster {
+    /// Members that found a cluster together.
+    pub(super) fn found(members: usize, seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let network = Network::new(NetworkOptions::lan(), Dice::new(dice.roll()));
+        let mut cluster = Self {
+            world: World::new(network),
+            dice,
+            truth: BTreeMap::new(),
+            shown: Vec::new(),
+            admitted: Vec::new(),
+            safe: BTreeSet::new(),
+            next_liveness: 0,
+            next_check: 0,
+            next_id: members,
+            story: Vec::new(),
+        };
+        for number in 0..members {
+            cluster.add(setup(number, members, cluster.dice.clone().roll()));
+        }
+        cluster
+    }
+
+    /// One member alone, which others may join.
+    pub(super) fn alone(seed: u64) -> Self {
+        let mut cluster = Self::found(0, seed);
+        cluster.join_new();
+        cluster
+    }
+
+    fn add(&mut self, setup: Setup) -> usize {
+        let full = Full::new(setup, self.world.micros());
+        self.shown.push(Shown::default());
+        self.world.add(full.member(), full)
+    }
+
+    /// A new member with an empty disk, that wants to join.
+    pub(super) fn join_new(&mut self) -> usize {
+        let number = self.next_id;
+        self.next_id += 1;
+        self.tell(format!("n{number} is new"));
+        let seed = self.dice.roll();
+        let mut setup = setup(number, 0, seed);
+        setup.cluster.joins = !self.world.actors.is_empty();
+        self.add(setup)
+    }
+
+    pub(super) fn tell(&mut self, what: String) {
+        let millis = self.world.micros() / MILLI;
+        self.story.push(format!("{millis} ms: {what}"));
+    }
+
+    pub(super) fn up(&self) -> Vec<usize> {
+        let actors = self.world.actors.iter().enumerate();
+        actors.filter(|(_, full)| full.replica.is_some()).map(|(number, _)| number).collect()
+    }
+
+    /// Members that take part in the cluster, as one of them sees it.
+    fn members(&self, of: usize) -> BTreeSet<MemberId> {
+        let directory = self.world.actors[of].replica.as_ref().and_then(|it| it.directory());
+        directory.map_or_else(BTreeSet::new, |it| it.membership.members.keys().copied().collect())
+    }
+
+    /// Lets time pass, checking all the while.
+    pub(super) fn run(&mut self, micros: u64) {
+        let end = self.world.micros() + micros;
+        while self.world.micros() < end {
+            let next = self.world.next_event().unwrap_or(end).min(end);
+            let chores = self.next_liveness.min(self.next_check);
+            if chores <= next {
+                self.world.run_until(chores);
+                self.chores();
+            } else if next < end || self.world.next_event() == Some(end) {
+                if let Some(number) = self.world.step() {
+                    self.observe(number);
+                }
+            } else {
+                self.world.run_until(end);
+            }
+        }
+    }
+
+    fn chores(&mut self) {
+        let now = self.world.micros();
+        if now >= self.next_liveness {
+            self.next_liveness = now + LIVENESS_MICROS;
+            self.tell_liveness();
+            self.admit_joiners();
+        }
+        if now >= self.next_check {
+            self.next_check = now + CHECK_MICROS;
+            self.check_settled();
+        }
+        let due: Vec<_> = self.admitted.extract_if(.., |(_, _, _, at)| *at <= now).collect();
+        for (joiner, contact, admission, _) in due {
+            let contact = self.world.actors[contact].member();
+            self.world.with(joiner, |full, micros| {
+                full.with(micros, |replica, now| {
+                    replica.adopt(&admission, contact, now).expect("no fault");
+                })
+            });
+        }
+    }
+
+    fn is_reachable(&self, from: usize, to: usize) -> bool {
+        let network = &self.world.network;
+        network.connects(from, to) && network.connects(to, from)
+    }
+
+    fn tell_liveness(&mut self) {
+        let now = self.world.micros();
+        for number in self.up() {
+            let live = self.up().into_iter().filter(|other| {
+                *other != number
+                    && self.is_reachable(number, *other)
+                    && self.world.actors[*other].paused_until <= now
+            });
+            let live: Vec<_> = live.map(|other| self.world.actors[other].member()).collect();
+            self.world.with(number, |full, micros| {
+                full.with(micros, |replica, now| replica.set_live(live, now).expect("no fault"))
+            });
+        }
+    }
+
+    /// Those who belong to no cluster ask somebody.
+    fn admit_joiners(&mut self) {
+        for number in self.up() {
+            let full = &self.world.actors[number];
+            let is_outside = full.replica.as_ref().is_some_and(|replica| {
+                replica.directory().is_none_or(|directory| {
+                    !directory.members.contains_key(&full.member())
+                        && replica.gossip().is_none_or(|gossip| gossip.catching_up().is_none())
+                })
+            });
+            if !is_outside || self.admitted.iter().any(|(joiner, ..)| *joiner == number) {
+                continue;
+            }
+            let (member, record) = (full.member(), full.setup.cluster.record.clone());
+            let contacts: Vec<_> = self
+                .up()
+                .into_iter()
+                .filter(|other| *other != number && self.is_reachable(number, *other))
+                .filter(|other| {
+                    self.world.actors[*other].replica.as_ref().is_some_and(|it| it.is_ready())
+                })
+                .collect();
+            // The first of all has nobody to join.
+            let Some(contact) = self.dice.pick(&contacts).copied() else { continue };
+            let is_first = self.world.actors[contact]
+                .replica
+                .as_ref()
+                .is_some_and(|replica| replica.directory().is_none());
+            if is_first && contact > number {
+                continue;
+            }
+            let admission =
+                self.world.with(contact, |full, micros| full.admit(micros, member, &record));
+            if let Some(Ok(admission)) = admission {
+                self.tell(format!("n{number} is admitted by n{contact}"));
+                let durable = self.world.micros() + 10 * MILLI;
+                self.admitted.push((number, contact, admission, durable));
+            }
+        }
+    }
+
+    /// Notes what has become durable, and checks that nothing has gone back.
+    fn observe(&mut self, number: usize) {
+        let full = &self.world.actors[number];
+        let Some(replica) = &full.replica else { return };
+        let writer = replica.writer();
+        let origin = writer.origin();
+        let known = self.truth.get(&origin).and_then(|entries| entries.last_key_value());
+        let known = known.map_or(0, |(seq, _)| *seq);
+        let head = writer.head(origin);
+        if head > known {
+            let want = Head { origin, seq: known };
+            let heads = writer.heads();
+            let segments = writer.mvcc().segments(&[want], &heads, usize::MAX).expect("no fault");
+            for entry in segments.into_iter().flat_map(|segment| segment.entries) {
+                self.truth.entry(origin).or_default().insert(entry.seq, entry);
+            }
+        }
+        for (peer, seq) in &full.acknowledged {
+            let _ = peer;
+            self.safe.insert((origin, *seq));
+        }
+        let shown = &mut self.shown[number];
+        let revision = writer.mvcc().revision();
+        assert!(revision >= shown.revision, "n{number} went from {} to {revision}", shown.revision);
+        shown.revision = revision;
+        for Head { origin, seq } in writer.heads() {
+            let before = shown.heads.insert(origin, seq).unwrap_or(0);
+            assert!(seq >= before, "n{number}: head of {origin} went from {before} to {seq}");
+        }
+        if let Some(gossip) = replica.gossip() {
+            let frontier = gossip.frontier();
+            assert!(frontier.complete() >= shown.complete, "n{number}: complete went back");
+            assert!(frontier.settled() >= shown.settled, "n{number}: settled went back");
+            (shown.complete, shown.settled) = (frontier.complete(), frontier.settled());
+        }
+    }
+
+    /// What a member holds on its disk, up or down.
+    fn heads_of(&self, number: usize) -> BTreeMap<Origin, u64> {
+        let full = &self.world.actors[number];
+        match &full.replica {
+            Some(replica) => {
+                replica.writer().heads().into_iter().map(|head| (head.origin, head.seq)).collect()
+            }
+            None => self.shown[number].heads.clone(),
+        }
+    }
+
+    /// What somebody takes for settled is held by all members, dead or alive, that it knows.
+    fn check_settled(&mut self) {
+        let by_member: BTreeMap<_, _> =
+            (0..self.world.actors.len()).map(|n| (self.world.actors[n].member(), n)).collect();
+        for number in self.up() {
+            let settled = self.shown[number].settled;
+            for member in self.members(number) {
+                let Some(holder) = by_member.get(&member) else { continue };
+                // One that is on its way in holds nothing that anyone counts on.
+                let replica = &self.world.actors[*holder].replica;
+                if replica.as_ref().is_some_and(|replica| !replica.is_ready()) {
+                    continue;
+                }
+                let heads = self.heads_of(*holder);
+                for (origin, entries) in &self.truth {
+                    let head = heads.get(origin).copied().unwrap_or(0);
+                    let missing = entries.range(head + 1..).find(|(_, e)| e.time <= settled);
+                    let survives = |seq: &u64| self.survives(*origin, *seq);
+                    if let Some((seq, entry)) = missing.filter(|(seq, _)| survives(seq)) {
+                        self.fail(&format!(
+                            "n{number} takes {settled} for settled, but n{holder} lacks {origin} {seq} of {}",
+                            entry.time
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether anybody has an entry at all: the only disk that had it may have been replaced.
+    fn survives(&self, origin: Origin, seq: u64) -> bool {
+        (0..self.world.actors.len())
+            .any(|number| self.heads_of(number).get(&origin).is_some_and(|head| *head >= seq))
+    }
+
+    pub(super) fn fail(&self, what: &str) -> ! {
+        let story = self.story.join("\n");
+        panic!("{what}\nat {} ms, after:\n{story}", self.world.micros() / MILLI);
+    }
+
+    /// Everything that is wrong is mended, and everybody runs.
+    pub(super) fn calm(&mut self) {
+        self.world.network.heal();
+        self.world.network.options = NetworkOptions::lan();
+        for number in 0..self.world.actors.len() {
+            self.world.actors[number].paused_until = 0;
+            self.start(number);
+        }
+        self.tell("calm".to_owned());
+    }
+
+    pub(super) fn start(&mut self, number: usize) {
+        if self.world.actors[number].replica.is_none() {
+            self.tell(format!("n{number} starts"));
+            self.world.with(number, |full, micros| full.start(micros));
+            // A run that begins after a crash may know less of what the others promised.
+            self.shown[number].complete = Timestamp::default();
+            self.shown[number].settled = Timestamp::default();
+            self.shown[number].revision = Revision(0);
+        }
+    }
+
+    pub(super) fn crash(&mut self, number: usize) {
+        if self.world.actors[number].replica.is_some() {
+            self.tell(format!("n{number} loses power"));
+            self.world.with(number, |full, _| full.crash());
+        }
+    }
+
+    /// The disk of a member is lost; it comes back empty, as somebody else.
+    pub(super) fn wipe(&mut self, number: usize) {
+        self.tell(format!("n{number} loses its disk"));
+        let member = member_id(self.next_id);
+        self.next_id += 1;
+        self.world.with(number, |full, _| full.wipe(member));
+        self.world.rename(number, member);
+        self.shown[number] = Shown::default();
+    }
+
+    /// A member comes back with an old copy of its disk.
+    pub(super) fn roll_back(&mut self, number: usize, disk: crate::storage::Memory) {
+        self.tell(format!("n{number} gets an old copy of its disk"));
+        self.world.with(number, |full, _| {
+            full.crash();
+            full.disk = disk;
+        });
+        self.shown[number] = Shown::default();
+        self.start(number);
+    }
+
+    /// What lives at a member, with the stamps that count.
+    fn state(&self, number: usize) -> BTreeMap<Bytes, Bytes> {
+        let replica = self.world.actors[number].replica.as_ref().expect("it is up");
+        let reader = replica.writer().mvcc().reader();
+        let range = reader.range(&Range::new(KeyRange::all())).expect("no fault");
+        let pairs = range.kvs.iter().map(|pair| {
+            let kv = crate::types::KeyValue::from(pair);
+            (kv.key, kv.value)
+        });
+        pairs.collect()
+    }
+
+    /// What lives after all entries up to some heads, by the rule: the greatest put, unless a delete has seen it.
+    fn expected(&self, heads: &BTreeMap<Origin, u64>) -> BTreeMap<Bytes, Bytes> {
+        let mut puts: BTreeMap<&Bytes, (Stamp, &Bytes)> = BTreeMap::new();
+        let mut deletes: BTreeMap<&Bytes, Stamp> = BTreeMap::new();
+        for (origin, entries) in &self.truth {
+            let head = heads.get(origin).copied().unwrap_or(0);
+            for entry in entries.range(..=head).map(|(_, entry)| entry) {
+                let stamp = Stamp { time: entry.time, origin: *origin };
+                for op in &entry.ops {
+                    match op {
+                        EntryOp::Put { key, value, .. } => {
+                            let put = puts.entry(key).or_insert((stamp, value));
+                            // Of two puts in one entry the later one counts.
+                            if stamp >= put.0 {
+                                *put = (stamp, value);
+                            }
+                        }
+                        EntryOp::Delete { key, seen } => {
+                            let known = deletes.entry(key).or_insert(*seen);
+                            *known = (*known).max(*seen);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        let lives = |(key, (stamp, _)): &(&Bytes, (Stamp, &Bytes))| {
+            deletes.get(*key).is_none_or(|seen| stamp > seen)
+        };
+        let living = puts.into_iter().filter(lives);
+        living.map(|(key, (_, value))| (key.clone(), value.clone())).collect()
+    }
+
+    /// After some calm all members hold the same, and exactly what they should.
+    pub(super) fn check_converged(&mut self) {
+        let up = self.up();
+        let first = up[0];
+        let heads = self.heads_of(first);
+        let expected = self.expected(&heads);
+        let mut hashes = BTreeSet::new();
+        for number in &up {
+            if self.heads_of(*number) != heads {
+                self.fail(&format!(
+                    "n{first} holds {heads:?}, n{number} {:?}",
+                    self.heads_of(*number)
+                ));
+            }
+            let state = self.state(*number);
+            if state != expected {
+                self.fail(&format!("n{number} has {state:?}\nand not {expected:?}"));
+            }
+            let replica = self.world.actors[*number].replica.as_ref().expect("it is up");
+            hashes.insert(replica.writer().mvcc().reader().hash(0).expect("no fault").hash);
+        }
+        if hashes.len() != 1 {
+            self.fail(&format!("hashes differ: {hashes:?}"));
+        }
+        for (origin, seq) in &self.safe {
+            if heads.get(origin).is_none_or(|head| head < seq) {
+                self.fail(&format!(
+                    "{origin} {seq} was acknowledged by another member, and is lost"
+                ));
+            }
+        }
+    }
+
+    /// A client does something somewhere.
+    pub(super) fn client(&mut self) {
+        let up = self.up();
+        let Some(number) = self.dice.pick(&up).copied() else { return };
+        let command = self.command(number);
+        let micros = self.world.micros();
+        let value = Bytes::from(format!("{micros}"));
+        let command = match command {
+            Command::Put(put) => Command::Put(Put { value, ..put }),
+            command => command,
+        };
+        self.world.with(number, |full, micros| full.execute(micros, command));
+    }
+
+    fn key(&mut self) -> Bytes {
+        Bytes::from(format!("k{}", self.dice.below(12)))
+    }
+
+    fn command(&mut self, number: usize) -> Command {
+        let put = |key| Put { key, ..Put::default() };
+        match self.dice.below(10) {
+            0..=4 => Command::Put(put(self.key())),
+            5 | 6 => {
+                let range = KeyRange::single(self.key());
+                Command::DeleteRange(DeleteRange { range, prev_kv: false })
+            }
+            7 => {
+                let value = Bytes::from(format!("t{}", self.world.micros()));
+                let (a, b) = (self.key(), self.key());
+                let mut success = vec![TxnOp::Put(Put { value: value.clone(), ..put(a.clone()) })];
+                if a != b {
+                    success.push(TxnOp::Put(Put { value, ..put(b) }));
+                }
+                Command::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() })
+            }
+            8 => {
+                let id = LeaseId(1 + self.dice.below(4).cast_signed());
+                if self.dice.below(2) == 0 {
+                    Command::LeaseGrant { id, ttl_seconds: 1_000_000 }
+                } else {
+                    Command::LeaseRevoke { id }
+                }
+            }
+            _ => {
+                let replica = self.world.actors[number].replica.as_ref();
+                let revision = replica.map_or(1, |it| it.writer().mvcc().revision().0);
+                let back = self.dice.below(5);
+                Command::Compact { revision: revision.saturating_sub(back).cast_signed() }
+            }
+        }
+    }
+
+    /// A member removes from its log what it may.
+    pub(super) fn sweep(&mut self) {
+        let up = self.up();
+        let Some(number) = self.dice.pick(&up).copied() else { return };
+        self.world.with(number, |full, micros| {
+            full.with(micros, |replica, _| {
+                while replica.writer().can_reclaim() {
+                    replica.writer_mut().reclaim();
+                }
+                if let Some(sweep) = replica.writer_mut().begin_sweep(true).expect("no fault") {
+                    let mvcc = Arc::clone(replica.writer().mvcc());
+                    sweep.run(&mvcc).expect("no fault");
+                    replica.writer_mut().end_sweep(&sweep);
+                }
+            })
+        });
+    }
+}

@@ -1,0 +1,265 @@
+//! Whole members: the engine on a store in memory that can lose power, and its gossip.
+
+use std::collections::BTreeMap;
+
+use super::world::{Actor, now_at};
+use crate::engine::command::{Command, CommandReply, Reply};
+use crate::engine::replica::{Admission, ClusterOptions, Effect, Refusal, Replica};
+use crate::engine::{Failure, Options};
+use crate::replication::message::{CatchUpPart, Message, Segments};
+use crate::storage::schema::Identity;
+use crate::storage::schema::member::MemberRecord;
+use crate::storage::{Memory, Store};
+use crate::time::Now;
+use crate::types::{ClusterId, MemberId};
+
+/// How a member is set up.
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    /// Settings of the engine.
+    pub(super) writer: Options,
+    /// Its place in the cluster.
+    pub(super) cluster: ClusterOptions,
+    /// How long a commit takes, in microseconds.
+    pub(super) commit_micros: u64,
+}
+
+/// A running member.
+pub(super) struct Full {
+    pub(super) setup: Setup,
+    /// What it keeps while it is down.
+    pub(super) disk: Memory,
+    /// `None` while it is down.
+    pub(super) replica: Option<Replica>,
+    /// Its wall clock is so much ahead.
+    pub(super) skew_millis: i64,
+    /// It stands still until then: nothing comes in, nothing goes out.
+    pub(super) paused_until: u64,
+    /// When the commit under way is done.
+    commit_at: Option<u64>,
+    sent: Vec<(MemberId, Message)>,
+    /// How far each peer holds our entries of this run, as it has said.
+    pub(super) acknowledged: BTreeMap<MemberId, u64>,
+    /// What came while it stood still.
+    waiting: Vec<(MemberId, Message)>,
+}
+
+impl Full {
+    pub(super) fn new(setup: Setup, micros: u64) -> Self {
+        let mut full = Self {
+            setup,
+            disk: Memory::new(),
+            replica: None,
+            skew_millis: 0,
+            paused_until: 0,
+            commit_at: None,
+            sent: Vec::new(),
+            acknowledged: BTreeMap::new(),
+            waiting: Vec::new(),
+        };
+        full.start(micros);
+        full
+    }
+
+    /// Who it is.
+    pub(super) fn member(&self) -> MemberId {
+        self.setup.writer.identity.member
+    }
+
+    fn now(&self, micros: u64) -> Now {
+        let now = now_at(micros);
+        Now { wall_millis: now.wall_millis.saturating_add_signed(self.skew_millis), ..now }
+    }
+
+    /// Starts it on what is on its disk.
+    pub(super) fn start(&mut self, micros: u64) {
+        self.setup.cluster.seed = self.setup.cluster.seed.wrapping_add(1);
+        self.setup.writer.run_entropy = self.setup.cluster.seed;
+        let store = Store::Memory(self.disk.clone());
+        let (writer, cluster) = (&self.setup.writer, self.setup.cluster.clone());
+        let replica = Replica::open(store, writer, cluster, self.now(micros));
+        let replica = replica.expect("a store in memory does not fail by itself");
+        self.replica = Some(replica);
+        self.acknowledged.clear();
+        self.after(micros);
+    }
+
+    /// Power is lost: what was not synced is gone.
+    pub(super) fn crash(&mut self) {
+        self.disk = self.disk.crash();
+        self.replica = None;
+        self.commit_at = None;
+        self.sent.clear();
+        self.waiting.clear();
+    }
+
+    /// Its disk is replaced by an empty one: it is somebody else from now on.
+    pub(super) fn wipe(&mut self, member: MemberId) {
+        self.crash();
+        self.disk = Memory::new();
+        let cluster = ClusterId(0);
+        self.setup.writer.identity = Identity { member, cluster };
+        self.setup.cluster.initial.clear();
+        self.setup.cluster.joins = true;
+    }
+
+    /// A copy of what would be left on its disk.
+    pub(super) fn copy_of_disk(&self) -> Memory {
+        self.disk.crash()
+    }
+
+    /// A client wants something.
+    pub(super) fn execute(
+        &mut self,
+        micros: u64,
+        command: Command,
+    ) -> Option<Result<Reply<CommandReply>, Failure>> {
+        let now = self.now(micros);
+        if self.paused_until > micros {
+            return None;
+        }
+        let replica = self.replica.as_mut().filter(|replica| replica.is_ready())?;
+        let reply = replica.execute(command, now);
+        self.after(micros);
+        Some(reply)
+    }
+
+    /// Admits someone.
+    pub(super) fn admit(
+        &mut self,
+        micros: u64,
+        member: MemberId,
+        record: &MemberRecord,
+    ) -> Option<Result<Admission, Refusal>> {
+        let now = self.now(micros);
+        let admission = self.replica.as_mut()?.admit(member, record, now).expect("no fault");
+        self.after(micros);
+        Some(admission)
+    }
+
+    /// Does something with the replica, if it is up.
+    pub(super) fn with<T>(
+        &mut self,
+        micros: u64,
+        act: impl FnOnce(&mut Replica, Now) -> T,
+    ) -> Option<T> {
+        let now = self.now(micros);
+        let result = act(self.replica.as_mut()?, now);
+        self.after(micros);
+        Some(result)
+    }
+
+    /// Sees to what the last step has left to do.
+    fn after(&mut self, micros: u64) {
+        loop {
+            let Some(replica) = &mut self.replica else { return };
+            let effects = replica.take_effects();
+            if self.commit_at.is_none() && replica.has_open_batch() {
+                self.commit_at = Some(micros + self.setup.commit_micros);
+            }
+            if effects.is_empty() {
+                return;
+            }
+            for effect in effects {
+                self.carry_out(micros, effect);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, micros: u64, effect: Effect) {
+        let now = self.now(micros);
+        let Some(replica) = &mut self.replica else { return };
+        match effect {
+            Effect::Send(to, message) => self.sent.push((to, message)),
+            Effect::Load { to, wants, bytes_max } => {
+                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+                let heads = replica.writer().heads();
+                let segments = replica.writer().mvcc().segments(&wants, &heads, bytes_max);
+                let segments = segments.expect("no fault");
+                let collected = replica.writer().collected();
+                let segments = Segments { segments, collected, answers: true };
+                self.sent.push((to, Message::Segments(segments)));
+                replica.loaded(to, now).expect("no fault");
+            }
+            Effect::LoadCatchUp(to, request) => {
+                let heads = replica.writer().heads();
+                let complete = replica.gossip().expect("it has peers").frontier().complete();
+                let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
+                let part =
+                    replica.writer().mvcc().catch_up(&request.heads, request.cursor, bytes_max);
+                let part = part.expect("no fault");
+                let entries = part.entries.into_iter().collect();
+                let (next, progress) = (part.next, part.progress);
+                let part = CatchUpPart { heads, complete, entries, next, progress };
+                self.sent.push((to, Message::CatchUpPart(part)));
+                replica.loaded(to, now).expect("no fault");
+            }
+            Effect::Acknowledged(peer, seq) => {
+                self.acknowledged.insert(peer, seq);
+            }
+            Effect::Members => {}
+        }
+    }
+
+    fn commit(&mut self, micros: u64) {
+        if self.commit_at.is_none_or(|at| at > micros) {
+            return;
+        }
+        self.commit_at = None;
+        let now = self.now(micros);
+        if let Some(replica) = &mut self.replica {
+            replica.commit(now).expect("no fault");
+        }
+        self.after(micros);
+    }
+
+    fn deliver(&mut self, micros: u64, from: MemberId, message: Message) {
+        let now = self.now(micros);
+        if let Some(replica) = &mut self.replica {
+            replica.receive(from, message, now).expect("no fault");
+            self.after(micros);
+        }
+    }
+}
+
+impl Actor for Full {
+    fn receive(&mut self, micros: u64, from: MemberId, message: Message) {
+        if self.paused_until > micros {
+            self.waiting.push((from, message));
+            return;
+        }
+        self.commit(micros);
+        self.deliver(micros, from, message);
+    }
+
+    fn wake(&mut self, micros: u64) {
+        if self.paused_until > micros {
+            return;
+        }
+        for (from, message) in std::mem::take(&mut self.waiting) {
+            self.deliver(micros, from, message);
+        }
+        self.commit(micros);
+        let now = self.now(micros);
+        if let Some(replica) = &mut self.replica
+            && replica.wake_at() <= now.monotonic_millis
+        {
+            replica.tick(now).expect("no fault");
+            self.after(micros);
+        }
+    }
+
+    fn wake_at(&self) -> u64 {
+        let Some(replica) = &self.replica else { return u64::MAX };
+        let wake = replica.wake_at().saturating_mul(1000);
+        self.commit_at.unwrap_or(u64::MAX).min(wake).max(self.paused_until)
+    }
+
+    fn take_sent(&mut self) -> Vec<(MemberId, Message)> {
+        std::mem::take(&mut self.sent)
+    }
+
+    fn is_up(&self) -> bool {
+        self.replica.is_some()
+    }
+}

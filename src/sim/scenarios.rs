@@ -1,0 +1,118 @@
+//! Stories of clusters that go wrong, and come right again.
+
+use super::cluster::{Cluster, SECOND};
+use super::network::NetworkOptions;
+
+const MILLI: u64 = 1000;
+
+/// The seeds that are run each time; `SIM_SEEDS` asks for more, `SIM_SEED` for a single one.
+fn seeds(usual: u64) -> Vec<u64> {
+    let variable = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    match (variable("SIM_SEED"), variable("SIM_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, count) => (1..=count.unwrap_or(usual)).collect(),
+    }
+}
+
+fn busy(cluster: &mut Cluster, micros: u64) {
+    let steps = micros / (20 * MILLI);
+    for _ in 0..steps {
+        cluster.client();
+        if cluster.dice.below(20) == 0 {
+            cluster.sweep();
+        }
+        cluster.run(20 * MILLI);
+    }
+}
+
+#[test]
+fn founders_come_to_hold_the_same() {
+    for seed in seeds(3) {
+        let mut cluster = Cluster::found(3, seed);
+        busy(&mut cluster, 5 * SECOND);
+        cluster.run(5 * SECOND);
+        cluster.check_converged();
+    }
+}
+
+#[test]
+fn members_join_one_that_was_alone() {
+    for seed in seeds(3) {
+        let mut cluster = Cluster::alone(seed);
+        busy(&mut cluster, 2 * SECOND);
+        for _ in 0..3 {
+            cluster.join_new();
+            busy(&mut cluster, 2 * SECOND);
+        }
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+    }
+}
+
+#[test]
+fn a_cut_heals() {
+    for seed in seeds(5) {
+        let mut cluster = Cluster::found(5, seed);
+        busy(&mut cluster, 2 * SECOND);
+        cluster.world.network.part(&[0, 1], &[2, 3, 4]);
+        cluster.tell("a cut".to_owned());
+        busy(&mut cluster, 5 * SECOND);
+        cluster.calm();
+        busy(&mut cluster, SECOND);
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+    }
+}
+
+#[test]
+fn members_lose_power_and_messages() {
+    for seed in seeds(5) {
+        let mut cluster = Cluster::found(3, seed);
+        cluster.world.network.options = NetworkOptions {
+            loss_ppm: 100_000,
+            duplicate_ppm: 50_000,
+            jitter_micros: 5000,
+            ..NetworkOptions::lan()
+        };
+        for _ in 0..10 {
+            busy(&mut cluster, SECOND);
+            let number = usize::try_from(cluster.dice.below(3)).unwrap_or(0);
+            cluster.crash(number);
+            busy(&mut cluster, SECOND / 2);
+            cluster.start(number);
+        }
+        cluster.calm();
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+    }
+}
+
+#[test]
+fn a_lost_disk_comes_back_as_somebody_else() {
+    for seed in seeds(5) {
+        let mut cluster = Cluster::found(3, seed);
+        busy(&mut cluster, 5 * SECOND);
+        for number in 0..3 {
+            cluster.wipe(number);
+            busy(&mut cluster, 2 * SECOND);
+            cluster.start(number);
+            busy(&mut cluster, 2 * SECOND);
+            cluster.run(5 * SECOND);
+            cluster.check_converged();
+        }
+    }
+}
+
+#[test]
+fn an_old_copy_of_a_disk_brings_nothing_back() {
+    for seed in seeds(5) {
+        let mut cluster = Cluster::found(3, seed);
+        busy(&mut cluster, 3 * SECOND);
+        let copy = cluster.world.actors[1].copy_of_disk();
+        busy(&mut cluster, 10 * SECOND);
+        cluster.roll_back(1, copy);
+        busy(&mut cluster, 2 * SECOND);
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+    }
+}
