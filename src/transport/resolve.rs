@@ -218,8 +218,9 @@ impl Resolver {
                     urls.extend(services.into_iter().map(url));
                 }
                 Err(error) => {
-                    failure
-                        .get_or_insert(io::Error::new(error.kind(), format!("{record}: {error}")));
+                    failure.get_or_insert_with(|| {
+                        io::Error::new(error.kind(), format!("{record}: {error}"))
+                    });
                 }
             }
         }

@@ -171,7 +171,7 @@ impl Member {
 
     async fn candidate(&self) -> Candidate {
         let resolver = self.transport.resolver();
-        resolver.candidates(&[self.url.clone()]).await.expect("an address").remove(0)
+        resolver.candidates(std::slice::from_ref(&self.url)).await.expect("an address").remove(0)
     }
 
     fn send(&self, to: &Self, message: Message) -> Result<(), Refused> {

@@ -62,8 +62,8 @@ impl NameServers {
                     parsed.search = domains.take(SEARCH_MAX).collect();
                 }
                 Some("options") => {
-                    let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
-                    parsed.ndots = ndots.last().unwrap_or(parsed.ndots);
+                    let ndots = words.find_map(|word| word.strip_prefix("ndots:")?.parse().ok());
+                    parsed.ndots = ndots.unwrap_or(parsed.ndots);
                 }
                 _ => {}
             }

@@ -80,6 +80,7 @@ async fn a_peer_that_reads_nothing_is_let_go() {
     impatient.timing.stall_timeout = Duration::from_millis(50);
     let members = [Member::start_with(impatient), Member::start(2)];
     introduce(&members.each_ref());
+    members[0].reach(&members[1], 0).await;
     members[1].diary.open.send_replace(false);
     // More than fits on the way.
     while members[0].send(&members[1], swim(64 * 1024)).is_ok() {
