@@ -528,6 +528,83 @@ fn delete_op(key: &'static str, seen: Stamp) -> EntryOp {
     EntryOp::Delete { key: key.into(), seen }
 }
 
+/// What came by catching up stands before entries of lower seqs. Those must not be passed over.
+#[test]
+fn entries_out_of_order_are_waited_for() {
+    let mut member = Member::new(1);
+    let origin = stamp(0, 2).origin;
+    let of = |seq, key| entry(seq, seq * 10, vec![put_op(key, "some value")]);
+    let entries = [of(1, "a"), of(2, "b"), of(3, "c"), of(4, "d"), of(5, "e"), of(6, "f")];
+    let state = [4, 1].map(|i: usize| (origin, Arc::clone(&entries[i])));
+    member.writer.apply_catch_up(&state, at(0)).unwrap();
+    member.commit();
+    assert!(member.writer.heads().is_empty());
+    assert_eq!(member.apply(&segment(origin, 0, &entries[..2])).outcome, Outcome::Taken);
+    assert_eq!(member.apply(&segment(origin, 2, &entries[..4])).outcome, Outcome::Taken);
+    member.commit();
+    member.writer.finish_catch_up(&[Head { origin, seq: 5 }]);
+    member.apply(&segment(origin, 5, &entries));
+    member.commit();
+    for _ in 0..2 {
+        let heads = member.writer.heads();
+        assert_eq!(heads, [Head { origin, seq: 6 }]);
+        for after in 0..6 {
+            let wants = [Head { origin, seq: after }];
+            for entries_max in 1..4 {
+                let bytes_max = entries_max * entries[0].bytes();
+                let found = member.writer.mvcc().segments(&wants, &heads, bytes_max).unwrap();
+                let through = 6.min(after + entries_max as u64);
+                let through_index = usize::try_from(through).unwrap();
+                assert_eq!(found, [segment(origin, after, &entries[..through_index])]);
+            }
+        }
+        member.crash();
+    }
+}
+
+/// What is overwritten by a batch that may get lost is told all the same.
+#[test]
+fn a_state_is_as_on_disk() {
+    let mut member = Member::new(1);
+    let put = |key: &str, value: &'static str| {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        Command::Put(Put { key, value: value.into(), ..Put::default() })
+    };
+    let delete = |key: &'static str| {
+        Command::DeleteRange(DeleteRange { range: KeyRange::single(key.into()), prev_kv: false })
+    };
+    let record = |value: Option<&'static str>| super::RecordWrite {
+        table: Table::Member,
+        key: "m".into(),
+        value: value.map(Bytes::from),
+    };
+    member.writer.set_peered();
+    let first =
+        [put("a", "1"), put("b", "1"), put("c", "1"), delete("b"), delete("c"), put("d", "")];
+    for command in first {
+        assert!(member.writer.execute(command, at(0)).is_ok());
+    }
+    assert!(member.writer.write_records(vec![record(Some("1"))], at(0)).is_ok());
+    member.commit();
+    member.compact();
+    assert_eq!(member.writer.mvcc().graves(), 2);
+    let whole = |member: &Member| member.writer.mvcc().catch_up(&[], None, usize::MAX).unwrap();
+    let before = whole(&member);
+    let ops: Vec<usize> = before.entries.iter().map(|(_, entry)| entry.ops.len()).collect();
+    assert_eq!(ops, [1; 5], "two puts, two deletes, a record: {before:?}");
+    // In a batch that is open.
+    for command in [put("a", "2"), put("b", "2"), delete("d")] {
+        assert!(member.writer.execute(command, at(0)).is_ok());
+    }
+    assert!(member.writer.write_records(vec![record(None)], at(0)).is_ok());
+    assert_eq!(whole(&member), before);
+    member.commit();
+    let after: Vec<_> = whole(&member).entries.into_iter().map(|(_, e)| e.ops[0].clone()).collect();
+    assert!(matches!(&after[0], EntryOp::Delete { key, .. } if key == "c"), "{after:?}");
+    assert!(matches!(&after[4], EntryOp::InternalDelete { .. }), "{after:?}");
+    assert_eq!(after.len(), 5, "{after:?}");
+}
+
 #[test]
 fn what_nobody_can_have_written_is_not_taken() {
     let mut member = Member::new(1);
