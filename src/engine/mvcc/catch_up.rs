@@ -57,7 +57,7 @@ impl Mvcc {
             let row = Row::decode(place, value)?;
             let entry = (row.stamp.origin, row.seq);
             let is_new = current.replace(entry) != Some(entry);
-            if is_new && (bytes >= bytes_max || i >= ROWS_MAX) {
+            if is_new && (bytes >= bytes_max.max(1) || i >= ROWS_MAX) {
                 next = last;
                 break;
             }
