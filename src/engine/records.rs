@@ -229,6 +229,12 @@ impl Records {
         }
     }
 
+    /// How many records are remembered, those too that are not in force.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
     /// The newest row that counts of the record of an op.
     pub(super) fn newest_place(&self, op: &Op) -> Option<Place> {
         let (Op::InternalPut { table, key, .. } | Op::InternalDelete { table, key }) = op else {

@@ -84,7 +84,7 @@ impl Choices {
             17 => Command::LeaseRevoke { id: self.lease() },
             _ => {
                 let alarm = Alarm { kind: AlarmKind::NoSpace, member: MemberId(9) };
-                Command::Alarm { alarm, on: self.below(2) == 0 }
+                Command::Alarm { alarm, on: self.below(5) == 0 }
             }
         }
     }
@@ -526,6 +526,209 @@ fn put_op(key: &'static str, value: &'static str) -> EntryOp {
 
 fn delete_op(key: &'static str, seen: Stamp) -> EntryOp {
     EntryOp::Delete { key: key.into(), seen }
+}
+
+/// Up to where everybody has everything, straight from who has what.
+fn settled(members: &[Member], log: &Log) -> Timestamp {
+    let mut settled = Timestamp(u64::MAX);
+    for member in members {
+        for (origin, entries) in log {
+            let head = usize::try_from(member.writer.head(*origin)).unwrap();
+            let author = members.iter().find(|author| author.writer.origin() == *origin);
+            // All that an author will still write is later than its clock; a run that has ended writes nothing.
+            let promise = author.map_or(Timestamp(u64::MAX), |author| author.writer.time());
+            let complete = entries.get(head).map_or(promise, |next| Timestamp(next.time.0 - 1));
+            settled = settled.min(complete);
+        }
+        settled = settled.min(member.writer.time());
+    }
+    settled
+}
+
+/// Tells a member how far everybody is. It has heard of their clocks by then.
+fn settle(members: &mut [Member], i: usize, settled: Timestamp) {
+    let clock = members.iter().map(|member| member.writer.time()).max().unwrap();
+    members[i].writer.observe(clock);
+    members[i].writer.set_settled(settled);
+}
+
+/// A sweep that a crash ends: some rows are gone, in no particular order.
+fn sweep_in_part(member: &mut Member, salt: u64) {
+    let Some(sweep) = member.writer.begin_sweep(true).unwrap() else { return };
+    let mvcc = Arc::clone(member.writer.mvcc());
+    let goes = move |key: &[u8]| (u64::from(key[7]) + u64::from(key[11]) + salt).is_multiple_of(2);
+    let is_dead =
+        move |key: &[u8], value: &[u8]| Ok(sweep.is_dead(&mvcc, key, value)? && goes(key));
+    Store::Memory(member.store.clone()).sweep(Arc::new(is_dead)).unwrap();
+    let before = member.common();
+    member.crash();
+    assert_eq!(member.common(), before);
+}
+
+fn rows(member: &Member) -> usize {
+    use crate::storage::Space;
+    use std::ops::Bound;
+    let store = Store::Memory(member.store.clone());
+    store.rows(Space::Log, Bound::Unbounded, Bound::Unbounded).count()
+}
+
+/// Members forget what everybody has, each in its own time, and nothing that was deleted returns.
+#[test]
+fn what_is_settled_is_forgotten_without_a_trace() {
+    for seed in 0..SEEDS {
+        let mut choices = Choices(seed ^ 0x9c);
+        let (mut members, mut log) = story(seed);
+        for step in 1..=2 * STEPS {
+            let i = choices.index(MEMBERS);
+            for _ in 0..choices.below(3) {
+                let command = choices.command(step);
+                let now = at((STEPS + step) * 10 + choices.below(30));
+                let _ = members[i].writer.execute(command, now);
+            }
+            members[i].commit();
+            keep(&mut log, &mut members[i]);
+            let origins: Vec<_> = log.keys().copied().collect();
+            for _ in 0..4 {
+                let (to, origin) = (choices.index(MEMBERS), origins[choices.index(origins.len())]);
+                if origin != members[to].writer.origin() {
+                    give(&log, &mut members[to], origin, choices.index(8));
+                    keep(&mut log, &mut members[to]);
+                }
+            }
+            let settled = settled(&members, &log);
+            match choices.below(12) {
+                0..4 => settle(&mut members, i, settled),
+                4 | 5 => members[i].compact(),
+                6 | 7 => members[i].sweep(),
+                8 => sweep_in_part(&mut members[i], step),
+                9 => {
+                    let before = members[i].common();
+                    members[i].crash();
+                    assert_eq!(members[i].common(), before, "seed {seed}, step {step}");
+                }
+                _ => {}
+            }
+        }
+        for member in &mut members {
+            give_all(&log, member);
+        }
+        let common = members[0].common();
+        assert_eq!(common.pairs, expected(&log), "seed {seed}");
+        for i in 0..MEMBERS {
+            assert_eq!(members[i].common(), common, "seed {seed}, member {i}");
+            let mut to = Member::new(7);
+            catch_up(&mut members[i], &mut to, &mut choices, |_, _, _| ());
+            assert_eq!(to.common(), common, "seed {seed}, after member {i}");
+        }
+        // Once everything is settled, nothing is left but what lives.
+        for round in 0..4 {
+            for i in 0..MEMBERS {
+                let now = at(100_000 + round);
+                let alarm = Alarm { kind: AlarmKind::NoSpace, member: MemberId(9) };
+                let _ = members[i].writer.execute(Command::Alarm { alarm, on: false }, now);
+                let put = Put { key: "key0".into(), ..Put::default() };
+                assert!(members[i].writer.execute(Command::Put(put), now).is_ok());
+                members[i].commit();
+                keep(&mut log, &mut members[i]);
+            }
+            for member in &mut members {
+                give_all(&log, member);
+            }
+            for i in 0..MEMBERS {
+                let settled = settled(&members, &log);
+                settle(&mut members, i, settled);
+                members[i].compact();
+                members[i].sweep();
+            }
+        }
+        for member in &members {
+            let common = member.common();
+            let lives = common.pairs.len() + common.leases.len() + common.alarms.len();
+            let lives = lives + common.members.len();
+            let left = rows(member);
+            // The last rows of all are there to mark the end.
+            assert!(left <= lives + 3, "seed {seed}: {left} rows, {lives} live");
+            assert_eq!(member.writer.mvcc().graves(), 0, "seed {seed}");
+            assert_eq!(member.writer.mvcc().records().read().len(), lives - common.pairs.len());
+        }
+    }
+}
+
+/// What came by catching up stands before entries of lower seqs. Those must not be passed over.
+#[test]
+fn entries_out_of_order_are_waited_for() {
+    let mut member = Member::new(1);
+    let origin = stamp(0, 2).origin;
+    let of = |seq, key| entry(seq, seq * 10, vec![put_op(key, "some value")]);
+    let entries = [of(1, "a"), of(2, "b"), of(3, "c"), of(4, "d"), of(5, "e"), of(6, "f")];
+    let state = [4, 1].map(|i: usize| (origin, Arc::clone(&entries[i])));
+    member.writer.apply_catch_up(&state, at(0)).unwrap();
+    member.commit();
+    assert!(member.writer.heads().is_empty());
+    assert_eq!(member.apply(&segment(origin, 0, &entries[..2])).outcome, Outcome::Taken);
+    assert_eq!(member.apply(&segment(origin, 2, &entries[..4])).outcome, Outcome::Taken);
+    member.commit();
+    member.writer.finish_catch_up(&[Head { origin, seq: 5 }]);
+    member.apply(&segment(origin, 5, &entries));
+    member.commit();
+    for _ in 0..2 {
+        let heads = member.writer.heads();
+        assert_eq!(heads, [Head { origin, seq: 6 }]);
+        for after in 0..6 {
+            let wants = [Head { origin, seq: after }];
+            for entries_max in 1..4 {
+                let bytes_max = entries_max * entries[0].bytes();
+                let found = member.writer.mvcc().segments(&wants, &heads, bytes_max).unwrap();
+                let through = 6.min(after + entries_max as u64);
+                let through_index = usize::try_from(through).unwrap();
+                assert_eq!(found, [segment(origin, after, &entries[..through_index])]);
+            }
+        }
+        member.crash();
+    }
+}
+
+/// What is overwritten by a batch that may get lost is told all the same.
+#[test]
+fn a_state_is_as_on_disk() {
+    let mut member = Member::new(1);
+    let put = |key: &str, value: &'static str| {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        Command::Put(Put { key, value: value.into(), ..Put::default() })
+    };
+    let delete = |key: &'static str| {
+        Command::DeleteRange(DeleteRange { range: KeyRange::single(key.into()), prev_kv: false })
+    };
+    let record = |value: Option<&'static str>| super::RecordWrite {
+        table: Table::Member,
+        key: "m".into(),
+        value: value.map(Bytes::from),
+    };
+    member.writer.set_peered();
+    let first =
+        [put("a", "1"), put("b", "1"), put("c", "1"), delete("b"), delete("c"), put("d", "")];
+    for command in first {
+        assert!(member.writer.execute(command, at(0)).is_ok());
+    }
+    assert!(member.writer.write_records(vec![record(Some("1"))], at(0)).is_ok());
+    member.commit();
+    member.compact();
+    assert_eq!(member.writer.mvcc().graves(), 2);
+    let whole = |member: &Member| member.writer.mvcc().catch_up(&[], None, usize::MAX).unwrap();
+    let before = whole(&member);
+    let ops: Vec<usize> = before.entries.iter().map(|(_, entry)| entry.ops.len()).collect();
+    assert_eq!(ops, [1; 5], "two puts, two deletes, a record: {before:?}");
+    // In a batch that is open.
+    for command in [put("a", "2"), put("b", "2"), delete("d")] {
+        assert!(member.writer.execute(command, at(0)).is_ok());
+    }
+    assert!(member.writer.write_records(vec![record(None)], at(0)).is_ok());
+    assert_eq!(whole(&member), before);
+    member.commit();
+    let after: Vec<_> = whole(&member).entries.into_iter().map(|(_, e)| e.ops[0].clone()).collect();
+    assert!(matches!(&after[0], EntryOp::Delete { key, .. } if key == "c"), "{after:?}");
+    assert!(matches!(&after[4], EntryOp::InternalDelete { .. }), "{after:?}");
+    assert_eq!(after.len(), 5, "{after:?}");
 }
 
 #[test]

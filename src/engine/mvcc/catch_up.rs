@@ -57,7 +57,7 @@ impl Mvcc {
             let row = Row::decode(place, value)?;
             let entry = (row.stamp.origin, row.seq);
             let is_new = current.replace(entry) != Some(entry);
-            if is_new && (bytes >= bytes_max || i >= ROWS_MAX) {
+            if is_new && (bytes >= bytes_max.max(1) || i >= ROWS_MAX) {
                 next = last;
                 break;
             }
@@ -68,7 +68,7 @@ impl Mvcc {
                 continue;
             }
             let origin = origins.name(entry.0);
-            if !entries.last().is_some_and(|(of, entry)| (*of, entry.seq) == (origin, row.seq)) {
+            if entries.last().is_none_or(|(of, entry)| (*of, entry.seq) != (origin, row.seq)) {
                 entries
                     .push((origin, Entry { seq: row.seq, time: row.stamp.time, ops: Vec::new() }));
             }
@@ -79,8 +79,10 @@ impl Mvcc {
         Ok(StatePart {
             entries: entries.into_iter().map(|(origin, entry)| (origin, Arc::new(entry))).collect(),
             next: next.map(cursor_of),
-            progress: next
-                .map_or(progress(1, 1), |place| progress(place.revision.0, self.revision().0)),
+            progress: next.map_or_else(
+                || progress(1, 1),
+                |place| progress(place.revision.0, self.revision().0),
+            ),
         })
     }
 

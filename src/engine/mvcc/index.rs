@@ -413,6 +413,9 @@ impl Node {
     }
 }
 
+/// Keys that have left the index, and what is left of them.
+pub(super) type Buried = Vec<(Box<[u8]>, Grave)>;
+
 /// One slice of a walk that frees versions.
 struct PruneWalk<'a> {
     floor: Revision,
@@ -424,7 +427,7 @@ struct PruneWalk<'a> {
     resume: Option<Box<[u8]>>,
     freed: &'a mut Vec<Version>,
     /// The tombstones of keys of which nothing is left, if anybody wants to know.
-    buried: Option<&'a mut Vec<(Box<[u8]>, Grave)>>,
+    buried: Option<&'a mut Buried>,
 }
 
 impl PruneWalk<'_> {
@@ -629,7 +632,7 @@ impl Index {
         from: Option<Box<[u8]>>,
         budget: usize,
         freed: &mut Vec<Version>,
-        buried: Option<&mut Vec<(Box<[u8]>, Grave)>>,
+        buried: Option<&mut Buried>,
     ) -> Option<Box<[u8]>> {
         let mut walk = PruneWalk { floor, from, budget, resume: None, freed, buried };
         self.root.prune(&mut walk);

@@ -151,7 +151,7 @@ impl Mvcc {
             origins: &origins,
             collected: BTreeMap::new(),
             bytes: 0,
-            bytes_max,
+            bytes_max: bytes_max.max(1),
             jumbled_until: None,
             current: None,
             is_again: false,
