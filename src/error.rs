@@ -35,6 +35,16 @@ pub enum Error {
     LeaseExists,
     /// No such member.
     MemberNotFound,
+    /// Addresses of a member that are none, or none at all.
+    BadMemberUrls,
+    /// A member has one of the addresses already.
+    PeerUrlExists,
+    /// No member would be left.
+    NotEnoughMembers,
+    /// Only a learner can be promoted.
+    NotLearner,
+    /// This member has joined, but has not got the data yet: go to another.
+    NotReady,
     /// The member is stopping: go to another.
     Stopped,
     /// No answer within the request timeout. The request may still take effect.
@@ -83,6 +93,11 @@ impl fmt::Display for Error {
             Self::TooManyRequests => write!(f, "too many requests"),
             Self::LeaseNotFound => write!(f, "lease not found"),
             Self::LeaseExists => write!(f, "lease already exists"),
+            Self::BadMemberUrls => write!(f, "bad member URLs"),
+            Self::PeerUrlExists => write!(f, "a member has this peer URL"),
+            Self::NotEnoughMembers => write!(f, "no member would be left"),
+            Self::NotLearner => write!(f, "not a learner"),
+            Self::NotReady => write!(f, "the data has not come yet"),
             Self::MemberNotFound => write!(f, "member not found"),
             Self::Stopped => write!(f, "server stopped"),
             Self::Timeout => write!(f, "request timed out"),

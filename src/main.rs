@@ -10,9 +10,14 @@ use starling::config::{self, Config, Invocation, ListenUrl};
 use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions};
 use starling::metrics::Metrics;
-use starling::node::{Node, NodeOptions, RequestOptions};
+use starling::node::{
+    ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions, founding_cluster,
+};
+use starling::replication::gossip;
 use starling::storage::schema::Identity;
 use starling::storage::{Disk, DiskOptions, Store};
+use starling::transport::TlsFiles;
+use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, MemberId};
 use starling::{api, logging};
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,7 +112,8 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
     let store = Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?);
     let metrics = Arc::new(Metrics::new());
-    let node = Node::start(store.clone(), node_options(config), Arc::clone(&metrics))
+    let peers = peer_options(config)?;
+    let node = Node::start(store.clone(), node_options(config), peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();
     tracing::info!(
@@ -218,10 +224,69 @@ fn address(listener: &Listener) -> String {
     }
 }
 
+/// How peers are to be reached, if there can be any.
+fn peer_options(config: &Config) -> Result<Option<PeerOptions>, String> {
+    let cluster = &config.cluster;
+    if cluster.listen_peer_urls.is_empty() {
+        return Ok(None);
+    }
+    let mut listeners = Vec::new();
+    for url in &cluster.listen_peer_urls {
+        match listen_on(url)? {
+            Listener::Tcp(socket) => listeners.push(socket),
+            Listener::Unix(..) => return Err("peers cannot come by a Unix socket".to_owned()),
+        }
+    }
+    let others = cluster.initial.iter().filter(|(name, _)| **name != config.name);
+    let others: Vec<_> = others.map(|(_, urls)| urls.clone()).collect();
+    let mut join: Vec<PeerUrl> = Vec::new();
+    let listed = others.iter().flatten().filter(|_| cluster.existing);
+    for address in cluster.join.iter().chain(listed) {
+        let url = address.parse().map_err(|error| format!("--join={address}: {error}"))?;
+        join.push(url);
+    }
+    let discovery = cluster.discovery_srv.clone();
+    let joins = !join.is_empty() || discovery.is_some();
+    let name = cluster.discovery_srv_name.clone();
+    Ok(Some(PeerOptions {
+        listeners,
+        listens_with_tls: config.advertise_peer_urls.iter().any(|url| url.starts_with("https")),
+        tls: cluster.tls.as_ref().map(|tls| TlsFiles {
+            cert: tls.cert_file.clone(),
+            key: tls.key_file.clone(),
+            ca: tls.ca_file.clone(),
+        }),
+        cluster: ClusterOptions {
+            record: MemberRecord {
+                name: config.name.clone(),
+                peer_urls: config.advertise_peer_urls.clone(),
+                client_urls: config.advertise_client_urls.clone(),
+                zone: cluster.zone.clone(),
+                volatile: cluster.volatile,
+                ..MemberRecord::default()
+            },
+            gossip: gossip::Options {
+                direct_max: cluster.direct_max,
+                ..gossip::Options::default()
+            },
+            initial: if joins { Vec::new() } else { others },
+            joins,
+            seed: rand::random(),
+        },
+        join,
+        discovery: discovery.map(|domain| (domain, name)),
+    }))
+}
+
 fn node_options(config: &Config) -> NodeOptions {
     // Both are only for a new store; one that has data knows whose it is.
-    let identity =
-        Identity { member: MemberId(rand::random()), cluster: ClusterId(rand::random()) };
+    let initial = &config.cluster.initial;
+    let cluster = if initial.len() > 1 {
+        founding_cluster(&config.cluster_token, initial.values().flatten())
+    } else {
+        ClusterId(rand::random())
+    };
+    let identity = Identity { member: MemberId(rand::random()), cluster };
     let lease_millis_min = config.election_timeout.as_millis() * LEASE_ELECTION_HALVES / 2;
     NodeOptions {
         name: config.name.clone(),
@@ -241,6 +306,7 @@ fn node_options(config: &Config) -> NodeOptions {
             progress_interval: config.progress_interval,
         },
         retention: config.retention,
+        ack: config.cluster.write_ack,
     }
 }
 

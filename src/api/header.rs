@@ -19,7 +19,7 @@ pub(crate) fn current(node: &Handle) -> ResponseHeader {
 pub(crate) fn without_revision(node: &Handle) -> ResponseHeader {
     let member = node.member();
     ResponseHeader {
-        cluster_id: member.cluster.0,
+        cluster_id: node.cluster().0,
         member_id: member.id.0,
         revision: 0,
         raft_term: node.term(),

@@ -39,6 +39,19 @@ fn code_and_text(error: &Error) -> (Code, String) {
         Error::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists"),
         Error::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
         Error::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
+        Error::BadMemberUrls => {
+            (Code::InvalidArgument, "etcdserver: given member URLs are invalid")
+        }
+        Error::PeerUrlExists => (Code::FailedPrecondition, "etcdserver: Peer URLs already exists"),
+        Error::NotEnoughMembers => (
+            Code::FailedPrecondition,
+            "etcdserver: re-configuration failed due to not enough started members",
+        ),
+        Error::NotLearner => {
+            (Code::FailedPrecondition, "etcdserver: can only promote a learner member")
+        }
+        // What clients try elsewhere, as they do when a learner does not answer.
+        Error::NotReady => (Code::Unavailable, "etcdserver: no leader"),
         Error::Timeout => (Code::Unavailable, "etcdserver: request timed out"),
         Error::Unimplemented(what) => {
             return (Code::Unimplemented, format!("{what} is not implemented"));
@@ -95,6 +108,15 @@ mod tests {
             (Error::LeaseExists, 9, "etcdserver: lease already exists"),
             (Error::MemberNotFound, 5, "etcdserver: member not found"),
             (Error::Stopped, 14, "etcdserver: server stopped"),
+            (Error::BadMemberUrls, 3, "etcdserver: given member URLs are invalid"),
+            (Error::PeerUrlExists, 9, "etcdserver: Peer URLs already exists"),
+            (
+                Error::NotEnoughMembers,
+                9,
+                "etcdserver: re-configuration failed due to not enough started members",
+            ),
+            (Error::NotLearner, 9, "etcdserver: can only promote a learner member"),
+            (Error::NotReady, 14, "etcdserver: no leader"),
             (Error::Timeout, 14, "etcdserver: request timed out"),
             (Error::Unimplemented("Auth.UserAdd"), 12, "Auth.UserAdd is not implemented"),
         ];

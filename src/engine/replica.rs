@@ -56,6 +56,8 @@ pub enum Effect {
     Acknowledged(MemberId, u64),
     /// Who the members are, or where they are, has changed.
     Members,
+    /// The data has come: clients may be served.
+    Ready,
 }
 
 /// How a member takes part in a cluster.
@@ -369,21 +371,24 @@ impl Replica {
         self.step(Input::CatchUpFrom(contact), now)
     }
 
-    /// Writes records about members, as an entry.
-    pub fn write_members(
+    /// Changes the records of members, by one entry in the open batch; `None` removes a member.
+    pub fn change_members(
         &mut self,
-        records: Vec<(MemberId, MemberRecord)>,
+        changes: Vec<(MemberId, Option<MemberRecord>)>,
         now: Now,
     ) -> Result<(), StoreError> {
-        let writes = records
-            .into_iter()
-            .map(|(id, record)| put(Table::Member, MemberRecord::key(id), record.value()));
-        self.write(writes.collect(), now)
-    }
-
-    /// Removes a member, in the open batch.
-    pub fn remove_member(&mut self, member: MemberId, now: Now) -> Result<(), StoreError> {
-        let writes = self.removal_of(member);
+        if self.cluster.is_none() {
+            self.become_first(now)?;
+        }
+        let mut writes = Vec::new();
+        for (member, record) in changes {
+            match record {
+                Some(record) => {
+                    writes.push(put(Table::Member, MemberRecord::key(member), record.value()));
+                }
+                None => writes.extend(self.removal_of(member)),
+            }
+        }
         self.write(writes, now)
     }
 
@@ -484,6 +489,7 @@ impl Replica {
             if let Some(cluster) = &mut self.cluster {
                 cluster.caught_up = true;
             }
+            self.effects.push(Effect::Ready);
             self.step(Input::CaughtUp(complete), now)?;
         }
         if let Some((time, seq)) = pledge {
@@ -570,6 +576,17 @@ fn removal(table: Table, key: Bytes) -> RecordWrite {
 
 fn shares(ours: &[String], theirs: &[String]) -> bool {
     ours.iter().any(|url| theirs.contains(url))
+}
+
+/// The cluster that members found together: the same for all who are given the same token and the same addresses.
+pub fn founding_cluster<'a>(
+    token: &str,
+    peer_urls: impl IntoIterator<Item = &'a String>,
+) -> ClusterId {
+    let mut urls: Vec<_> = peer_urls.into_iter().map(String::as_str).collect();
+    urls.sort_unstable();
+    let text = format!("{token} {}", urls.join(","));
+    ClusterId(text.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte))))
 }
 
 /// The id under which a founder is expected that nobody has met yet: the same for all who expect it.

@@ -117,6 +117,11 @@ impl Writer {
         std::mem::take(&mut self.replica.changes)
     }
 
+    /// The last entry of this run, durable or not.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
     /// How far the entries of every origin are here, durably, in the order of the origins.
     pub fn heads(&self) -> Vec<Head> {
         let origins = self.mvcc.origins().read();

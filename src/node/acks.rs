@@ -65,11 +65,6 @@ impl Acks {
         queue.push_back(Waiting { seq, deadline_millis, home, answer });
     }
 
-    /// Whether an entry has reached those whom a level asks for.
-    pub(super) fn is_reached(&self, level: WriteAck, seq: u64) -> bool {
-        self.reached(level) >= seq
-    }
-
     /// Up to which of our entries a level is reached.
     fn reached(&self, level: WriteAck) -> u64 {
         let head = |peer: &MemberId| self.heads.get(peer).copied().unwrap_or(0);
@@ -110,11 +105,6 @@ impl Acks {
     /// Whether nobody waits.
     fn is_idle(&self) -> bool {
         self.one.is_empty() && self.majority.is_empty() && self.all.is_empty()
-    }
-
-    /// How many wait.
-    pub(super) fn len(&self) -> usize {
-        self.one.len() + self.majority.len() + self.all.len()
     }
 }
 

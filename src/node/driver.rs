@@ -3,6 +3,7 @@
 //! A batch arises by itself: while one commit waits for the disk, the next commands queue up. Between two batches
 //! the thread does a slice of the background work, so that nothing else ever writes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::thread::JoinHandle;
@@ -10,16 +11,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::acks::{Acks, Voters};
 use super::clock::SystemClock;
 use super::compactor::Compactor;
 use super::handle::Shared;
 use super::home::{Answer, Answers, Home, Outcome};
+use super::peers::Peers;
+use crate::engine::Failure;
 use crate::engine::command::{Command, CommandReply};
-use crate::engine::mvcc::Sweep;
-use crate::engine::{Failure, Writer};
+use crate::engine::mvcc::{StatePart, Sweep};
+use crate::engine::replica::{Admission, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
+use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
+use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
-use crate::types::{AlarmKind, Revision};
+use crate::types::{AlarmKind, MemberId, Origin, Revision, WriteAck};
 
 /// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
 pub(super) const QUEUE_MAX: usize = 8192;
@@ -29,6 +35,8 @@ const BATCH_COMMANDS_MAX: usize = 1024;
 const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// How often the thread looks at leases, the disk and compaction when nothing else wakes it.
 const TICK: Duration = Duration::from_millis(100);
+/// A peer that nothing was heard of for so long seems dead.
+const SILENCE_MILLIS: u64 = 15_000;
 /// How often leases are looked at (etcd: 500 ms).
 const EXPIRY_INTERVAL_MILLIS: u64 = 500;
 /// Leases that are revoked at one look (etcd: 1000 a second).
@@ -45,7 +53,42 @@ const LATE_MILLIS: u64 = 5000;
 /// What the thread is asked to do.
 pub(super) enum Task {
     /// Evaluate a command.
-    Command(Command, oneshot::Sender<Outcome>, Home),
+    Command {
+        /// Which.
+        command: Command,
+        /// Who waits for the outcome.
+        reply: oneshot::Sender<Outcome>,
+        /// Where that is.
+        home: Home,
+        /// Who has it on disk before it is answered.
+        ack: WriteAck,
+    },
+    /// Hear what a peer says; tell when that has been dealt with.
+    Peer(Origin, Box<Message>, oneshot::Sender<()>),
+    /// A peer has connected, or has gone.
+    Contact(MemberId, bool),
+    /// A peer has been sent what was read from the log for it.
+    Loaded(MemberId),
+    /// Take somebody into the cluster.
+    Admit {
+        /// Whom.
+        member: MemberId,
+        /// What it says of itself.
+        record: Box<MemberRecord>,
+        /// Who waits for the answer.
+        reply: oneshot::Sender<Result<Admission, Refusal>>,
+    },
+    /// This member has been taken into a cluster.
+    Adopt {
+        /// On what terms.
+        admission: Box<Admission>,
+        /// By whom.
+        contact: MemberId,
+        /// Tells when it is done.
+        done: oneshot::Sender<()>,
+    },
+    /// Change the records of members; `None` removes one.
+    Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
     /// Say when the space of a compaction has been given up.
     AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
     /// Take note of a sweep, which has ended so.
@@ -59,7 +102,18 @@ pub(super) type Queue = SyncSender<Task>;
 
 /// The state of the thread.
 pub(super) struct Driver {
-    writer: Writer,
+    replica: Replica,
+    /// The way to the peers, if there can be any.
+    peers: Option<Peers>,
+    /// When each peer was last heard of, in monotonic milliseconds.
+    heard: BTreeMap<MemberId, u64>,
+    /// Who seems alive, as the replica was told.
+    live: Vec<MemberId>,
+    /// Writes that wait for peers.
+    acks: Acks,
+    /// Questions about members whose answers are durable with the next commit.
+    admissions: Vec<(oneshot::Sender<Result<Admission, Refusal>>, Result<Admission, Refusal>)>,
+    membership_changes: Vec<oneshot::Sender<()>>,
     tasks: Receiver<Task>,
     shared: Arc<Shared>,
     clock: SystemClock,
@@ -79,7 +133,8 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(
-        writer: Writer,
+        replica: Replica,
+        peers: Option<Peers>,
         (queue, tasks): (Queue, Receiver<Task>),
         shared: Arc<Shared>,
         clock: SystemClock,
@@ -87,7 +142,13 @@ impl Driver {
     ) -> Self {
         let now_millis = clock.now().monotonic_millis;
         Self {
-            writer,
+            replica,
+            peers,
+            heard: BTreeMap::new(),
+            live: Vec::new(),
+            acks: Acks::default(),
+            admissions: Vec::new(),
+            membership_changes: Vec::new(),
             tasks,
             shared,
             clock,
@@ -106,6 +167,7 @@ impl Driver {
 
     /// Runs until told to stop, or until the store fails.
     pub(super) fn run(mut self) {
+        self.shared.observe_cluster(&self.replica);
         while !self.stopping {
             if let Err(error) = self.round() {
                 self.shared.fail(error);
@@ -113,8 +175,11 @@ impl Driver {
             }
         }
         // The store closes when nobody uses it any more. A sweep that wants to report finds the queue gone.
-        let Self { tasks, sweeper, .. } = self;
+        let Self { tasks, sweeper, peers, .. } = self;
         drop(tasks);
+        if let Some(peers) = peers {
+            peers.stop();
+        }
         if let Some(sweeper) = sweeper {
             let _ = sweeper.join();
         }
@@ -127,21 +192,28 @@ impl Driver {
         if now.monotonic_millis >= self.next_tick_millis {
             self.tick(now)?;
         }
-        self.writer.reclaim();
-        self.commit()?;
+        if self.peers.is_some() {
+            self.hear_nothing(now)?;
+            if self.replica.wake_at() <= now.monotonic_millis {
+                self.replica.tick(now)?;
+            }
+        }
+        self.replica.writer_mut().reclaim();
+        self.commit(now)?;
         self.answer();
+        self.carry_out();
         if self.sweeper.is_none() && now.monotonic_millis >= self.next_sweep_millis {
             self.sweep()?;
         }
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<(), StoreError> {
-        if !self.writer.has_open_batch() {
+    fn commit(&mut self, now: Now) -> Result<(), StoreError> {
+        if !self.replica.has_open_batch() {
             return Ok(());
         }
         let start = Instant::now();
-        self.writer.commit()?;
+        self.replica.commit(now)?;
         self.shared.metrics.commit_seconds.observe(start.elapsed().as_secs_f64());
         Ok(())
     }
@@ -166,15 +238,15 @@ impl Driver {
 
     fn due_sweep(&mut self) -> Result<Option<Sweep>, StoreError> {
         // A rewrite that runs out of disk would end the member: what is dead stays until there is room.
-        if !self.writer.has_room_to_sweep() {
+        if !self.replica.writer_mut().has_room_to_sweep() {
             return Ok(None);
         }
-        self.writer.begin_sweep(!self.awaiting_reclaim.is_empty())
+        self.replica.writer_mut().begin_sweep(!self.awaiting_reclaim.is_empty())
     }
 
     /// Tells those who wait for the space of a compaction that it has been given up.
     fn answer_reclaimed(&mut self) {
-        let writer = &self.writer;
+        let writer = self.replica.writer();
         for (_, reply) in
             self.awaiting_reclaim.extract_if(.., |(revision, _)| writer.is_reclaimed(*revision))
         {
@@ -184,13 +256,14 @@ impl Driver {
 
     /// Takes what waits in the queue, or waits for the first command until the next tick.
     fn gather(&mut self) -> Result<(), StoreError> {
-        let first = if self.writer.can_reclaim() {
+        let has_work = self.replica.writer().can_reclaim() || self.replica.has_open_batch();
+        let first = if has_work {
             self.tasks.try_recv().map_err(|error| match error {
                 TryRecvError::Empty => RecvTimeoutError::Timeout,
                 TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
             })
         } else {
-            self.tasks.recv_timeout(TICK)
+            self.tasks.recv_timeout(self.patience())
         };
         let mut task = match first {
             Ok(task) => Some(task),
@@ -201,7 +274,7 @@ impl Driver {
         while let Some(next) = task {
             self.take(next, now)?;
             if self.answers.len() >= BATCH_COMMANDS_MAX
-                || self.writer.open_bytes() >= BATCH_BYTES_MAX
+                || self.replica.writer_mut().open_bytes() >= BATCH_BYTES_MAX
             {
                 break;
             }
@@ -212,15 +285,54 @@ impl Driver {
 
     fn take(&mut self, task: Task, now: Now) -> Result<(), StoreError> {
         match task {
-            Task::Command(command, waiting, home) => {
+            Task::Command { command, reply, home, ack } => {
+                let before = self.replica.writer().seq();
                 let outcome = self.execute(command, now)?;
-                self.answers.push(&home, Answer { waiting, outcome });
+                let answer = Answer { waiting: reply, outcome };
+                let seq = self.replica.writer().seq();
+                if seq == before || self.replica.directory().is_none() || ack == WriteAck::Local {
+                    self.answers.push(&home, answer);
+                } else {
+                    let timeout = self.shared.options.timeout.as_millis();
+                    let deadline =
+                        now.monotonic_millis + u64::try_from(timeout).unwrap_or(u64::MAX);
+                    self.acks.push(ack, (seq, deadline), home, answer);
+                }
+            }
+            Task::Peer(from, message, done) => {
+                self.heard.insert(from.member, now.monotonic_millis);
+                self.replica.receive(from.member, *message, now)?;
+                // Whoever asked may have gone away.
+                let _ = done.send(());
+            }
+            Task::Contact(peer, true) => {
+                self.heard.insert(peer, now.monotonic_millis);
+                self.tell_live(now)?;
+            }
+            Task::Contact(peer, false) => {
+                self.heard.remove(&peer);
+                self.tell_live(now)?;
+            }
+            Task::Loaded(peer) => self.replica.loaded(peer, now)?,
+            Task::Admit { member, record, reply } => {
+                let admission = self.replica.admit(member, &record, now)?;
+                self.admissions.push((reply, admission));
+            }
+            Task::Adopt { admission, contact, done } => {
+                self.replica.adopt(&admission, contact, now)?;
+                self.heard.insert(contact, now.monotonic_millis);
+                self.tell_live(now)?;
+                let _ = done.send(());
+            }
+            Task::Members(changes, done) => {
+                self.replica.change_members(changes, now)?;
+                self.membership_changes.push(done);
             }
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
             Task::Swept(sweep, result) => {
                 self.sweeper = None;
                 match result {
-                    Ok(()) => self.writer.end_sweep(&sweep),
+                    Ok(()) => self.replica.writer_mut().end_sweep(&sweep),
                     // The store is as it was: what is dead stays for a while.
                     Err(StoreError::Io(error)) => {
                         tracing::warn!(%error, "the log could not be swept");
@@ -235,7 +347,7 @@ impl Driver {
     }
 
     fn execute(&mut self, command: Command, now: Now) -> Result<Outcome, StoreError> {
-        match self.writer.execute(command, now) {
+        match self.replica.writer_mut().execute(command, now) {
             Ok(reply) => {
                 match reply.body {
                     CommandReply::LeaseGrant(_) => _ = self.shared.metrics.leases_granted.inc(),
@@ -249,11 +361,125 @@ impl Driver {
         }
     }
 
+    /// How long there is nothing to do unless somebody asks.
+    fn patience(&self) -> Duration {
+        let now = self.clock.now().monotonic_millis;
+        TICK.min(Duration::from_millis(self.replica.wake_at().saturating_sub(now)))
+    }
+
+    /// Peers that have not been heard of for long seem dead.
+    fn hear_nothing(&mut self, now: Now) -> Result<(), StoreError> {
+        let before = self.heard.len();
+        let since = now.monotonic_millis.saturating_sub(SILENCE_MILLIS);
+        self.heard.retain(|_, heard| *heard >= since);
+        if self.heard.len() == before { Ok(()) } else { self.tell_live(now) }
+    }
+
+    fn tell_live(&mut self, now: Now) -> Result<(), StoreError> {
+        let live: Vec<_> = self.heard.keys().copied().collect();
+        if live == self.live {
+            return Ok(());
+        }
+        self.live.clone_from(&live);
+        self.shared.set_live(&live);
+        self.replica.set_live(live, now)?;
+        self.count_voters();
+        Ok(())
+    }
+
+    /// Who counts for acknowledgements.
+    fn count_voters(&mut self) {
+        let Some(directory) = self.replica.directory() else { return };
+        let me = self.shared.member.id;
+        let peers: Vec<_> = directory.voters().filter(|member| *member != me).collect();
+        let counts_itself = directory.voters().any(|member| member == me);
+        let live = peers.iter().copied().filter(|p| self.live.binary_search(p).is_ok()).collect();
+        self.acks.set_voters(Voters { peers, live, counts_itself });
+    }
+
+    /// Does what the replica wants done outside.
+    fn carry_out(&mut self) {
+        for effect in self.replica.take_effects() {
+            match effect {
+                Effect::Send(to, message) => {
+                    if let Some(peers) = &self.peers {
+                        // What does not get through is asked for again.
+                        let _ = peers.transport.send(to, message);
+                    }
+                }
+                Effect::Load { to, wants, bytes_max } => self.load(to, wants, bytes_max),
+                Effect::LoadCatchUp(to, request) => self.load_catch_up(to, request),
+                Effect::Acknowledged(peer, seq) => self.acks.acknowledged(peer, seq),
+                Effect::Members => {
+                    self.shared.observe_cluster(&self.replica);
+                    self.count_voters();
+                    if let (Some(peers), Some(directory)) = (&self.peers, self.replica.directory())
+                    {
+                        peers.set_members(&directory.members, self.shared.member.id);
+                    }
+                }
+                Effect::Ready => self.shared.observe_cluster(&self.replica),
+            }
+        }
+        let now_millis = self.clock.now().monotonic_millis;
+        for (home, answer) in self.acks.release(now_millis) {
+            self.answers.push(&home, answer);
+        }
+        self.answers.send();
+    }
+
+    /// Reads entries for a peer, on another thread.
+    fn load(&self, to: MemberId, wants: Vec<Head>, bytes_max: u64) {
+        let Some(peers) = &self.peers else { return };
+        let writer = self.replica.writer();
+        let (heads, collected) = (writer.heads(), writer.collected());
+        let (mvcc, queue) = (Arc::clone(writer.mvcc()), self.queue.clone());
+        let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
+        peers.spawn_blocking(move || {
+            let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+            match mvcc.segments(&wants, &heads, bytes_max) {
+                Ok(segments) => {
+                    let segments = Segments { segments, collected, answers: true };
+                    let _ = transport.send(to, Message::Segments(segments));
+                }
+                Err(error) => shared.fail(error),
+            }
+            let _ = queue.send(Task::Loaded(to));
+        });
+    }
+
+    /// Reads a part of the data for a peer, on another thread.
+    fn load_catch_up(&self, to: MemberId, request: CatchUp) {
+        let (Some(peers), Some(gossip)) = (&self.peers, self.replica.gossip()) else { return };
+        let writer = self.replica.writer();
+        let (heads, complete) = (writer.heads(), gossip.frontier().complete());
+        let (mvcc, queue) = (Arc::clone(writer.mvcc()), self.queue.clone());
+        let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
+        peers.spawn_blocking(move || {
+            let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
+            match mvcc.catch_up(&request.heads, request.cursor, bytes_max) {
+                Ok(part) => {
+                    let StatePart { entries, next, progress } = part;
+                    let part = CatchUpPart { heads, complete, entries, next, progress };
+                    let _ = transport.send(to, Message::CatchUpPart(part));
+                }
+                Err(error) => shared.fail(error),
+            }
+            let _ = queue.send(Task::Loaded(to));
+        });
+    }
+
     /// After the commit: everybody gets an answer, and what readers see of the writer is renewed.
     fn answer(&mut self) {
-        self.shared.observe(&self.writer);
+        self.shared.observe(self.replica.writer());
         self.answers.send();
-        let writer = &self.writer;
+        for (reply, admission) in self.admissions.drain(..) {
+            let _ = reply.send(admission);
+        }
+        for done in self.membership_changes.drain(..) {
+            let _ = done.send(());
+        }
+        let writer = self.replica.writer();
         for (_, reply) in
             self.awaiting_reclaim.extract_if(.., |(revision, _)| writer.is_reclaimed(*revision))
         {
@@ -268,7 +494,7 @@ impl Driver {
                 late_millis = millis - self.next_tick_millis,
                 "the process stood still: leases start anew"
             );
-            self.writer.lessor().extend_all(now);
+            self.replica.writer_mut().lessor().extend_all(now);
         }
         self.next_tick_millis = millis + u64::try_from(TICK.as_millis()).unwrap_or(u64::MAX);
         if millis >= self.next_expiry_millis {
@@ -283,11 +509,11 @@ impl Driver {
     }
 
     fn expire_leases(&mut self, now: Now) -> Result<(), StoreError> {
-        if self.writer.alarms().is_raised(AlarmKind::Corrupt) {
+        if self.replica.writer_mut().alarms().is_raised(AlarmKind::Corrupt) {
             // No revocation would be done, and what has run out is to be found again.
             return Ok(());
         }
-        for id in self.writer.lessor().take_expired(now, EXPIRY_MAX) {
+        for id in self.replica.writer_mut().lessor().take_expired(now, EXPIRY_MAX) {
             tracing::debug!(lease = %id, "lease expired");
             // It may have been revoked in this very batch.
             let _ = self.execute(Command::LeaseRevoke { id }, now)?;
@@ -296,9 +522,9 @@ impl Driver {
     }
 
     fn check_disk(&mut self) -> Result<(), StoreError> {
-        let was_out = self.writer.is_out_of_space();
-        self.writer.check_space()?;
-        match (was_out, self.writer.is_out_of_space()) {
+        let was_out = self.replica.writer_mut().is_out_of_space();
+        self.replica.writer_mut().check_space()?;
+        match (was_out, self.replica.writer_mut().is_out_of_space()) {
             (false, true) => tracing::warn!("alarm raised: NOSPACE"),
             (true, false) => tracing::info!("alarm cleared: NOSPACE"),
             _ => {}

@@ -1,11 +1,12 @@
 //! The one way into a running member, for the `api` layer: cheap to clone, safe to use from any thread.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::clock::SystemClock;
@@ -16,13 +17,16 @@ use crate::engine::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put,
     PutReply, Range, RangeReply, Reply, Txn, TxnOp, TxnReply,
 };
+use crate::engine::directory::Directory;
 use crate::engine::lease::{KeepAlive, Lessor};
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
+use crate::engine::replica::Replica;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
 use crate::error::{Error, Result, StoreError};
 use crate::metrics::Metrics;
-use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, Revision};
+use crate::storage::schema::member::MemberRecord;
+use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, Revision, WriteAck};
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
 const INLINE_KEYS_MAX: u64 = 512;
@@ -37,8 +41,6 @@ const PROGRESS_LOOK_MIN: Duration = Duration::from_millis(10);
 pub struct Member {
     /// Its id.
     pub id: MemberId,
-    /// Its cluster.
-    pub cluster: ClusterId,
     /// Its name.
     pub name: String,
     /// Where its peers reach it.
@@ -99,6 +101,15 @@ pub(super) struct Shared {
     pub(super) options: RequestOptions,
     pub(super) quota_bytes: Option<u64>,
     pub(super) term: u64,
+    pub(super) run: u64,
+    /// Changes when this member joins another cluster.
+    cluster: AtomicU64,
+    /// The members, if there are or were others.
+    directory: RwLock<Option<Arc<Directory>>>,
+    /// Who of them seems alive.
+    live: RwLock<Arc<[MemberId]>>,
+    /// Whether clients may be served.
+    ready: AtomicBool,
     entries: AtomicU64,
     no_space: AtomicBool,
     stopping: watch::Sender<bool>,
@@ -126,6 +137,11 @@ impl Shared {
             options,
             quota_bytes,
             term: writer.starts() + 1,
+            run: writer.origin().run,
+            cluster: AtomicU64::new(writer.identity().cluster.0),
+            directory: RwLock::new(None),
+            live: RwLock::new(Arc::new([])),
+            ready: AtomicBool::new(true),
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
             stopping: watch::Sender::new(false),
@@ -138,6 +154,65 @@ impl Shared {
     pub(super) fn observe(&self, writer: &Writer) {
         self.entries.store(writer.entries(), Ordering::Relaxed);
         self.no_space.store(writer.is_out_of_space(), Ordering::Relaxed);
+    }
+
+    /// The cluster that this member belongs to.
+    pub(super) fn cluster(&self) -> ClusterId {
+        ClusterId(self.cluster.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_cluster(&self, cluster: ClusterId) {
+        self.cluster.store(cluster.0, Ordering::Relaxed);
+    }
+
+    /// Whether clients may be served: a member that joins has to get the data first.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Takes over where the member stands in its cluster.
+    pub(super) fn observe_cluster(&self, replica: &Replica) {
+        self.ready.store(replica.is_ready(), Ordering::Relaxed);
+        if let Some(directory) = replica.directory() {
+            *self.directory.write() = Some(Arc::new(directory.clone()));
+        }
+    }
+
+    pub(super) fn set_live(&self, live: &[MemberId]) {
+        *self.live.write() = live.into();
+    }
+
+    /// Who seems alive, this member left out.
+    pub(super) fn live(&self) -> Arc<[MemberId]> {
+        Arc::clone(&self.live.read())
+    }
+
+    /// The members, if there are or were others.
+    pub(super) fn directory(&self) -> Option<Arc<Directory>> {
+        self.directory.read().clone()
+    }
+
+    /// Whether messages of a member are taken.
+    pub(super) fn admits(&self, member: MemberId) -> bool {
+        let directory = self.directory.read();
+        let Some(directory) = directory.as_ref() else { return !self.is_ready() };
+        directory.members.contains_key(&member)
+            || directory.membership.awaits
+            || !directory.members.contains_key(&self.member.id)
+    }
+
+    /// Whether there are founders that nobody has met.
+    pub(super) fn awaits(&self) -> bool {
+        self.directory.read().as_ref().is_some_and(|directory| directory.membership.awaits)
+    }
+
+    /// Whether this member has been admitted, but has not got the data yet.
+    pub(super) fn is_joining(&self) -> bool {
+        !self.is_ready() && self.directory.read().is_some()
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
     }
 
     /// The store is broken: whoever owns the member must stop the process.
@@ -180,9 +255,17 @@ pub struct Handle {
     pub(super) queue: Queue,
     /// Where its answers go.
     pub(super) home: Home,
+    /// Who has a write before it is answered.
+    pub(super) ack: WriteAck,
 }
 
 impl Handle {
+    /// The same, but writes wait for others.
+    #[must_use]
+    pub fn with_ack(&self, ack: WriteAck) -> Self {
+        Self { ack, ..self.clone() }
+    }
+
     /// A handle for requests of the current runtime, whose answers arrive there in batches. Its clones are the same.
     #[must_use]
     pub fn at_home(&self) -> Self {
@@ -192,6 +275,56 @@ impl Handle {
     /// Who this is.
     pub fn member(&self) -> &Member {
         &self.shared.member
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.shared.cluster()
+    }
+
+    /// Whether clients may be served: a member that joins has to get the data first.
+    pub fn is_ready(&self) -> bool {
+        self.shared.is_ready()
+    }
+
+    /// The members, this one included.
+    pub fn members(&self) -> BTreeMap<MemberId, MemberRecord> {
+        if let Some(directory) = self.shared.directory() {
+            return directory.members.clone();
+        }
+        let own = &self.shared.member;
+        let record = MemberRecord {
+            name: own.name.clone(),
+            peer_urls: own.peer_urls.clone(),
+            client_urls: own.client_urls.clone(),
+            ..MemberRecord::default()
+        };
+        BTreeMap::from([(own.id, record)])
+    }
+
+    /// Changes the records of members; `None` removes one. Returns after its fsync.
+    pub async fn change_members(
+        &self,
+        changes: Vec<(MemberId, Option<MemberRecord>)>,
+    ) -> Result<()> {
+        if !self.shared.is_ready() {
+            return Err(Error::NotReady);
+        }
+        let (done, wait) = oneshot::channel();
+        self.send(Task::Members(changes, done))?;
+        match tokio::time::timeout(self.shared.options.timeout, wait).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// Which members seem alive, this one included, in order.
+    pub fn live_members(&self) -> Vec<MemberId> {
+        let mut live = self.shared.live().to_vec();
+        live.push(self.shared.member.id);
+        live.sort_unstable();
+        live
     }
 
     /// The current revision.
@@ -256,6 +389,9 @@ impl Handle {
     pub async fn txn(&self, txn: Txn) -> Result<Reply<TxnReply>> {
         txn.check(self.shared.options.txn_ops_max)?;
         if txn.is_read_only() {
+            if !self.shared.is_ready() {
+                return Err(Error::NotReady);
+            }
             let cost = txn_cost(&txn, &self.shared.mvcc);
             return self.read(cost, move |reader| txn::read_only(&txn, reader)).await;
         }
@@ -267,6 +403,9 @@ impl Handle {
 
     /// Reads a range, without the writer.
     pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
+        if !self.shared.is_ready() {
+            return Err(Error::NotReady);
+        }
         let now = self.shared.mvcc.get_now(&range);
         if let Some(reply) = now.map_err(|failure| self.shared.refuse(failure))? {
             return Ok(reply);
@@ -405,8 +544,11 @@ impl Handle {
     }
 
     async fn execute(&self, command: Command) -> Result<Reply<CommandReply>> {
+        if !self.shared.is_ready() {
+            return Err(Error::NotReady);
+        }
         let (reply, wait) = oneshot::channel();
-        self.send(Task::Command(command, reply, self.home.clone()))?;
+        self.send(Task::Command { command, reply, home: self.home.clone(), ack: self.ack })?;
         match tokio::time::timeout(self.shared.options.timeout, wait).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Stopped),

@@ -9,29 +9,38 @@
 //! store is closed. If the store fails, [`Node::failed`] resolves, and the process must end: nothing is answered
 //! from a store that may have lost a write.
 
+mod acks;
 mod clock;
 mod compactor;
 mod driver;
 mod handle;
 mod home;
+mod peers;
 
+use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+pub use crate::engine::replica::{ClusterOptions, founding_cluster};
+pub use crate::storage::schema::member::MemberRecord;
 pub use clock::SystemClock;
 pub use compactor::Retention;
 pub use handle::{Handle, Member, RequestOptions, Status, WatchStream};
+pub use peers::PeerOptions;
 
 pub use crate::engine::mvcc::StateHash as HashKv;
 
-use crate::engine::{Options as WriterOptions, Writer};
+use crate::engine::Options as WriterOptions;
+use crate::engine::replica::Replica;
 use crate::error::StoreError;
 use crate::metrics::Metrics;
 use crate::storage::Store;
+use crate::types::WriteAck;
 use compactor::Compactor;
 use driver::{Driver, QUEUE_MAX, Task};
 use handle::Shared;
 use home::Home;
+use peers::Peers;
 
 /// Settings of a member.
 #[derive(Clone, Debug)]
@@ -48,6 +57,8 @@ pub struct NodeOptions {
     pub request: RequestOptions,
     /// How much history is kept by auto-compaction.
     pub retention: Retention,
+    /// Who has a write before it is answered, unless it says otherwise.
+    pub ack: WriteAck,
 }
 
 /// A running member.
@@ -61,29 +72,39 @@ impl Node {
     pub fn start(
         store: Store,
         options: NodeOptions,
+        peers: Option<PeerOptions>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
         let clock = SystemClock::new();
         let now = clock.now();
-        let writer = Writer::open(store, &options.writer, now)?;
-        let identity = writer.identity();
+        let cluster = peers.as_ref().map(|peers| peers.cluster.clone()).unwrap_or_default();
+        let replica = Replica::open(store, &options.writer, cluster, now)?;
+        let identity = replica.writer().identity();
         let member = Member {
             id: identity.member,
-            cluster: identity.cluster,
             name: options.name,
             peer_urls: options.peer_urls,
             client_urls: options.client_urls,
         };
         let quota_bytes = options.writer.quota_bytes;
-        let shared = Shared::new(&writer, member, options.request, quota_bytes, clock, metrics);
+        let shared =
+            Shared::new(replica.writer(), member, options.request, quota_bytes, clock, metrics);
         let shared = Arc::new(shared);
         let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
         let compactor = Compactor::new(options.retention, now.monotonic_millis);
-        let driver =
-            Driver::new(writer, (queue.clone(), tasks), Arc::clone(&shared), clock, compactor);
+        shared.observe_cluster(&replica);
+        let peers = match peers {
+            Some(peers) => Some(Peers::start(peers, &shared, &queue).map_err(io::Error::other)?),
+            None => None,
+        };
+        let tasks = (queue.clone(), tasks);
+        let driver = Driver::new(replica, peers, tasks, Arc::clone(&shared), clock, compactor);
         let driver =
             std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
-        Ok(Self { handle: Handle { shared, queue, home: Home::nowhere() }, driver: Some(driver) })
+        Ok(Self {
+            handle: Handle { shared, queue, home: Home::nowhere(), ack: options.ack },
+            driver: Some(driver),
+        })
     }
 
     /// A way in.

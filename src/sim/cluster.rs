@@ -34,6 +34,8 @@ struct Shown {
     heads: BTreeMap<Origin, u64>,
     complete: Timestamp,
     settled: Timestamp,
+    /// Its disk was replaced by an old copy when this time was settled: it does not hold all that until it is complete again.
+    rolled_back: Timestamp,
 }
 
 /// Members, their network, and an oracle that knows everything that was ever durable.
@@ -301,6 +303,9 @@ impl Cluster {
                 if replica.as_ref().is_some_and(|replica| !replica.is_ready()) {
                     continue;
                 }
+                if self.shown[*holder].complete < self.shown[*holder].rolled_back {
+                    continue;
+                }
                 let heads = self.heads_of(*holder);
                 for (origin, entries) in &self.truth {
                     let head = heads.get(origin).copied().unwrap_or(0);
@@ -374,7 +379,8 @@ impl Cluster {
             full.crash();
             full.disk = disk;
         });
-        self.shown[number] = Shown::default();
+        let rolled_back = self.shown.iter().map(|shown| shown.settled).max().unwrap_or_default();
+        self.shown[number] = Shown { rolled_back, ..Shown::default() };
         self.start(number);
     }
 

@@ -197,7 +197,7 @@ impl Full {
             Effect::Acknowledged(peer, seq) => {
                 self.acknowledged.insert(peer, seq);
             }
-            Effect::Members => {}
+            Effect::Members | Effect::Ready => {}
         }
     }
 

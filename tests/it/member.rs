@@ -10,7 +10,7 @@ use starling::metrics::Metrics;
 use starling::node::{Handle, Node, NodeOptions, RequestOptions, Retention};
 use starling::storage::schema::Identity;
 use starling::storage::{Memory, Store};
-use starling::types::{ClusterId, MemberId};
+use starling::types::{ClusterId, MemberId, WriteAck};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long anything may take before a test fails; no test waits for it to pass.
@@ -34,7 +34,7 @@ impl Member {
     pub(crate) fn start_with(options: &ServerOptions, mut listeners: Vec<Listener>) -> Self {
         let metrics = Arc::new(Metrics::new());
         let store = Store::Memory(Memory::new());
-        let node = Node::start(store, node_options(), Arc::clone(&metrics));
+        let node = Node::start(store, node_options(), None, Arc::clone(&metrics));
         let node = node.expect("an empty store opens");
         let listener = Listener::tcp("127.0.0.1:0").expect("there is a free port");
         let address = listener.address().expect("it listens on TCP");
@@ -90,6 +90,7 @@ fn node_options() -> NodeOptions {
             progress_interval: Duration::from_secs(600),
         },
         retention: Retention::Everything,
+        ack: WriteAck::Local,
     }
 }
 

@@ -1,0 +1,446 @@
+//! This member among its peers: what they say goes to the writer's thread, what it says to them goes to the transport.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::TrySendError;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use starling_proto::starling::peer::v1 as pb;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::driver::{Queue, Task};
+use super::handle::Shared;
+use crate::engine::replica::{Admission, ClusterOptions, Refusal};
+use crate::replication::message::Message;
+use crate::storage::schema::member::MemberRecord;
+use crate::time::Timestamp;
+use crate::transport::resolve::{Candidate, PeerUrl};
+use crate::transport::wire::PROTOCOL;
+use crate::transport::{
+    Identity, PeerAddress, PeerHandler, PeerListener, TlsFiles, Transport, TransportOptions,
+};
+use crate::types::{ClusterId, MemberId, Origin};
+
+/// How long a peer's message waits for room in the writer's queue before it looks again.
+const QUEUE_PAUSE: Duration = Duration::from_millis(2);
+/// How often founders look for each other, and joiners for a contact.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How a member reaches its peers, and they it.
+#[derive(Debug)]
+pub struct PeerOptions {
+    /// Where it listens for them.
+    pub listeners: Vec<TcpListener>,
+    /// Whether it speaks TLS there.
+    pub listens_with_tls: bool,
+    /// The files for that.
+    pub tls: Option<TlsFiles>,
+    /// Its place in the cluster.
+    pub cluster: ClusterOptions,
+    /// Addresses of members to join.
+    pub join: Vec<PeerUrl>,
+    /// A domain, and the end of a service name, whose SRV records name members to join.
+    pub discovery: Option<(String, String)>,
+}
+
+/// What peers and the shell both know of where members are.
+#[derive(Debug, Default)]
+struct Addresses {
+    /// As the records of the members say.
+    members: BTreeMap<MemberId, Vec<PeerUrl>>,
+    /// Of those that were met before their records had come.
+    met: BTreeMap<MemberId, Vec<PeerUrl>>,
+}
+
+/// Takes what peers say.
+struct Gate {
+    shared: Arc<Shared>,
+    queue: Queue,
+}
+
+impl Gate {
+    /// Puts a task into the writer's queue, waiting for room.
+    async fn submit(&self, mut task: Task) -> Result<(), Status> {
+        loop {
+            task = match self.queue.try_send(task) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(task)) => task,
+                Err(TrySendError::Disconnected(_)) => return Err(stopped()),
+            };
+            tokio::time::sleep(QUEUE_PAUSE).await;
+        }
+    }
+}
+
+fn stopped() -> Status {
+    Status::unavailable("the member stops")
+}
+
+#[tonic::async_trait]
+impl PeerHandler for Gate {
+    async fn deliver(&self, from: MemberId, run: u64, message: Message) {
+        let (done, wait) = oneshot::channel();
+        let from = Origin { member: from, run };
+        if self.submit(Task::Peer(from, Box::new(message), done)).await.is_ok() {
+            // The next message is read when this one has been dealt with.
+            let _ = wait.await;
+        }
+    }
+
+    async fn hello(&self, request: pb::HelloRequest) -> Result<pb::HelloReply, Status> {
+        let shared = &self.shared;
+        Ok(pb::HelloReply {
+            protocol: PROTOCOL,
+            cluster_id: shared.cluster().0,
+            member_id: shared.member.id.0,
+            run: shared.run,
+            name: shared.member.name.clone(),
+            in_cluster: shared.is_ready(),
+            admits_caller: shared.admits(MemberId(request.member_id)),
+        })
+    }
+
+    async fn join(&self, request: pb::JoinRequest) -> Result<pb::JoinReply, Status> {
+        let refuse =
+            |why: &str| Ok(pb::JoinReply { refusal: why.to_owned(), ..pb::JoinReply::default() });
+        if request.protocol != PROTOCOL {
+            return refuse("another protocol version is spoken here");
+        }
+        if request.cluster_id != 0 && request.cluster_id != self.shared.cluster().0 {
+            return refuse("cluster id mismatch");
+        }
+        if request.name.is_empty() || request.peer_urls.is_empty() || request.member_id == 0 {
+            return refuse("a member needs an id, a name and peer URLs");
+        }
+        if !self.shared.is_ready() {
+            return refuse("this member has not joined yet itself");
+        }
+        let member = MemberId(request.member_id);
+        let record = MemberRecord {
+            name: request.name,
+            peer_urls: request.peer_urls,
+            client_urls: request.client_urls,
+            zone: request.zone,
+            learner: request.learner,
+            volatile: request.volatile,
+            ..MemberRecord::default()
+        };
+        let (reply, wait) = oneshot::channel();
+        self.submit(Task::Admit { member, record: Box::new(record), reply }).await?;
+        match wait.await.map_err(|_| stopped())? {
+            Ok(admission) => Ok(to_reply(&admission)),
+            Err(Refusal::Removed) => {
+                refuse("the member was removed: it needs a new data directory")
+            }
+            Err(Refusal::Taken) => refuse("a living member has this name or address"),
+        }
+    }
+
+    fn admit(&self, from: MemberId, _run: u64) -> Result<(), String> {
+        if self.shared.admits(from) {
+            Ok(())
+        } else {
+            Err("not a member of this cluster: join first".to_owned())
+        }
+    }
+
+    fn on_connected(&self, from: MemberId, _run: u64) {
+        // A full queue means that the writer is busy; it finds out by the messages that come.
+        let _ = self.queue.try_send(Task::Contact(from, true));
+    }
+
+    fn on_disconnected(&self, from: MemberId, _run: u64) {
+        let _ = self.queue.try_send(Task::Contact(from, false));
+    }
+}
+
+fn to_reply(admission: &Admission) -> pb::JoinReply {
+    let members = admission.members.iter().map(|(member, record)| pb::Record {
+        key: MemberRecord::key(*member),
+        value: record.value(),
+        stamp: None,
+    });
+    pb::JoinReply {
+        refusal: String::new(),
+        cluster_id: admission.cluster.0,
+        now: admission.time.0,
+        members: members.collect(),
+    }
+}
+
+fn from_reply(reply: pb::JoinReply) -> Result<Admission, String> {
+    if !reply.refusal.is_empty() {
+        return Err(reply.refusal);
+    }
+    let members = reply.members.into_iter().map(|record| {
+        Ok((MemberRecord::member(&record.key)?, MemberRecord::decode(record.value)?))
+    });
+    let members: Result<_, crate::error::StoreError> = members.collect();
+    Ok(Admission {
+        cluster: ClusterId(reply.cluster_id),
+        time: Timestamp(reply.now),
+        members: members.map_err(|error| error.to_string())?,
+    })
+}
+
+/// The way to the peers.
+pub(super) struct Peers {
+    pub(super) transport: Transport,
+    runtime: tokio::runtime::Runtime,
+    addresses: Arc<Mutex<Addresses>>,
+}
+
+impl Peers {
+    /// Listens, and begins to look for those to be found.
+    pub(super) fn start(
+        options: PeerOptions,
+        shared: &Arc<Shared>,
+        queue: &Queue,
+    ) -> Result<Self, String> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("peers")
+            .enable_all()
+            .build()
+            .map_err(|error| format!("cannot start: {error}"))?;
+        let gate = Gate { shared: Arc::clone(shared), queue: queue.clone() };
+        let identity =
+            Identity { cluster: Some(shared.cluster()), member: shared.member.id, run: shared.run };
+        let transport_options =
+            TransportOptions { identity, tls: options.tls, timing: Default::default() };
+        let transport = Transport::start(transport_options, Arc::new(gate), runtime.handle())
+            .map_err(|error| error.to_string())?;
+        let tls = options.listens_with_tls;
+        let listeners =
+            options.listeners.into_iter().map(|socket| PeerListener { socket, tls }).collect();
+        transport
+            .serve(listeners, &transport.router())
+            .map_err(|error| format!("cannot listen for peers: {error}"))?;
+        let addresses = Arc::default();
+        let search = Search {
+            transport: transport.clone(),
+            shared: Arc::clone(shared),
+            queue: queue.clone(),
+            addresses: Arc::clone(&addresses),
+            founders: parse_all(options.cluster.initial.iter().flatten()),
+            join: options.join,
+            discovery: options.discovery,
+            record: options.cluster.record,
+        };
+        runtime.spawn(search.run());
+        Ok(Self { transport, runtime, addresses })
+    }
+
+    /// Runs something that may take long and block, such as a read of the log.
+    pub(super) fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        self.runtime.spawn_blocking(work);
+    }
+
+    /// Takes note of where the members are.
+    pub(super) fn set_members(&self, members: &BTreeMap<MemberId, MemberRecord>, me: MemberId) {
+        let mut addresses = self.addresses.lock();
+        addresses.members = members
+            .iter()
+            .filter(|(id, record)| **id != me && record.is_started())
+            .map(|(id, record)| (*id, parse_all(record.peer_urls.iter())))
+            .collect();
+        self.transport.set_peers(addresses.all());
+    }
+
+    /// Ends all talk.
+    pub(super) fn stop(self) {
+        self.runtime.block_on(self.transport.stop());
+        self.runtime.shutdown_background();
+    }
+}
+
+impl Addresses {
+    fn all(&self) -> Vec<PeerAddress> {
+        let met = self.met.iter().filter(|(member, _)| !self.members.contains_key(member));
+        let all = self.members.iter().chain(met);
+        all.map(|(member, urls)| PeerAddress { member: *member, urls: urls.clone() }).collect()
+    }
+}
+
+fn parse_all<'a>(urls: impl Iterator<Item = &'a String>) -> Vec<PeerUrl> {
+    // What cannot be read was refused where it came from; a record of another member may be newer than we are.
+    urls.filter_map(|url| url.parse().ok()).collect()
+}
+
+/// Looks for the other founders, or for somebody to join.
+struct Search {
+    transport: Transport,
+    shared: Arc<Shared>,
+    queue: Queue,
+    addresses: Arc<Mutex<Addresses>>,
+    founders: Vec<PeerUrl>,
+    join: Vec<PeerUrl>,
+    discovery: Option<(String, String)>,
+    record: MemberRecord,
+}
+
+impl Search {
+    async fn run(self) {
+        let mut told = BTreeSet::new();
+        loop {
+            if !self.shared.is_ready() {
+                self.look_for_contact(&mut told).await;
+            } else if self.shared.awaits() {
+                self.look_for_founders(&mut told).await;
+            }
+            tokio::time::sleep(SEARCH_INTERVAL).await;
+            if self.shared.is_stopping() {
+                return;
+            }
+        }
+    }
+
+    async fn candidates(&self, urls: &[PeerUrl]) -> Vec<Candidate> {
+        match self.transport.resolver().candidates(urls).await {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                tracing::debug!(%error, "cannot find peers");
+                Vec::new()
+            }
+        }
+    }
+
+    async fn hello(&self, candidate: &Candidate) -> Option<pb::HelloReply> {
+        let request = pb::HelloRequest {
+            protocol: PROTOCOL,
+            member_id: self.shared.member.id.0,
+            cluster_id: self.shared.cluster().0,
+        };
+        match self.transport.hello(candidate.clone(), request).await {
+            Ok(reply) if reply.member_id == self.shared.member.id.0 => None,
+            Ok(reply) => Some(reply),
+            Err(status) => {
+                let address = candidate.address;
+                tracing::debug!(%address, error = status.message(), "nobody there");
+                None
+            }
+        }
+    }
+
+    /// Founders know each other by address only. Whoever is found there is talked to.
+    async fn look_for_founders(&self, told: &mut BTreeSet<String>) {
+        for url in &self.founders {
+            for candidate in self.candidates(std::slice::from_ref(url)).await {
+                let Some(reply) = self.hello(&candidate).await else { continue };
+                if reply.cluster_id != self.shared.cluster().0 {
+                    if told.insert(url.to_string()) {
+                        tracing::warn!(
+                            %url,
+                            cluster = %ClusterId(reply.cluster_id),
+                            "a member of another cluster is there"
+                        );
+                    }
+                    continue;
+                }
+                let member = MemberId(reply.member_id);
+                if !reply.admits_caller {
+                    // The cluster goes on since long; this member has lost its disk, it seems.
+                    if reply.in_cluster {
+                        self.ask_to_join(&candidate, told).await;
+                    }
+                    continue;
+                }
+                self.meet(member, url);
+            }
+        }
+    }
+
+    fn meet(&self, member: MemberId, url: &PeerUrl) {
+        let mut addresses = self.addresses.lock();
+        let urls = addresses.met.entry(member).or_default();
+        if urls.contains(url) {
+            return;
+        }
+        urls.push(url.clone());
+        tracing::info!(%member, %url, "met a founder");
+        self.transport.set_peers(addresses.all());
+        drop(addresses);
+        let _ = self.queue.try_send(Task::Contact(member, true));
+    }
+
+    async fn look_for_contact(&self, told: &mut BTreeSet<String>) {
+        let mut urls = self.join.clone();
+        if let Some((domain, name)) = &self.discovery {
+            match self.transport.resolver().members_of(domain, name).await {
+                Ok(found) => urls.extend(found),
+                Err(error) if told.insert(domain.clone()) => {
+                    tracing::warn!(domain, %error, "cannot discover members");
+                }
+                Err(_) => {}
+            }
+        }
+        if self.shared.is_joining() {
+            return;
+        }
+        for candidate in self.candidates(&urls).await {
+            if let Some(reply) = self.hello(&candidate).await
+                && reply.in_cluster
+                && self.ask_to_join(&candidate, told).await
+            {
+                return;
+            }
+        }
+    }
+
+    /// Asks one member. Answers whether it has agreed.
+    async fn ask_to_join(&self, candidate: &Candidate, told: &mut BTreeSet<String>) -> bool {
+        let record = self.record.clone();
+        let request = pb::JoinRequest {
+            protocol: PROTOCOL,
+            member_id: self.shared.member.id.0,
+            name: record.name,
+            peer_urls: record.peer_urls,
+            client_urls: record.client_urls,
+            zone: record.zone,
+            learner: record.learner,
+            volatile: record.volatile,
+            ..pb::JoinRequest::default()
+        };
+        let Some(contact) = self.hello(candidate).await else { return false };
+        let answer = self.transport.join(candidate.clone(), request).await;
+        let admission = answer.map_err(|status| status.message().to_owned()).and_then(from_reply);
+        let admission = match admission {
+            Ok(admission) => admission,
+            Err(why) => {
+                if told.insert(why.clone()) {
+                    tracing::warn!(address = %candidate.address, why, "not admitted");
+                }
+                return false;
+            }
+        };
+        let contact = MemberId(contact.member_id);
+        tracing::info!(%contact, cluster = %admission.cluster, "admitted");
+        {
+            let mut addresses = self.addresses.lock();
+            addresses.met = admission
+                .members
+                .iter()
+                .filter(|(id, _)| *id != self.shared.member.id)
+                .map(|(id, record)| (*id, parse_all(record.peer_urls.iter())))
+                .collect();
+            addresses.met.entry(contact).or_default().push(candidate.url.clone());
+        }
+        self.shared.set_cluster(admission.cluster);
+        let identity = Identity {
+            cluster: Some(admission.cluster),
+            member: self.shared.member.id,
+            run: self.shared.run,
+        };
+        self.transport.set_identity(identity);
+        self.transport.set_peers(self.addresses.lock().all());
+        let (done, wait) = oneshot::channel();
+        let task = Task::Adopt { admission: Box::new(admission), contact, done };
+        if self.queue.try_send(task).is_err() {
+            return false;
+        }
+        wait.await.is_ok()
+    }
+}
