@@ -21,7 +21,7 @@ use super::restore::{COUNT_MAX, TIME_MAX};
 use super::writer::Visibility;
 use crate::error::StoreError;
 use crate::replication::entry::{Entry, EntryOp, Segment};
-use crate::replication::message::Head;
+use crate::replication::message::{Dot, Head};
 use crate::storage::schema::{Op, OriginIndex, RowStamp, Table};
 use crate::time::{Now, Stamp};
 use crate::types::{KeyValue, LeaseId, Origin};
@@ -148,6 +148,19 @@ impl Writer {
             applied.entries += 1;
         }
         Ok(applied)
+    }
+
+    /// Deletes puts that others have deleted and forgotten, by an entry of this member, where they still stand.
+    pub fn drop_puts(&mut self, dots: &[Dot], now: Now) -> Result<(), StoreError> {
+        let stamp = self.begin_entry(now);
+        for dot in dots {
+            let Some(latest) = self.mvcc.latest(&dot.key) else { continue };
+            if self.mvcc.origins().read().stamp(latest.stamp) == dot.stamp() {
+                self.delete(dot.key.clone(), latest, latest.stamp, stamp);
+            }
+        }
+        let _ = self.end_entry_alone();
+        Ok(())
     }
 
     /// Everything that these heads cover is here now. Durable with the next commit.

@@ -25,7 +25,7 @@ use crate::error::StoreError;
 use crate::replication::Gossip;
 use crate::replication::gossip::{self, Input, Output};
 use crate::replication::heads::mix;
-use crate::replication::message::{CatchUp, Head, Message};
+use crate::replication::message::{CatchUp, Compare, Head, Message, Span};
 use crate::replication::settled::Frontier;
 use crate::storage::Store;
 use crate::storage::schema::member::{self, MemberRecord};
@@ -52,6 +52,17 @@ pub enum Effect {
     },
     /// Read a part of the data, likewise.
     LoadCatchUp(MemberId, CatchUp),
+    /// Read our puts in these ranges, likewise, and send the question where the peer has others.
+    LoadCompare {
+        /// To whom.
+        to: MemberId,
+        /// Which ranges.
+        spans: Vec<Span>,
+        /// Puts up to when.
+        upto: Timestamp,
+    },
+    /// Answer such a question, likewise.
+    AnswerCompare(MemberId, Compare),
     /// A peer holds our entries up to this seq, durably.
     Acknowledged(MemberId, u64),
     /// Who the members are, or where they are, has changed.
@@ -119,8 +130,8 @@ struct Cluster {
     pledge: Pledge,
     /// Where the segments in the open batch end.
     applied: Vec<Head>,
-    /// The last part of a catch-up is in the open batch: up to when this member is complete then, and with which heads.
-    finishing: Option<(Vec<Head>, Timestamp)>,
+    /// The end of a catch-up is in the open batch: up to when this member is complete then.
+    finishing: Option<Timestamp>,
     /// Whether the data that was there when this member joined has come.
     caught_up: bool,
     /// Whether the others know of this run: it promises nothing before.
@@ -472,10 +483,7 @@ impl Replica {
             _ => None,
         };
         let finished = cluster.finishing.take();
-        let mut heads = std::mem::take(&mut cluster.applied);
-        if let Some((finished, _)) = &finished {
-            heads.extend(finished);
-        }
+        let heads = std::mem::take(&mut cluster.applied);
         if !entries.is_empty() || !heads.is_empty() {
             self.step(Input::Committed { entries, heads }, now)?;
         }
@@ -485,7 +493,7 @@ impl Replica {
         if records.iter().any(is_about_members) {
             self.read_directory(now)?;
         }
-        if let Some((_, complete)) = finished {
+        if let Some(complete) = finished {
             if let Some(cluster) = &mut self.cluster {
                 cluster.caught_up = true;
             }
@@ -534,11 +542,21 @@ impl Replica {
                 let applied = self.writer.apply_catch_up(&entries, now)?;
                 self.note_conflicts(applied.conflicts);
             }
-            Output::FinishCatchUp { heads, complete } => {
+            Output::FinishCatchUp(heads) => {
                 self.writer.finish_catch_up(&heads);
-                self.writer.set_complete(complete);
-                cluster.finishing = Some((heads, complete));
+                cluster.applied.extend(heads);
             }
+            Output::Complete(complete) => {
+                self.writer.set_complete(complete);
+                cluster.finishing = Some(complete);
+            }
+            Output::Compare { to, spans, upto } => {
+                self.effects.push(Effect::LoadCompare { to, spans, upto });
+            }
+            Output::AnswerCompare(to, compare) => {
+                self.effects.push(Effect::AnswerCompare(to, compare));
+            }
+            Output::Drop(dots) => self.writer.drop_puts(&dots, now)?,
             Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
             Output::Seal(heads) => {
                 let me = self.writer.identity().member;

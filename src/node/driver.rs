@@ -19,7 +19,7 @@ use super::home::{Answer, Answers, Home, Outcome};
 use super::peers::Peers;
 use crate::engine::Failure;
 use crate::engine::command::{Command, CommandReply};
-use crate::engine::mvcc::{StatePart, Sweep};
+use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
 use crate::engine::replica::{Admission, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
 use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
@@ -409,6 +409,21 @@ impl Driver {
                 }
                 Effect::Load { to, wants, bytes_max } => self.load(to, wants, bytes_max),
                 Effect::LoadCatchUp(to, request) => self.load_catch_up(to, request),
+                Effect::LoadCompare { to, spans, upto } => {
+                    self.read_for_peer(
+                        move |mvcc| Ok((to, Message::Compare(mvcc.compare(&spans, upto)?))),
+                        None,
+                    );
+                }
+                Effect::AnswerCompare(to, compare) => {
+                    let heads = self.replica.writer().heads();
+                    self.read_for_peer(
+                        move |mvcc| {
+                            Ok((to, Message::Compared(mvcc.answer_compare(&compare, &heads)?)))
+                        },
+                        Some(to),
+                    );
+                }
                 Effect::Acknowledged(peer, seq) => self.acks.acknowledged(peer, seq),
                 Effect::Members => {
                     self.shared.observe_cluster(&self.replica);
@@ -428,44 +443,50 @@ impl Driver {
         self.answers.send();
     }
 
-    /// Reads entries for a peer, on another thread.
+    /// Reads entries for a peer.
     fn load(&self, to: MemberId, wants: Vec<Head>, bytes_max: u64) {
-        let Some(peers) = &self.peers else { return };
         let writer = self.replica.writer();
         let (heads, collected) = (writer.heads(), writer.collected());
-        let (mvcc, queue) = (Arc::clone(writer.mvcc()), self.queue.clone());
-        let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
-        peers.spawn_blocking(move || {
+        let read = move |mvcc: &Mvcc| {
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-            match mvcc.segments(&wants, &heads, bytes_max) {
-                Ok(segments) => {
-                    let segments = Segments { segments, collected, answers: true };
-                    let _ = transport.send(to, Message::Segments(segments));
-                }
-                Err(error) => shared.fail(error),
-            }
-            let _ = queue.send(Task::Loaded(to));
-        });
+            let segments = mvcc.segments(&wants, &heads, bytes_max)?;
+            Ok((to, Message::Segments(Segments { segments, collected, answers: true })))
+        };
+        self.read_for_peer(read, Some(to));
     }
 
-    /// Reads a part of the data for a peer, on another thread.
+    /// Reads a part of the data for a peer.
     fn load_catch_up(&self, to: MemberId, request: CatchUp) {
-        let (Some(peers), Some(gossip)) = (&self.peers, self.replica.gossip()) else { return };
-        let writer = self.replica.writer();
-        let (heads, complete) = (writer.heads(), gossip.frontier().complete());
-        let (mvcc, queue) = (Arc::clone(writer.mvcc()), self.queue.clone());
+        let Some(gossip) = self.replica.gossip() else { return };
+        let (heads, complete) = (self.replica.writer().heads(), gossip.frontier().complete());
+        let read = move |mvcc: &Mvcc| {
+            let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
+            let StatePart { entries, next, progress } =
+                mvcc.catch_up(&request.heads, request.cursor, bytes_max)?;
+            let part = CatchUpPart { heads, complete, entries, next, progress };
+            Ok((to, Message::CatchUpPart(part)))
+        };
+        self.read_for_peer(read, Some(to));
+    }
+
+    /// Reads on another thread what a message to a peer needs, and sends it. `serves` is the peer whose turn it was.
+    fn read_for_peer(
+        &self,
+        read: impl FnOnce(&Mvcc) -> Result<(MemberId, Message), StoreError> + Send + 'static,
+        serves: Option<MemberId>,
+    ) {
+        let Some(peers) = &self.peers else { return };
+        let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         peers.spawn_blocking(move || {
-            let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
-            match mvcc.catch_up(&request.heads, request.cursor, bytes_max) {
-                Ok(part) => {
-                    let StatePart { entries, next, progress } = part;
-                    let part = CatchUpPart { heads, complete, entries, next, progress };
-                    let _ = transport.send(to, Message::CatchUpPart(part));
-                }
+            match read(&mvcc) {
+                // What gets lost is asked for again.
+                Ok((to, message)) => _ = transport.send(to, message),
                 Err(error) => shared.fail(error),
             }
-            let _ = queue.send(Task::Loaded(to));
+            if let Some(peer) = serves {
+                let _ = queue.send(Task::Loaded(peer));
+            }
         });
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::entry::{Entry, Segment};
-use crate::time::Timestamp;
+use crate::time::{Stamp, Timestamp};
 use crate::types::{MemberId, Origin};
 
 /// How far someone holds an origin's entries: every one up to `seq`, durably.
@@ -62,6 +62,10 @@ pub enum Message {
     CatchUp(CatchUp),
     /// A part of the data.
     CatchUpPart(CatchUpPart),
+    /// Asks in which ranges the receiver holds other puts than the sender.
+    Compare(Compare),
+    /// Answers that.
+    Compared(Compared),
     /// A message of the failure detector.
     Swim(Bytes),
 }
@@ -153,6 +157,64 @@ pub struct Cursor {
     pub revision: u64,
     /// The number of the row.
     pub n: u32,
+}
+
+/// Keys from one on, up to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The first.
+    pub from: Bytes,
+    /// The first that is not in it; `None` for no end.
+    pub to: Option<Bytes>,
+}
+
+/// What the sender holds in a span.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeSum {
+    /// Which.
+    pub span: Span,
+    /// How many keys live in it.
+    pub keys: u64,
+    /// The sum of the hashes of their puts.
+    pub hash: u64,
+}
+
+/// A put by which a key lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dot {
+    /// The key.
+    pub key: Bytes,
+    /// When it was put.
+    pub time: Timestamp,
+    /// By which entry.
+    pub head: Head,
+}
+
+impl Dot {
+    /// What orders it among all puts.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { time: self.time, origin: self.head.origin }
+    }
+}
+
+/// A question of a state merge: what is held where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compare {
+    /// Ranges of many keys.
+    pub sums: Vec<RangeSum>,
+    /// All puts of ranges of few.
+    pub dots: Vec<Dot>,
+    /// Only puts up to this time count.
+    pub upto: Timestamp,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// The ranges that are not the same here.
+    pub differing: Vec<Span>,
+    /// The puts that are known here, and deleted.
+    pub gone: Vec<Dot>,
 }
 
 /// A part of the data.

@@ -514,10 +514,33 @@ impl Cluster {
         }
     }
 
+    /// All members forget what they may.
+    pub(super) fn compact_and_sweep(&mut self) {
+        for number in self.up() {
+            self.world.with(number, |full, micros| {
+                let revision = full.replica.as_ref().map(|it| it.writer().mvcc().revision());
+                let revision = revision.map_or(0, |revision| revision.0.cast_signed());
+                full.execute(micros, Command::Compact { revision });
+            });
+            self.run(5 * MILLI);
+            self.sweep_at(number);
+        }
+    }
+
+    /// State merges that have ended.
+    pub(super) fn merges(&self) -> u64 {
+        let gossips = self.world.actors.iter().filter_map(|full| full.replica.as_ref()?.gossip());
+        gossips.map(|gossip| gossip.counts().merges).sum()
+    }
+
     /// A member removes from its log what it may.
     pub(super) fn sweep(&mut self) {
         let up = self.up();
         let Some(number) = self.dice.pick(&up).copied() else { return };
+        self.sweep_at(number);
+    }
+
+    fn sweep_at(&mut self, number: usize) {
         self.world.with(number, |full, micros| {
             full.with(micros, |replica, _| {
                 while replica.writer().can_reclaim() {

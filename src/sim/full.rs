@@ -194,6 +194,16 @@ impl Full {
                 self.sent.push((to, Message::CatchUpPart(part)));
                 replica.loaded(to, now).expect("no fault");
             }
+            Effect::LoadCompare { to, spans, upto } => {
+                let compare = replica.writer().mvcc().compare(&spans, upto).expect("no fault");
+                self.sent.push((to, Message::Compare(compare)));
+            }
+            Effect::AnswerCompare(to, compare) => {
+                let heads = replica.writer().heads();
+                let answer = replica.writer().mvcc().answer_compare(&compare, &heads);
+                self.sent.push((to, Message::Compared(answer.expect("no fault"))));
+                replica.loaded(to, now).expect("no fault");
+            }
             Effect::Acknowledged(peer, seq) => {
                 self.acknowledged.insert(peer, seq);
             }

@@ -167,7 +167,11 @@ impl Light {
                 Output::Settled(_) | Output::Acknowledged(..) => {}
                 Output::LoadCatchUp(..)
                 | Output::ApplyCatchUp(_)
-                | Output::FinishCatchUp { .. }
+                | Output::FinishCatchUp(_)
+                | Output::Complete(_)
+                | Output::Compare { .. }
+                | Output::AnswerCompare(..)
+                | Output::Drop(_)
                 | Output::Seal(_)
                 | Output::Swim(..) => unreachable!("light members neither leave nor collect"),
             }

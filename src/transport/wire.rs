@@ -6,6 +6,7 @@
 //!
 //! Pure: no socket, task or clock.
 
+mod compare;
 mod entries;
 #[cfg(test)]
 mod tests;
@@ -109,6 +110,17 @@ pub fn weight(message: &Message) -> usize {
             let entries: usize = part.entries.iter().map(|(_, entry)| entry.bytes()).sum();
             entries + rows(part.heads.len())
         }
+        Message::Compare(compare) => {
+            let spans = compare.sums.iter().map(|sum| sum.span.from.len());
+            let dots = compare.dots.iter().map(|dot| dot.key.len());
+            rows(compare.sums.len() + 2 * compare.dots.len()) + spans.chain(dots).sum::<usize>()
+        }
+        Message::Compared(compared) => {
+            let spans = compared.differing.iter().map(|span| span.from.len());
+            let dots = compared.gone.iter().map(|dot| dot.key.len());
+            let count = compared.differing.len() + 2 * compared.gone.len();
+            rows(count) + spans.chain(dots).sum::<usize>()
+        }
         Message::Swim(bytes) => bytes.len(),
     };
     lists + MESSAGE_OVERHEAD_BYTES
@@ -155,6 +167,12 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
         Some(Body::CatchUp(catch_up)) => rows(&catch_up.heads) <= HEADS_MAX,
         Some(Body::CatchUpPart(part)) => {
             rows(&part.heads) <= HEADS_MAX && entries::fit(part.entries.as_ref())
+        }
+        Some(Body::Compare(compare)) => {
+            compare.from.len() <= compare::ROWS_MAX && compare.dots.len() <= compare::ROWS_MAX
+        }
+        Some(Body::Compared(compared)) => {
+            compared.from.len() <= compare::ROWS_MAX && compared.gone.len() <= compare::ROWS_MAX
         }
         Some(Body::Greeting(_) | Body::Busy(_) | Body::Swim(_) | Body::Piece(_)) | None => true,
     }
@@ -228,6 +246,8 @@ pub fn encode(message: &Message) -> pb::Frame {
             bytes_max: catch_up.bytes_max,
         }),
         Message::CatchUpPart(part) => Body::CatchUpPart(encode_part(part)),
+        Message::Compare(compare) => Body::Compare(compare::encode_compare(compare)),
+        Message::Compared(compared) => Body::Compared(compare::encode_compared(compared)),
         Message::Swim(bytes) => Body::Swim(bytes.clone()),
     };
     pb::Frame { body: Some(body) }
@@ -260,6 +280,8 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
             bytes_max: catch_up.bytes_max,
         }),
         Body::CatchUpPart(part) => Message::CatchUpPart(decode_part(part)?),
+        Body::Compare(compare) => Message::Compare(compare::decode_compare(compare)?),
+        Body::Compared(compared) => Message::Compared(compare::decode_compared(compared)?),
         Body::Swim(bytes) => Message::Swim(bytes),
     })
 }

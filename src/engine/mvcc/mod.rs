@@ -16,6 +16,7 @@
 mod catch_up;
 mod compact;
 mod doorkeeper;
+mod fingerprint;
 mod hash;
 mod history;
 mod index;

@@ -5,9 +5,7 @@
 //! meanwhile is followed, later in the log, by what superseded it. Until then no head moves, so that a catch-up that
 //! breaks off claims nothing.
 
-use super::{
-    BUSY_MILLIS, CATCH_UP_PATIENCE_MILLIS, CatchingUp, Gossip, LOADS_MAX, Output, PULL_BYTES_MAX,
-};
+use super::{CATCH_UP_PATIENCE_MILLIS, CatchingUp, Gossip, Output, PULL_BYTES_MAX};
 use crate::replication::message::{CatchUp, CatchUpPart, Message};
 use crate::time::Now;
 use crate::types::MemberId;
@@ -15,12 +13,13 @@ use crate::types::MemberId;
 impl Gossip {
     /// Starts to take over a peer's data, unless that is under way with someone.
     pub(super) fn begin_catch_up(&mut self, from: MemberId, now: Now) {
-        if self.catching_up.is_some() {
+        if self.catching_up.is_some() || self.merging.is_some() {
             return;
         }
         let deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
         self.catching_up =
             Some(CatchingUp { from, claims: None, cursor: None, progress: 0, deadline_millis });
+        self.had_data = self.had_data || !self.heads.all().is_empty();
         self.ask_for_part();
     }
 
@@ -31,11 +30,9 @@ impl Gossip {
     }
 
     pub(super) fn serve_catch_up(&mut self, to: MemberId, request: CatchUp) {
-        if self.loads == LOADS_MAX {
-            self.send(to, Message::Busy { retry_millis: BUSY_MILLIS });
+        if !self.may_load(to) {
             return;
         }
-        self.loads += 1;
         let bytes_max = request.bytes_max.min(PULL_BYTES_MAX);
         self.outputs.push(Output::LoadCatchUp(to, CatchUp { bytes_max, ..request }));
     }
@@ -64,7 +61,13 @@ impl Gossip {
             self.heads.note_applied(head.origin, head.seq);
             self.pulls.satisfy(head.origin, &self.heads);
         }
-        self.outputs.push(Output::FinishCatchUp { heads, complete });
+        self.outputs.push(Output::FinishCatchUp(heads));
+        if self.had_data {
+            // Some of it may be gone elsewhere, and nobody knows any more that it was ever there.
+            self.begin_merge(from, complete, now);
+        } else {
+            self.outputs.push(Output::Complete(complete));
+        }
     }
 
     /// Asks again when nothing has come for too long; from the start, of somebody else, if the peer seems dead.

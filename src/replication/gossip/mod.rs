@@ -18,6 +18,7 @@
 
 mod catch_up;
 mod exchange;
+mod merge;
 mod peer;
 mod promise;
 mod spread;
@@ -28,12 +29,13 @@ use std::sync::Arc;
 use super::dice::Dice;
 use super::entry::{Entry, Segment};
 use super::heads::Heads;
-use super::message::{CatchUp, Cursor, Head, Message, Segments};
+use super::message::{CatchUp, Compare, Cursor, Dot, Head, Message, Segments, Span};
 use super::pulls::Pulls;
 use super::recent::Recent;
 use super::settled::{Frontier, Membership};
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin};
+use merge::Merging;
 use peer::Peer;
 
 /// Heads in one message.
@@ -152,13 +154,24 @@ pub enum Output {
     LoadCatchUp(MemberId, CatchUp),
     /// Write a part of another member's data. No heads move.
     ApplyCatchUp(Vec<(Origin, Arc<Entry>)>),
-    /// All parts are there: move the heads, remember how far this member is complete, then say [`Input::CaughtUp`].
-    FinishCatchUp {
-        /// Where the heads go, unless they are further.
-        heads: Vec<Head>,
-        /// Up to when the data is complete.
-        complete: Timestamp,
+    /// All parts are there: move the heads there, unless they are further.
+    FinishCatchUp(Vec<Head>),
+    /// Ask a peer where it holds other puts than we in these ranges: read our own ones, and send the question.
+    Compare {
+        /// Whom.
+        to: MemberId,
+        /// Where.
+        spans: Vec<Span>,
+        /// Only puts up to this time count.
+        upto: Timestamp,
     },
+    /// Answer such a question of a peer, then say [`Input::Loaded`].
+    AnswerCompare(MemberId, Compare),
+    /// Delete these puts, where they still stand: they were deleted long ago.
+    Drop(Vec<Dot>),
+    /// Nothing is here any more that others have forgotten: remember that this member is complete up to here, then say
+    /// [`Input::CaughtUp`].
+    Complete(Timestamp),
     /// Make a promise, after everything accepted so far is durable. Record it, and how far this member is complete, before
     /// [`Input::Promised`].
     Promise {
@@ -199,6 +212,8 @@ pub struct Counts {
     pub taken: u64,
     /// Pulls that were not answered in time.
     pub timeouts: u64,
+    /// State merges that have come to an end.
+    pub merges: u64,
 }
 
 /// The gossip of one member.
@@ -224,6 +239,9 @@ pub struct Gossip {
     collected: Timestamp,
     loads: usize,
     catching_up: Option<CatchingUp>,
+    merging: Option<Merging>,
+    /// Whether this member held anything when it began to catch up.
+    had_data: bool,
     exchange_interval: u64,
     next_exchange: u64,
     next_promise: u64,
@@ -264,6 +282,8 @@ impl Gossip {
             collected: Timestamp::default(),
             loads: 0,
             catching_up: None,
+            merging: None,
+            had_data: false,
             exchange_interval: options.exchange_millis,
             next_exchange: millis + dice.below(options.exchange_millis),
             next_promise: millis + dice.below(options.promise_millis),
@@ -285,7 +305,10 @@ impl Gossip {
             Input::Promised(time, seq) => self.promised(time, seq, now),
             Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
             Input::NotTaken(from, origin) => self.not_taken(from, origin, now),
-            Input::CaughtUp(complete) => self.frontier.raise_complete(complete),
+            Input::CaughtUp(complete) => {
+                self.frontier.raise_complete(complete);
+                self.hurry(now);
+            }
             Input::CatchUpFrom(peer) => self.begin_catch_up(peer, now),
             Input::Collected(time) => self.collected = self.collected.max(time),
             Input::Tick => {}
@@ -299,7 +322,8 @@ impl Gossip {
     /// When to call [`Self::step`] again at the latest, in monotonic milliseconds.
     pub fn wake_at(&self) -> u64 {
         let catch_up = self.catching_up.as_ref().map(|catching_up| catching_up.deadline_millis);
-        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up];
+        let merge = self.merging.as_ref().map(|merging| merging.deadline_millis);
+        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge];
         let next = self.next_exchange.min(self.next_promise);
         timers.into_iter().flatten().fold(next, u64::min)
     }
@@ -356,6 +380,8 @@ impl Gossip {
             Message::Promises(promises) => self.take_promises(from, promises, now),
             Message::CatchUp(request) => self.serve_catch_up(from, request),
             Message::CatchUpPart(part) => self.take_part(from, part, now),
+            Message::Compare(compare) => self.serve_compare(from, compare),
+            Message::Compared(compared) => self.take_compared(from, compared, now),
             Message::Swim(bytes) => self.outputs.push(Output::Swim(from, bytes)),
         }
     }
@@ -411,13 +437,20 @@ impl Gossip {
         if is_all {
             return;
         }
+        if self.may_load(to) {
+            let bytes_max = bytes_max.min(PULL_BYTES_MAX);
+            self.outputs.push(Output::Load { to, wants: on_disk, bytes_max });
+        }
+    }
+
+    /// Whether a peer may be served from the disk now. If not, it is told.
+    fn may_load(&mut self, to: MemberId) -> bool {
         if self.loads == LOADS_MAX {
             self.send(to, Message::Busy { retry_millis: BUSY_MILLIS });
-            return;
+            return false;
         }
         self.loads += 1;
-        let bytes_max = bytes_max.min(PULL_BYTES_MAX);
-        self.outputs.push(Output::Load { to, wants: on_disk, bytes_max });
+        true
     }
 
     fn take_segments(&mut self, from: MemberId, message: Segments, now: Now) {
@@ -489,6 +522,9 @@ impl Gossip {
         {
             catching_up.deadline_millis = until;
         }
+        if let Some(merging) = &mut self.merging {
+            merging.deadline_millis = until;
+        }
     }
 
     fn committed(&mut self, entries: Vec<(Origin, Arc<Entry>)>, heads: &[Head], now: Now) {
@@ -544,6 +580,7 @@ impl Gossip {
         let millis = now.monotonic_millis;
         self.counts.timeouts += self.pulls.expire(millis).len() as u64;
         self.catch_up_timeout(now);
+        self.merge_timeout(now);
         if millis >= self.next_exchange {
             self.begin_exchange(now);
         }

@@ -9,7 +9,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::replication::entry::{Entry, EntryOp, Segment};
-use crate::replication::message::Segments;
+use crate::replication::message::{Compare, Compared, Dot, RangeSum, Segments, Span};
 use crate::storage::schema::Table;
 use crate::time::Stamp;
 use crate::types::LeaseId;
@@ -123,6 +123,34 @@ fn cursor() -> impl Strategy<Value = Option<Cursor>> {
     option::of((count(), any::<u32>()).prop_map(|(revision, n)| Cursor { revision, n }))
 }
 
+fn span() -> impl Strategy<Value = Span> {
+    (bytes(0..9), option::of(bytes(1..9))).prop_map(|(from, to)| match to {
+        Some(to) if to <= from => Span { from, to: None },
+        to => Span { from, to },
+    })
+}
+
+fn dot() -> impl Strategy<Value = Dot> {
+    (bytes(1..9), count(), origin(), count()).prop_map(|(key, time, origin, seq)| Dot {
+        key,
+        time,
+        head: Head { origin, seq },
+    })
+}
+
+fn compare() -> impl Strategy<Value = Compare> {
+    let sum = (span(), count(), any::<u64>()).prop_map(|(span, keys, hash)| RangeSum {
+        span,
+        keys,
+        hash,
+    });
+    (vec(sum, 0..4), vec(dot(), 0..4), count()).prop_map(|(sums, dots, upto)| Compare {
+        sums,
+        dots,
+        upto,
+    })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let part = (heads(), count(), vec((origin(), entry()), 0..4), cursor(), any::<u16>());
     prop_oneof![
@@ -147,6 +175,9 @@ fn message() -> impl Strategy<Value = Message> {
             let complete = Timestamp(complete);
             Message::CatchUpPart(CatchUpPart { heads, complete, entries, next, progress })
         }),
+        compare().prop_map(Message::Compare),
+        (vec(span(), 0..3), vec(dot(), 0..3))
+            .prop_map(|(differing, gone)| Message::Compared(Compared { differing, gone })),
         bytes(0..9).prop_map(Message::Swim),
     ]
 }

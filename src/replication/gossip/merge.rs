@@ -1,0 +1,95 @@
+//! State merge: what a member holds that others have deleted, and forgotten that they have.
+//!
+//! A member that comes back with an old disk gets what it lacks by a catch-up. What it holds too much cannot come that way
+//! where the tombstones are gone. So it asks a peer, by sums over ranges of keys, where the two differ, and in the end
+//! names the puts there. The *dot rule*: a put that the peer lacks, though the peer holds the entry that made it and
+//! has no greater put there, was deleted. The member then deletes it, too, by an entry of its own like any other.
+
+use super::{CATCH_UP_PATIENCE_MILLIS, Gossip, Output};
+use crate::replication::message::{Compare, Compared, Span};
+use crate::time::{Now, Timestamp};
+use crate::types::MemberId;
+
+/// Ranges that one question is about.
+const SPANS_MAX: usize = 64;
+
+/// Where a state merge stands.
+#[derive(Clone, Debug)]
+pub(super) struct Merging {
+    from: MemberId,
+    /// The ranges that are not settled yet.
+    pending: Vec<Span>,
+    /// Those that the question under way is about.
+    asked: Vec<Span>,
+    /// Up to when this member will be complete when it is done.
+    complete: Timestamp,
+    pub(super) deadline_millis: u64,
+}
+
+impl Gossip {
+    /// Begins to compare everything with a peer whose data has just been taken over.
+    pub(super) fn begin_merge(&mut self, from: MemberId, complete: Timestamp, now: Now) {
+        let everything = Span { from: bytes::Bytes::new(), to: None };
+        self.merging = Some(Merging {
+            from,
+            pending: vec![everything],
+            asked: Vec::new(),
+            complete,
+            deadline_millis: 0,
+        });
+        self.ask_where_it_differs(now);
+    }
+
+    fn ask_where_it_differs(&mut self, now: Now) {
+        let Some(merging) = &mut self.merging else { return };
+        let first = merging.pending.len().saturating_sub(SPANS_MAX);
+        merging.asked = merging.pending.split_off(first);
+        merging.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+        if merging.asked.is_empty() {
+            let complete = merging.complete;
+            self.merging = None;
+            self.counts.merges += 1;
+            self.outputs.push(Output::Complete(complete));
+            return;
+        }
+        let (to, spans) = (merging.from, merging.asked.clone());
+        self.outputs.push(Output::Compare { to, spans, upto: Timestamp(u64::MAX) });
+    }
+
+    /// A peer asks where it differs from us.
+    pub(super) fn serve_compare(&mut self, to: MemberId, compare: Compare) {
+        if self.may_load(to) {
+            self.outputs.push(Output::AnswerCompare(to, compare));
+        }
+    }
+
+    pub(super) fn take_compared(&mut self, from: MemberId, compared: Compared, now: Now) {
+        let Some(merging) = self.merging.as_mut().filter(|merging| merging.from == from) else {
+            return;
+        };
+        merging.asked.clear();
+        merging.pending.extend(compared.differing);
+        if !compared.gone.is_empty() {
+            self.outputs.push(Output::Drop(compared.gone));
+        }
+        self.ask_where_it_differs(now);
+    }
+
+    /// Asks again when no answer has come for too long; somebody else, from the start, if the peer seems dead.
+    pub(super) fn merge_timeout(&mut self, now: Now) {
+        let Some(merging) = &mut self.merging else { return };
+        if merging.deadline_millis > now.monotonic_millis {
+            return;
+        }
+        if self.live.binary_search(&merging.from).is_err() {
+            self.merging = None;
+            if let Some(other) = self.dice.pick(&self.live).copied() {
+                self.begin_catch_up(other, now);
+            }
+            return;
+        }
+        let asked = std::mem::take(&mut merging.asked);
+        merging.pending.extend(asked);
+        self.ask_where_it_differs(now);
+    }
+}
