@@ -614,22 +614,22 @@ fn what_is_settled_is_forgotten_without_a_trace() {
         }
         let common = members[0].common();
         assert_eq!(common.pairs, expected(&log), "seed {seed}");
-        for i in 0..MEMBERS {
-            assert_eq!(members[i].common(), common, "seed {seed}, member {i}");
+        for member in &mut members {
+            assert_eq!(member.common(), common, "seed {seed}, member {}", member.number);
             let mut to = Member::new(7);
-            catch_up(&mut members[i], &mut to, &mut choices, |_, _, _| ());
-            assert_eq!(to.common(), common, "seed {seed}, after member {i}");
+            catch_up(member, &mut to, &mut choices, |_, _, _| ());
+            assert_eq!(to.common(), common, "seed {seed}, after {}", member.number);
         }
         // Once everything is settled, nothing is left but what lives.
         for round in 0..4 {
-            for i in 0..MEMBERS {
+            for member in &mut members {
                 let now = at(100_000 + round);
                 let alarm = Alarm { kind: AlarmKind::NoSpace, member: MemberId(9) };
-                let _ = members[i].writer.execute(Command::Alarm { alarm, on: false }, now);
+                let _ = member.writer.execute(Command::Alarm { alarm, on: false }, now);
                 let put = Put { key: "key0".into(), ..Put::default() };
-                assert!(members[i].writer.execute(Command::Put(put), now).is_ok());
-                members[i].commit();
-                keep(&mut log, &mut members[i]);
+                assert!(member.writer.execute(Command::Put(put), now).is_ok());
+                member.commit();
+                keep(&mut log, member);
             }
             for member in &mut members {
                 give_all(&log, member);
