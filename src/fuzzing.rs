@@ -23,6 +23,7 @@ use crate::api::convert;
 use crate::engine::command::{Command, DeleteRange, Put, Range};
 use crate::engine::watch::Stream;
 use crate::engine::{Options, Writer};
+use crate::replication::message::Head;
 use crate::storage::schema::{
     AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
@@ -53,6 +54,8 @@ pub const TARGETS: &[(&str, Target)] = &[
 const NOW: Now = Now { wall_millis: 1_000, monotonic_millis: 0 };
 const TXN_OPS_MAX: usize = 128;
 const PICKED_LEASE: i64 = 77;
+/// What is read of a log at a time.
+const READ_BYTES_MAX: usize = 1 << 16;
 /// How many origins a store in [`restore`] knows.
 const ORIGINS: u32 = 4;
 /// The largest message in [`framing`].
@@ -314,6 +317,20 @@ fn use_store(mut writer: Writer) {
         writer.commit().expect("memory takes it");
     }
     read(&writer, &everything());
+    let heads = writer.heads();
+    let none: Vec<Head> = heads.iter().map(|head| Head { seq: 0, ..*head }).collect();
+    let segments = writer.mvcc().segments(&none, &heads, READ_BYTES_MAX).expect("memory gives it");
+    let state = writer.mvcc().catch_up(&none, None, READ_BYTES_MAX).expect("memory gives it");
+    // Whatever a store says, others take it or leave it.
+    let store = Store::Memory(Memory::new());
+    let identity = Identity { member: MemberId(99), cluster: ClusterId(2) };
+    let mut other = Writer::open(store, &Options::new(identity), NOW).expect("it is empty");
+    for segment in segments {
+        other.apply(&segment, NOW).expect("memory takes it");
+    }
+    other.apply_catch_up(&state.entries, NOW).expect("memory takes it");
+    other.commit().expect("memory takes it");
+    read(&other, &everything());
 }
 
 /// The files of a small store: their paths, and what is in them but for zeros at the end.

@@ -75,7 +75,8 @@ pub struct RecordWrite {
 }
 
 impl Writer {
-    /// From now on there are peers: nothing leaves the log before everybody has it. This is for good.
+    /// From now on there are peers: nothing leaves the log before everybody has it. This is for good, and to be durable
+    /// before the first of them gets anything.
     pub fn set_peered(&mut self) {
         if self.collection.is_peered() {
             return;
@@ -85,6 +86,7 @@ impl Writer {
         self.put_meta(Meta::Collected(time));
         self.collection.resume(time, Timestamp::default(), time);
         let mut marks = self.mvcc.marks().write();
+        marks.keep();
         for (index, seq) in &self.replica.heads {
             marks.begin(*index, *seq);
         }

@@ -176,6 +176,9 @@ pub(super) fn restore(
     mvcc.origins().write().clone_from(&meta.origins);
     let newest = Place { revision: Revision::FIRST, n: 0 };
     let mut end = LogEnd { newest, time: meta.time(), seq: meta.seq_on_record(), hidden_bytes: 0 };
+    if meta.peered.is_some() {
+        mvcc.marks().write().keep();
+    }
     let mut current = None;
     for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = item?;

@@ -13,7 +13,12 @@
 //! compact N    reclaim    sweep    batch    commit    restart    status    log
 //! watch STREAM RANGE [rev=N] [id=N] [prev_kv] [no_put] [no_delete] [notify]
 //! poll STREAM    cancel STREAM ID    progress STREAM    notify STREAM SECONDS
+//! pull MEMBER [of=N]    catchup MEMBER    heads    same MEMBER    peered    settled SECONDS    graves    orphans
 //! ```
+//!
+//! `b: put KEY` is done by member `b`; without a name it is member `a`, who is number 1. A member that pulls takes what it
+//! lacks from the other one's log, a member that catches up from the other one's state. Everything up to some time can be
+//! declared settled.
 //!
 //! A range is `a` (one key), `a..c`, `a..` (no end), `a*` (a prefix) or `all`.
 
@@ -34,10 +39,12 @@ use super::command::{
 };
 use super::lease::KeepAlive;
 use super::watch::{Event, EventKind, Stream, WatchCreate, WatchReply};
-use super::{Failure, Options, Writer, txn};
+use super::{Conflict, Failure, Options, Writer, txn};
+use crate::replication::entry::Segment;
+use crate::replication::message::Head;
 use crate::storage::schema::{Identity, Op, Place, Row};
 use crate::storage::{Memory, Space, Store};
-use crate::time::Now;
+use crate::time::{Now, Timestamp};
 use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId};
 
 /// `--max-txn-ops`, small enough to be reached in a script.
@@ -49,11 +56,21 @@ type Result<T, E = Box<dyn StdError>> = std::result::Result<T, E>;
 
 /// A member, and the clients that watch it.
 struct Runner {
+    name: String,
+    /// The other members.
+    others: BTreeMap<String, Parked>,
     memory: Memory,
     writer: Writer,
     streams: BTreeMap<String, Stream>,
     seconds: u64,
     batching: bool,
+}
+
+/// A member whose turn it is not.
+struct Parked {
+    memory: Memory,
+    writer: Writer,
+    streams: BTreeMap<String, Stream>,
 }
 
 /// The words of a command, and its `key=value` pairs.
@@ -391,14 +408,106 @@ fn answer<T>(result: Result<T, Failure>) -> Result<T> {
 impl Runner {
     fn new() -> Self {
         let memory = Memory::new();
-        let writer = Self::open(&memory, 0);
-        Self { memory, writer, streams: BTreeMap::new(), seconds: 0, batching: false }
+        let name = "a".to_owned();
+        let writer = Self::open(&name, &memory, 0);
+        let (others, streams) = (BTreeMap::new(), BTreeMap::new());
+        Self { name, others, memory, writer, streams, seconds: 0, batching: false }
     }
 
-    fn open(memory: &Memory, seconds: u64) -> Writer {
-        let identity = Identity { member: MemberId(1), cluster: ClusterId(2) };
+    fn open(name: &str, memory: &Memory, seconds: u64) -> Writer {
+        let number = name.bytes().fold(0, |number, byte| number * 26 + u64::from(byte - b'a') + 1);
+        let identity = Identity { member: MemberId(number), cluster: ClusterId(2) };
         let store = Store::Memory(memory.clone());
-        Writer::open(store, &Options::new(identity), now(seconds)).unwrap()
+        let options = Options { gc_age_millis: 0, ..Options::new(identity) };
+        Writer::open(store, &options, now(seconds)).unwrap()
+    }
+
+    /// Lets another member do what comes next.
+    fn turn_to(&mut self, name: &str) {
+        if name == self.name {
+            return;
+        }
+        let next = self.others.remove(name).unwrap_or_else(|| {
+            let memory = Memory::new();
+            let writer = Self::open(name, &memory, self.seconds);
+            Parked { memory, writer, streams: BTreeMap::new() }
+        });
+        let former = Parked {
+            memory: std::mem::replace(&mut self.memory, next.memory),
+            writer: std::mem::replace(&mut self.writer, next.writer),
+            streams: std::mem::replace(&mut self.streams, next.streams),
+        };
+        self.others.insert(std::mem::replace(&mut self.name, name.to_owned()), former);
+    }
+
+    /// Another member, which knows that it has peers before it gives anything away.
+    fn peer(&mut self, name: &str) -> Result<()> {
+        let peer = &mut self.others.get_mut(name).ok_or("no such member")?.writer;
+        peer.set_peered();
+        Ok(peer.commit()?)
+    }
+
+    /// Takes what is missing from the log of another member, or only what some member has written.
+    fn pull(&mut self, from: &str, of: i64) -> Result<String> {
+        self.peer(from)?;
+        let from = &self.others[from].writer;
+        let heads = from.heads();
+        let known = |head: &Head| Head { seq: self.writer.head(head.origin), ..*head };
+        let is_of = |head: &&Head| of == 0 || head.origin.member.0 == of.cast_unsigned();
+        let wants: Vec<Head> = heads.iter().filter(is_of).map(known).collect();
+        let mut out = Vec::new();
+        for segment in from.mvcc().segments(&wants, &heads, usize::MAX)? {
+            let applied = self.writer.apply(&segment, now(self.seconds))?;
+            let Segment { origin, after, through, .. } = segment;
+            let (outcome, entries) = (applied.outcome, applied.entries);
+            out.push(format!("{outcome:?} {origin} ({after}, {through}]: {entries} entries"));
+            for Conflict { key, kept, lost } in applied.conflicts {
+                out.push(format!("conflict about {}: {kept}, not {lost}", text(&key)));
+            }
+        }
+        self.writer.commit()?;
+        Ok(out.join("\n"))
+    }
+
+    /// Takes the state of another member.
+    fn catch_up(&mut self, from: &str) -> Result<String> {
+        self.peer(from)?;
+        let from = &self.others[from].writer;
+        let part = from.mvcc().catch_up(&self.writer.heads(), None, usize::MAX)?;
+        let applied = self.writer.apply_catch_up(&part.entries, now(self.seconds))?;
+        self.writer.finish_catch_up(&from.heads());
+        self.writer.commit()?;
+        Ok(format!("{:?}: {} entries", applied.outcome, applied.entries))
+    }
+
+    fn heads(&self) -> String {
+        let heads = self.writer.heads();
+        let heads = heads.iter().map(|Head { origin, seq }| format!("{origin} {seq}"));
+        heads.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Whether another member has the same live state.
+    fn same(&self, as_whom: &str) -> Result<String> {
+        let other = &self.others.get(as_whom).ok_or("no such member")?.writer;
+        let hashes = [&self.writer, other].map(|writer| writer.mvcc().reader().hash(0));
+        let [own, other] = hashes.map(|hash| answer(hash).map(|hash| hash.hash));
+        Ok(if own? == other? { "the same" } else { "different" }.to_owned())
+    }
+
+    fn replicating(&mut self, name: &str, mut words: Words) -> Result<String> {
+        let word = words.next()?;
+        let of = words.number("of", 0)?;
+        words.end()?;
+        match name {
+            "pull" => self.pull(&word, of),
+            "catchup" => self.catch_up(&word),
+            "settled" => {
+                self.writer.set_settled(Timestamp::from_millis(word.parse::<u64>()? * 1000));
+                self.writer.commit()?;
+                Ok(String::new())
+            }
+            _ => self.same(&word),
+        }
     }
 
     fn now(&self) -> Now {
@@ -524,7 +633,7 @@ impl Runner {
         self.streams.clear();
         self.batching = false;
         self.memory = self.memory.crash();
-        self.writer = Self::open(&self.memory, self.seconds);
+        self.writer = Self::open(&self.name, &self.memory, self.seconds);
         self.status()
     }
 
@@ -576,6 +685,13 @@ impl Runner {
             "restart" => return Ok(self.restart()),
             "status" => return Ok(self.status()),
             "log" => return self.log(),
+            "heads" => return Ok(self.heads()),
+            "graves" => return Ok(self.writer.mvcc().graves().to_string()),
+            "orphans" => return Ok(format!("{:?}", self.writer.lessor().orphans())),
+            "peered" => {
+                self.writer.set_peered();
+                self.writer.commit()?;
+            }
             "leases" => {
                 let ids = self.writer.lessor().ids().into_iter();
                 return Ok(ids.map(|id| id.0.to_string()).collect::<Vec<_>>().join(" "));
@@ -587,7 +703,8 @@ impl Runner {
 }
 
 fn now(seconds: u64) -> Now {
-    Now { wall_millis: 0, monotonic_millis: seconds * MILLIS_PER_SECOND }
+    let millis = seconds * MILLIS_PER_SECOND;
+    Now { wall_millis: millis, monotonic_millis: millis }
 }
 
 fn number(words: &mut Words) -> Result<i64> {
@@ -617,8 +734,9 @@ fn or_error(result: Result<String>) -> Result<String> {
 impl goldenscript::Runner for Runner {
     type Command = goldenscript::Command;
 
-    fn run(&mut self, command: &Self::Command, _: &goldenscript::Context) -> Result<String> {
+    fn run(&mut self, command: &Self::Command, context: &goldenscript::Context) -> Result<String> {
         let mut words = Words::of(&command.args)?;
+        self.turn_to(context.prefix.as_deref().unwrap_or("a"));
         or_error(match command.name.as_str() {
             "put" => parse_put(words).and_then(|put| self.execute(Command::Put(put))),
             "get" => parse_range(words).and_then(|range| self.get(&range)),
@@ -634,6 +752,7 @@ impl goldenscript::Runner for Runner {
             name @ ("watch" | "poll" | "cancel" | "progress" | "notify") => {
                 self.watching(name, words)
             }
+            name @ ("pull" | "catchup" | "settled" | "same") => self.replicating(name, words),
             name => self.storing(name),
         })
     }
@@ -689,6 +808,11 @@ fn alarms() {
 #[test]
 fn watches() {
     run("watch");
+}
+
+#[test]
+fn replication() {
+    run("replication");
 }
 
 #[test]

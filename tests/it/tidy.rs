@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("http", &["types", "time", "error", "metrics", "engine", "node", "api"]),
     ("config", &["types", "time", "error", "node"]),
     ("logging", &["config"]),
-    ("fuzzing", &["types", "time", "storage", "engine", "api", "http", "config"]),
+    ("fuzzing", &["types", "time", "storage", "replication", "engine", "api", "http", "config"]),
 ];
 
 /// What makes the same input give the same output: these hold no task, socket or message of a protocol.

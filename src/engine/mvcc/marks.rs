@@ -40,11 +40,18 @@ impl OriginMarks {
 #[derive(Clone, Debug, Default)]
 pub(in crate::engine) struct Marks {
     origins: BTreeMap<OriginIndex, OriginMarks>,
+    /// Whether all entries are marked: those of a store without peers are not.
+    is_kept: bool,
     /// The newest row that is durable.
     pub(super) durable: Option<Place>,
 }
 
 impl Marks {
+    /// From now on all entries are marked.
+    pub(in crate::engine) fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
     /// Starts with an origin of which entries up to `last` may stand anywhere.
     pub(in crate::engine) fn begin(&mut self, origin: OriginIndex, last: u64) {
         self.origins.insert(origin, OriginMarks::new(BEGINNING, last));
@@ -68,6 +75,9 @@ impl Marks {
 
     /// From where on the log has to be read for the entries of an origin behind `seq`; `None` if it has no entries.
     pub(super) fn start(&self, origin: OriginIndex, seq: u64) -> Option<Place> {
+        if !self.is_kept {
+            return Some(BEGINNING);
+        }
         let marks = &self.origins.get(&origin)?.marks;
         let behind = marks.partition_point(|(mark, _)| *mark <= seq + 1);
         Some(marks[behind.saturating_sub(1)].1)
@@ -95,6 +105,8 @@ mod tests {
     #[test]
     fn no_entry_stands_before_its_mark() {
         let mut marks = Marks::default();
+        assert_eq!(marks.start(ORIGIN, 5), Some(BEGINNING), "nothing is marked");
+        marks.keep();
         // In order, but for two.
         let mut seqs: Vec<u64> = (10..400).collect();
         seqs.swap(100, 200);
@@ -125,6 +137,7 @@ mod tests {
     #[test]
     fn what_is_older_than_the_marks_may_be_anywhere() {
         let mut marks = Marks::default();
+        marks.keep();
         marks.begin(ORIGIN, 7);
         marks.note(ORIGIN, 8, at(9));
         assert_eq!(marks.start(ORIGIN, 3), Some(BEGINNING));

@@ -138,7 +138,7 @@ fn is_about_same(a: &EntryOp, b: &EntryOp) -> bool {
 impl Mvcc {
     /// Entries behind `wants`, up to `heads`, which are the writer's. About so many bytes, but at least one entry if there
     /// is one. A segment reaches as far as it is certain that nothing is missing; what has been collected just is not
-    /// there. Origins that there was no room for have no segment. Reads the log from the first entry that is wanted, as
+    /// there. The writer must know by then that it has peers. Origins that there was no room for have no segment. Reads the log from the first entry that is wanted, as
     /// far as it must.
     pub fn segments(
         &self,
