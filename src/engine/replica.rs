@@ -542,7 +542,9 @@ impl Replica {
                 let applied = self.writer.apply_catch_up(&entries, now)?;
                 self.note_conflicts(applied.conflicts);
             }
-            Output::FinishCatchUp(heads) => {
+            Output::Observe(time) => self.writer.observe(time),
+            Output::FinishCatchUp { heads, collected } => {
+                self.writer.set_collected(collected);
                 self.writer.finish_catch_up(&heads);
                 cluster.applied.extend(heads);
             }

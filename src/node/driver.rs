@@ -459,11 +459,12 @@ impl Driver {
     fn load_catch_up(&self, to: MemberId, request: CatchUp) {
         let Some(gossip) = self.replica.gossip() else { return };
         let (heads, complete) = (self.replica.writer().heads(), gossip.frontier().complete());
+        let collected = self.replica.writer().collected();
         let read = move |mvcc: &Mvcc| {
             let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
             let StatePart { entries, next, progress } =
                 mvcc.catch_up(&request.heads, request.cursor, bytes_max)?;
-            let part = CatchUpPart { heads, complete, entries, next, progress };
+            let part = CatchUpPart { heads, complete, collected, entries, next, progress };
             Ok((to, Message::CatchUpPart(part)))
         };
         self.read_for_peer(read, Some(to));

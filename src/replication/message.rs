@@ -224,6 +224,8 @@ pub struct CatchUpPart {
     pub heads: Vec<Head>,
     /// How far the sender is complete, likewise.
     pub complete: Timestamp,
+    /// Up to when the sender has forgotten what was deleted.
+    pub collected: Timestamp,
     /// What lives, and the tombstones, in an order in which the sender might have received it. Ops that mean nothing any
     /// more are left out.
     pub entries: Vec<(Origin, Arc<Entry>)>,

@@ -190,7 +190,8 @@ impl Full {
                 let part = part.expect("no fault");
                 let entries = part.entries.into_iter().collect();
                 let (next, progress) = (part.next, part.progress);
-                let part = CatchUpPart { heads, complete, entries, next, progress };
+                let collected = replica.writer().collected();
+                let part = CatchUpPart { heads, complete, collected, entries, next, progress };
                 self.sent.push((to, Message::CatchUpPart(part)));
                 replica.loaded(to, now).expect("no fault");
             }

@@ -164,10 +164,11 @@ impl Light {
                         self.step(micros, Input::Promised(time, self.seq));
                     }
                 }
+                Output::Observe(time) => self.clock.observe(time),
                 Output::Settled(_) | Output::Acknowledged(..) => {}
                 Output::LoadCatchUp(..)
                 | Output::ApplyCatchUp(_)
-                | Output::FinishCatchUp(_)
+                | Output::FinishCatchUp { .. }
                 | Output::Complete(_)
                 | Output::Compare { .. }
                 | Output::AnswerCompare(..)

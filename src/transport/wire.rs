@@ -426,6 +426,7 @@ fn encode_part(part: &CatchUpPart) -> pb::CatchUpPart {
         entries: entries::encode_entries(&part.entries),
         next: part.next.map(encode_cursor),
         progress: u32::from(part.progress),
+        collected: part.collected.0,
     }
 }
 
@@ -434,6 +435,7 @@ fn decode_part(part: pb::CatchUpPart) -> Result<CatchUpPart, Malformed> {
     Ok(CatchUpPart {
         heads: decode_heads(part.heads)?,
         complete: Timestamp(part.complete),
+        collected: Timestamp(part.collected),
         entries: entries::decode_entries(part.entries)?,
         next: part.next.map(decode_cursor),
         progress,

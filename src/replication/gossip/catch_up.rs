@@ -61,7 +61,7 @@ impl Gossip {
             self.heads.note_applied(head.origin, head.seq);
             self.pulls.satisfy(head.origin, &self.heads);
         }
-        self.outputs.push(Output::FinishCatchUp(heads));
+        self.outputs.push(Output::FinishCatchUp { heads, collected: part.collected });
         if self.had_data {
             // Some of it may be gone elsewhere, and nobody knows any more that it was ever there.
             self.begin_merge(from, complete, now);

@@ -155,7 +155,14 @@ pub enum Output {
     /// Write a part of another member's data. No heads move.
     ApplyCatchUp(Vec<(Origin, Arc<Entry>)>),
     /// All parts are there: move the heads there, unless they are further.
-    FinishCatchUp(Vec<Head>),
+    FinishCatchUp {
+        /// Where the heads go.
+        heads: Vec<Head>,
+        /// What the peer has forgotten, this member does not know either.
+        collected: Timestamp,
+    },
+    /// A peer's clock shows this: everything that is written here from now on comes later.
+    Observe(Timestamp),
     /// Ask a peer where it holds other puts than we in these ranges: read our own ones, and send the question.
     Compare {
         /// Whom.

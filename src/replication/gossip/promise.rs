@@ -55,6 +55,7 @@ impl Gossip {
             return;
         }
         self.peers.entry(from).or_default().table = Some(promises.table);
+        self.outputs.push(Output::Observe(promises.now));
         if promises.named {
             for row in &promises.rows {
                 if let Some(number) = self.membership.number(row.member) {

@@ -133,7 +133,7 @@ fn span() -> impl Strategy<Value = Span> {
 fn dot() -> impl Strategy<Value = Dot> {
     (bytes(1..9), count(), origin(), count()).prop_map(|(key, time, origin, seq)| Dot {
         key,
-        time,
+        time: Timestamp(time),
         head: Head { origin, seq },
     })
 }
@@ -147,7 +147,7 @@ fn compare() -> impl Strategy<Value = Compare> {
     (vec(sum, 0..4), vec(dot(), 0..4), count()).prop_map(|(sums, dots, upto)| Compare {
         sums,
         dots,
-        upto,
+        upto: Timestamp(upto),
     })
 }
 
@@ -173,7 +173,15 @@ fn message() -> impl Strategy<Value = Message> {
         }),
         part.prop_map(|(heads, complete, entries, next, progress)| {
             let complete = Timestamp(complete);
-            Message::CatchUpPart(CatchUpPart { heads, complete, entries, next, progress })
+            let collected = complete;
+            Message::CatchUpPart(CatchUpPart {
+                heads,
+                complete,
+                collected,
+                entries,
+                next,
+                progress,
+            })
         }),
         compare().prop_map(Message::Compare),
         (vec(span(), 0..3), vec(dot(), 0..3))
