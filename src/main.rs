@@ -15,7 +15,7 @@ use starling::node::{
 };
 use starling::replication::gossip;
 use starling::storage::schema::Identity;
-use starling::storage::{Disk, DiskOptions, Store};
+use starling::storage::{Disk, DiskOptions, Memory, Store};
 use starling::transport::TlsFiles;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, MemberId};
@@ -110,7 +110,11 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
     let http_listeners = listen(&config.listen_http_urls)?;
     let disk_options =
         DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
-    let store = Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?);
+    let store = if config.cluster.volatile {
+        Store::Memory(Memory::volatile())
+    } else {
+        Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?)
+    };
     let metrics = Arc::new(Metrics::new());
     let peers = peer_options(config)?;
     let node = Node::start(store.clone(), node_options(config), peers, Arc::clone(&metrics))

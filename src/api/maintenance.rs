@@ -71,7 +71,7 @@ impl Maintenance for MaintenanceService {
         _: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
         let node = &self.context.node;
-        let (status, member) = (node.status(), node.member().id.0);
+        let status = node.status();
         let errors = status.alarms.into_iter().map(alarm_error).collect();
         // Clients take a zero in most of these for a broken member.
         let index = status.entries.max(1);
@@ -79,7 +79,7 @@ impl Maintenance for MaintenanceService {
             header: Some(header::at(node, status.revision)),
             version: ETCD_VERSION.to_owned(),
             db_size: convert::shown(status.disk_bytes.max(1)),
-            leader: member,
+            leader: node.leader().0,
             raft_index: index,
             raft_term: status.term,
             raft_applied_index: index,

@@ -33,9 +33,12 @@ use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::{Context, status, unary, watch};
 use crate::metrics::{RpcKind, RpcMetrics};
+use crate::types::WriteAck;
 
 /// How long a client will wait, and how many digits it may say that with.
 pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// Overrides `--write-ack` for one request.
+const WRITE_ACK: &str = "starling-write-ack";
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// Which API a client was made for. Any text will do.
@@ -224,7 +227,12 @@ impl Router {
         if let Some(refusal) = refusal(request.headers()) {
             return Call::Unknown(Some(refusal.into_http()));
         }
+        let ack = match write_ack(request.headers()) {
+            Ok(ack) => ack,
+            Err(refusal) => return Call::Unknown(Some(refusal.into_http())),
+        };
         let future = match method.service {
+            ServiceName::Kv if let Some(ack) = ack => self.kv_with(ack).call(request),
             _ if let Some(hot) = method.hot.filter(|_| unary::is_plain(&request)) => {
                 self.answer(hot, request)
             }
@@ -248,6 +256,12 @@ impl Router {
 }
 
 impl Router {
+    /// For a request that says who has to have its write.
+    fn kv_with(&self, ack: WriteAck) -> KvServer<KvService> {
+        let context = Context { node: self.context.node.with_ack(ack), ..self.context.clone() };
+        KvServer::new(KvService::new(context)).max_decoding_message_size(usize::MAX)
+    }
+
     fn answer<B>(&self, method: Hot, request: Request<B>) -> Answering
     where
         B: Body<Data = Bytes, Error = Status> + Unpin + Send + 'static,
@@ -298,6 +312,13 @@ fn refusal(headers: &HeaderMap) -> Option<Status> {
     let version = headers.get(CLIENT_API_VERSION)?;
     let is_text = std::str::from_utf8(version.as_bytes()).is_ok();
     (!is_text).then(|| Status::invalid_argument(INVALID_API_VERSION))
+}
+
+/// Who has to have a write on disk before it is answered, if the request says so.
+fn write_ack(headers: &HeaderMap) -> Result<Option<WriteAck>, Status> {
+    let Some(value) = headers.get(WRITE_ACK) else { return Ok(None) };
+    let level = value.to_str().map_err(|_| "expected text".to_owned()).and_then(str::parse);
+    level.map(Some).map_err(|what| Status::invalid_argument(format!("{WRITE_ACK}: {what}")))
 }
 
 /// How long a client will wait, if that is said as gRPC does: up to eight digits and a unit. The client keeps to it itself.

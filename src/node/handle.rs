@@ -319,6 +319,17 @@ impl Handle {
         }
     }
 
+    /// What clients are told is the leader: the first member by name that seems alive. It leads nothing.
+    pub fn leader(&self) -> MemberId {
+        let live = self.live_members();
+        let members = self.members();
+        let named = members.iter().filter(|(id, record)| {
+            live.binary_search(id).is_ok() && record.is_started() && !record.learner
+        });
+        let first = named.min_by(|(a, x), (b, y)| x.name.cmp(&y.name).then(a.cmp(b)));
+        first.map_or(self.shared.member.id, |(id, _)| *id)
+    }
+
     /// Which members seem alive, this one included, in order.
     pub fn live_members(&self) -> Vec<MemberId> {
         let mut live = self.shared.live().to_vec();
