@@ -514,6 +514,19 @@ impl Cluster {
         }
     }
 
+    /// A client writes a key somewhere.
+    pub(super) fn put(&mut self, number: usize, key: &Bytes) {
+        let put = Put { key: key.clone(), value: Bytes::from_static(b"v"), ..Put::default() };
+        self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
+    }
+
+    /// A client deletes a key somewhere.
+    pub(super) fn delete(&mut self, number: usize, key: &Bytes) {
+        let range = KeyRange::single(key.clone());
+        let delete = Command::DeleteRange(DeleteRange { range, prev_kv: false });
+        self.world.with(number, |full, micros| full.execute(micros, delete));
+    }
+
     /// All members forget what they may.
     pub(super) fn compact_and_sweep(&mut self) {
         for number in self.up() {
