@@ -311,6 +311,7 @@ fn node_options(config: &Config) -> NodeOptions {
         },
         retention: config.retention,
         ack: config.cluster.write_ack,
+        reads: config.cluster.read_level,
     }
 }
 

@@ -108,7 +108,12 @@ impl KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<RangeAnswer>, Status> {
-        let range = convert::range(request.into_inner())?;
+        let request = request.into_inner();
+        let is_linearizable = !request.serializable;
+        let range = convert::range(request)?;
+        if is_linearizable {
+            self.context.node.begin_read().await?;
+        }
         let reply = self.context.node.range(range).await?;
         self.context.metrics.ranges.inc();
         let RangeReply { kvs: pairs, more, count } = reply.body;
@@ -127,7 +132,12 @@ impl Kv for KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
-        let range = convert::range(request.into_inner())?;
+        let request = request.into_inner();
+        let is_linearizable = !request.serializable;
+        let range = convert::range(request)?;
+        if is_linearizable {
+            self.context.node.begin_read().await?;
+        }
         let reply = self.context.node.range(range).await?;
         self.context.metrics.ranges.inc();
         let header = header::at(&self.context.node, reply.revision);
@@ -181,6 +191,9 @@ impl Kv for KvService {
         let txn =
             txn.and_then(|txn| if txn.is_read_only() { Ok(txn) } else { large.map(|()| txn) });
         let txn = txn.map_err(|invalid| self.refusal(invalid, adds))?;
+        if txn.is_read_only() {
+            self.context.node.begin_read().await?;
+        }
         let reply = self.context.node.txn(txn).await.map_err(|error| match error {
             Error::Invalid(invalid) => self.refusal(invalid, adds),
             error => error.into(),

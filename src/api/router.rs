@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
 use std::time::Duration;
@@ -33,12 +34,14 @@ use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::{Context, status, unary, watch};
 use crate::metrics::{RpcKind, RpcMetrics};
-use crate::types::WriteAck;
+use crate::types::{ReadLevel, WriteAck};
 
 /// How long a client will wait, and how many digits it may say that with.
 pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// Overrides `--write-ack` for one request.
 const WRITE_ACK: &str = "starling-write-ack";
+/// Overrides `--linearizable-reads` for one request.
+const READ: &str = "starling-read";
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// Which API a client was made for. Any text will do.
@@ -227,12 +230,12 @@ impl Router {
         if let Some(refusal) = refusal(request.headers()) {
             return Call::Unknown(Some(refusal.into_http()));
         }
-        let ack = match write_ack(request.headers()) {
-            Ok(ack) => ack,
+        let levels = match Levels::of(request.headers()) {
+            Ok(levels) => levels,
             Err(refusal) => return Call::Unknown(Some(refusal.into_http())),
         };
         let future = match method.service {
-            ServiceName::Kv if let Some(ack) = ack => self.kv_with(ack).call(request),
+            ServiceName::Kv if levels != Levels::default() => self.kv_with(levels).call(request),
             _ if let Some(hot) = method.hot.filter(|_| unary::is_plain(&request)) => {
                 self.answer(hot, request)
             }
@@ -256,9 +259,16 @@ impl Router {
 }
 
 impl Router {
-    /// For a request that says who has to have its write.
-    fn kv_with(&self, ack: WriteAck) -> KvServer<KvService> {
-        let context = Context { node: self.context.node.with_ack(ack), ..self.context.clone() };
+    /// For a request that says whom it wants to wait for.
+    fn kv_with(&self, levels: Levels) -> KvServer<KvService> {
+        let mut node = self.context.node.clone();
+        if let Some(ack) = levels.ack {
+            node = node.with_ack(ack);
+        }
+        if let Some(reads) = levels.reads {
+            node = node.with_reads(reads);
+        }
+        let context = Context { node, ..self.context.clone() };
         KvServer::new(KvService::new(context)).max_decoding_message_size(usize::MAX)
     }
 
@@ -314,11 +324,23 @@ fn refusal(headers: &HeaderMap) -> Option<Status> {
     (!is_text).then(|| Status::invalid_argument(INVALID_API_VERSION))
 }
 
-/// Who has to have a write on disk before it is answered, if the request says so.
-fn write_ack(headers: &HeaderMap) -> Result<Option<WriteAck>, Status> {
-    let Some(value) = headers.get(WRITE_ACK) else { return Ok(None) };
+/// Whom a request wants to wait for, as far as it says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Levels {
+    ack: Option<WriteAck>,
+    reads: Option<ReadLevel>,
+}
+
+impl Levels {
+    fn of(headers: &HeaderMap) -> Result<Self, Status> {
+        Ok(Self { ack: level(headers, WRITE_ACK)?, reads: level(headers, READ)? })
+    }
+}
+
+fn level<T: FromStr<Err = String>>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Status> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
     let level = value.to_str().map_err(|_| "expected text".to_owned()).and_then(str::parse);
-    level.map(Some).map_err(|what| Status::invalid_argument(format!("{WRITE_ACK}: {what}")))
+    level.map(Some).map_err(|what| Status::invalid_argument(format!("{name}: {what}")))
 }
 
 /// How long a client will wait, if that is said as gRPC does: up to eight digits and a unit. The client keeps to it itself.

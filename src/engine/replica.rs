@@ -65,6 +65,8 @@ pub enum Effect {
     AnswerCompare(MemberId, Compare),
     /// A peer holds our entries up to this seq, durably.
     Acknowledged(MemberId, u64),
+    /// A read that waited for a majority may go on.
+    Passed(u64),
     /// Who the members are, or where they are, has changed.
     Members,
     /// The data has come: clients may be served.
@@ -422,6 +424,26 @@ impl Replica {
         self.step(Input::Live(live), now)
     }
 
+    /// A read wants to see all that a majority of the members holds now: [`Effect::Passed`] says when it does. Answers
+    /// whether it has to wait at all.
+    pub fn begin_read(
+        &mut self,
+        id: u64,
+        deadline_millis: u64,
+        now: Now,
+    ) -> Result<bool, StoreError> {
+        let Some(cluster) = &self.cluster else { return Ok(false) };
+        let me = self.writer.identity().member;
+        let voters: Vec<_> = cluster.directory.voters().filter(|member| *member != me).collect();
+        let counts_itself = cluster.directory.voters().any(|member| member == me);
+        let needed = cluster.directory.majority() - usize::from(counts_itself);
+        if needed == 0 {
+            return Ok(false);
+        }
+        self.step(Input::Barrier { id, voters, needed, deadline_millis }, now)?;
+        Ok(true)
+    }
+
     /// Entries that were asked for by [`Effect::Load`] or [`Effect::LoadCatchUp`] have been sent.
     pub fn loaded(&mut self, to: MemberId, now: Now) -> Result<(), StoreError> {
         self.step(Input::Loaded(to), now)
@@ -569,6 +591,7 @@ impl Replica {
                 self.write(writes.collect(), now)?;
             }
             Output::Settled(settled) => self.writer.set_settled(settled),
+            Output::Passed(id) => self.effects.push(Effect::Passed(id)),
             Output::Swim(..) => {}
         }
         Ok(())

@@ -87,6 +87,8 @@ pub(super) enum Task {
         /// Tells when it is done.
         done: oneshot::Sender<()>,
     },
+    /// Tell when everything is here that a majority of the members holds now.
+    Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
     /// Say when the space of a compaction has been given up.
@@ -114,6 +116,9 @@ pub(super) struct Driver {
     /// Questions about members whose answers are durable with the next commit.
     admissions: Vec<(oneshot::Sender<Result<Admission, Refusal>>, Result<Admission, Refusal>)>,
     membership_changes: Vec<oneshot::Sender<()>>,
+    /// Reads that wait for a majority, by their numbers.
+    reads: BTreeMap<u64, oneshot::Sender<()>>,
+    next_read: u64,
     tasks: Receiver<Task>,
     shared: Arc<Shared>,
     clock: SystemClock,
@@ -149,6 +154,8 @@ impl Driver {
             acks: Acks::default(),
             admissions: Vec::new(),
             membership_changes: Vec::new(),
+            reads: BTreeMap::new(),
+            next_read: 0,
             tasks,
             shared,
             clock,
@@ -324,6 +331,19 @@ impl Driver {
                 self.tell_live(now)?;
                 let _ = done.send(());
             }
+            Task::Read(reader) => {
+                // Readers that have gone away are forgotten.
+                self.reads.retain(|_, reader| !reader.is_closed());
+                self.next_read += 1;
+                let timeout = u64::try_from(self.shared.options.timeout.as_millis());
+                let deadline = now.monotonic_millis + timeout.unwrap_or(u64::MAX);
+                self.reads.insert(self.next_read, reader);
+                if !self.replica.begin_read(self.next_read, deadline, now)?
+                    && let Some(reader) = self.reads.remove(&self.next_read)
+                {
+                    let _ = reader.send(());
+                }
+            }
             Task::Members(changes, done) => {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
@@ -425,6 +445,11 @@ impl Driver {
                     );
                 }
                 Effect::Acknowledged(peer, seq) => self.acks.acknowledged(peer, seq),
+                Effect::Passed(id) => {
+                    if let Some(reader) = self.reads.remove(&id) {
+                        let _ = reader.send(());
+                    }
+                }
                 Effect::Members => {
                     self.shared.observe_cluster(&self.replica);
                     self.count_voters();

@@ -26,7 +26,7 @@ use crate::engine::{Failure, Writer, txn};
 use crate::error::{Error, Result, StoreError};
 use crate::metrics::Metrics;
 use crate::storage::schema::member::MemberRecord;
-use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, Revision, WriteAck};
+use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, ReadLevel, Revision, WriteAck};
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
 const INLINE_KEYS_MAX: u64 = 512;
@@ -257,9 +257,32 @@ pub struct Handle {
     pub(super) home: Home,
     /// Who has a write before it is answered.
     pub(super) ack: WriteAck,
+    /// Whom linearizable reads ask.
+    pub(super) reads: ReadLevel,
 }
 
 impl Handle {
+    /// The same, but linearizable reads ask others.
+    #[must_use]
+    pub fn with_reads(&self, reads: ReadLevel) -> Self {
+        Self { reads, ..self.clone() }
+    }
+
+    /// Before a linearizable read: returns when this member holds what it has to show. At once, unless a majority is to
+    /// be asked.
+    pub async fn begin_read(&self) -> Result<()> {
+        if self.reads == ReadLevel::Local || self.shared.directory.read().is_none() {
+            return Ok(());
+        }
+        let (reader, wait) = oneshot::channel();
+        self.send(Task::Read(reader))?;
+        match tokio::time::timeout(self.shared.options.timeout, wait).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
     /// The same, but writes wait for others.
     #[must_use]
     pub fn with_ack(&self, ack: WriteAck) -> Self {

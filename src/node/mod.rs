@@ -35,7 +35,7 @@ use crate::engine::replica::Replica;
 use crate::error::StoreError;
 use crate::metrics::Metrics;
 use crate::storage::Store;
-use crate::types::WriteAck;
+use crate::types::{ReadLevel, WriteAck};
 use compactor::Compactor;
 use driver::{Driver, QUEUE_MAX, Task};
 use handle::Shared;
@@ -59,6 +59,8 @@ pub struct NodeOptions {
     pub retention: Retention,
     /// Who has a write before it is answered, unless it says otherwise.
     pub ack: WriteAck,
+    /// Whom linearizable reads ask, unless they say otherwise.
+    pub reads: ReadLevel,
 }
 
 /// A running member.
@@ -102,7 +104,13 @@ impl Node {
         let driver =
             std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
         Ok(Self {
-            handle: Handle { shared, queue, home: Home::nowhere(), ack: options.ack },
+            handle: Handle {
+                shared,
+                queue,
+                home: Home::nowhere(),
+                ack: options.ack,
+                reads: options.reads,
+            },
             driver: Some(driver),
         })
     }

@@ -66,6 +66,10 @@ pub enum Message {
     Compare(Compare),
     /// Answers that.
     Compared(Compared),
+    /// Asks where the receiver is, for a read with this number.
+    Ask(u64),
+    /// Answers that.
+    Answer(u64, Digest),
     /// A message of the failure detector.
     Swim(Bytes),
 }

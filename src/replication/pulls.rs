@@ -198,6 +198,11 @@ impl Pulls {
         !self.lacks.is_empty()
     }
 
+    /// What is missing that somebody is known to have.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (Origin, u64)> {
+        self.lacks.iter().map(|(origin, lack)| (*origin, lack.through))
+    }
+
     /// How many entries are missing from each origin that somebody is known to have, at most.
     pub(super) fn lag(&self, heads: &Heads) -> u64 {
         let missing =

@@ -520,6 +520,23 @@ impl Cluster {
         self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
     }
 
+    /// How far a member's own entries are here.
+    pub(super) fn held(&self, at: usize, of: usize) -> u64 {
+        let origin = self.world.actors[of].replica.as_ref().map(|it| it.writer().origin());
+        let holder = self.world.actors[at].replica.as_ref();
+        origin.zip(holder).map_or(0, |(origin, holder)| holder.writer().head(origin))
+    }
+
+    /// A client wants to read somewhere what a majority holds. Answers whether it has to wait.
+    pub(super) fn begin_read(&mut self, number: usize, id: u64) -> bool {
+        let waits = self.world.with(number, |full, micros| {
+            full.with(micros, |replica, now| {
+                replica.begin_read(id, now.monotonic_millis + 5000, now).expect("no fault")
+            })
+        });
+        waits.unwrap_or(false)
+    }
+
     /// A client deletes a key somewhere.
     pub(super) fn delete(&mut self, number: usize, key: &Bytes) {
         let range = KeyRange::single(key.clone());

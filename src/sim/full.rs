@@ -1,6 +1,6 @@
 //! Whole members: the engine on a store in memory that can lose power, and its gossip.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::{Actor, now_at};
 use crate::engine::command::{Command, CommandReply, Reply};
@@ -40,6 +40,8 @@ pub(super) struct Full {
     sent: Vec<(MemberId, Message)>,
     /// How far each peer holds our entries of this run, as it has said.
     pub(super) acknowledged: BTreeMap<MemberId, u64>,
+    /// Reads that need not wait any more.
+    pub(super) passed: BTreeSet<u64>,
     /// What came while it stood still.
     waiting: Vec<(MemberId, Message)>,
 }
@@ -55,6 +57,7 @@ impl Full {
             commit_at: None,
             sent: Vec::new(),
             acknowledged: BTreeMap::new(),
+            passed: BTreeSet::new(),
             waiting: Vec::new(),
         };
         full.start(micros);
@@ -207,6 +210,9 @@ impl Full {
             }
             Effect::Acknowledged(peer, seq) => {
                 self.acknowledged.insert(peer, seq);
+            }
+            Effect::Passed(id) => {
+                self.passed.insert(id);
             }
             Effect::Members | Effect::Ready => {}
         }

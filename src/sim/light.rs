@@ -174,6 +174,7 @@ impl Light {
                 | Output::AnswerCompare(..)
                 | Output::Drop(_)
                 | Output::Seal(_)
+                | Output::Passed(_)
                 | Output::Swim(..) => unreachable!("light members neither leave nor collect"),
             }
         }

@@ -133,3 +133,32 @@ fn an_old_copy_of_a_disk_brings_nothing_back() {
         assert_eq!(cluster.merges(), 1, "seed {seed}");
     }
 }
+
+#[test]
+fn a_majority_read_sees_what_a_majority_has_acknowledged() {
+    for seed in seeds(3) {
+        let mut cluster = Cluster::found(5, seed);
+        cluster.world.network.options.jitter_micros = 20_000;
+        cluster.world.network.options.loss_ppm = 50_000;
+        cluster.run(3 * SECOND);
+        let mut late = 0;
+        for round in 0..20 {
+            cluster.put(0, &Bytes::from_static(b"key"));
+            let mut seq = 0;
+            while {
+                cluster.run(MILLI);
+                seq = cluster.held(0, 0).max(seq);
+                let acks = &cluster.world.actors[0].acknowledged;
+                acks.values().filter(|acked| **acked >= seq).count() < 2
+            } {}
+            let reader = 1 + usize::try_from(cluster.dice.below(4)).unwrap_or(0);
+            late += u64::from(cluster.held(reader, 0) < seq);
+            assert!(cluster.begin_read(reader, round), "four others have to be asked");
+            while !cluster.world.actors[reader].passed.contains(&round) {
+                cluster.run(MILLI);
+            }
+            assert!(cluster.held(reader, 0) >= seq, "seed {seed}, round {round}");
+        }
+        assert!(late > 0, "seed {seed}: nobody was ever behind");
+    }
+}

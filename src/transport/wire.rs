@@ -121,6 +121,8 @@ pub fn weight(message: &Message) -> usize {
             let count = compared.differing.len() + 2 * compared.gone.len();
             rows(count) + spans.chain(dots).sum::<usize>()
         }
+        Message::Ask(_) => 0,
+        Message::Answer(_, digest) => rows(digest.moved.len()),
         Message::Swim(bytes) => bytes.len(),
     };
     lists + MESSAGE_OVERHEAD_BYTES
@@ -174,7 +176,11 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
         Some(Body::Compared(compared)) => {
             compared.from.len() <= compare::ROWS_MAX && compared.gone.len() <= compare::ROWS_MAX
         }
-        Some(Body::Greeting(_) | Body::Busy(_) | Body::Swim(_) | Body::Piece(_)) | None => true,
+        Some(Body::Answer(answer)) => {
+            answer.digest.as_ref().is_none_or(|digest| rows(&digest.moved) <= HEADS_MAX)
+        }
+        Some(Body::Ask(_) | Body::Greeting(_) | Body::Busy(_) | Body::Swim(_) | Body::Piece(_))
+        | None => true,
     }
 }
 
@@ -248,6 +254,10 @@ pub fn encode(message: &Message) -> pb::Frame {
         Message::CatchUpPart(part) => Body::CatchUpPart(encode_part(part)),
         Message::Compare(compare) => Body::Compare(compare::encode_compare(compare)),
         Message::Compared(compared) => Body::Compared(compare::encode_compared(compared)),
+        Message::Ask(id) => Body::Ask(pb::Ask { id: *id }),
+        Message::Answer(id, digest) => {
+            Body::Answer(pb::Answer { id: *id, digest: Some(encode_digest(digest)) })
+        }
         Message::Swim(bytes) => Body::Swim(bytes.clone()),
     };
     pb::Frame { body: Some(body) }
@@ -282,6 +292,10 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
         Body::CatchUpPart(part) => Message::CatchUpPart(decode_part(part)?),
         Body::Compare(compare) => Message::Compare(compare::decode_compare(compare)?),
         Body::Compared(compared) => Message::Compared(compare::decode_compared(compared)?),
+        Body::Ask(pb::Ask { id }) => Message::Ask(id),
+        Body::Answer(pb::Answer { id, digest }) => {
+            Message::Answer(id, decode_digest(digest.ok_or(Malformed("an answer without one"))?)?)
+        }
         Body::Swim(bytes) => Message::Swim(bytes),
     })
 }

@@ -10,7 +10,7 @@ use starling::metrics::Metrics;
 use starling::node::{Handle, Node, NodeOptions, RequestOptions, Retention};
 use starling::storage::schema::Identity;
 use starling::storage::{Memory, Store};
-use starling::types::{ClusterId, MemberId, WriteAck};
+use starling::types::{ClusterId, MemberId, ReadLevel, WriteAck};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long anything may take before a test fails; no test waits for it to pass.
@@ -91,6 +91,7 @@ fn node_options() -> NodeOptions {
         },
         retention: Retention::Everything,
         ack: WriteAck::Local,
+        reads: ReadLevel::Local,
     }
 }
 

@@ -36,6 +36,11 @@ impl Gossip {
     }
 
     pub(super) fn send_digest(&mut self, to: MemberId, reply: bool) {
+        let digest = self.digest_for(to, reply);
+        self.send(to, Message::Digest(digest));
+    }
+
+    pub(super) fn digest_for(&mut self, to: MemberId, reply: bool) -> Digest {
         let peer = self.peers.entry(to).or_default();
         let arrivals = self.heads.arrivals();
         // To a stranger with many heads only the root is of use: it may be the same.
@@ -48,8 +53,7 @@ impl Gossip {
         let told = peer.told;
         let root = self.heads.root();
         let epoch = self.epoch;
-        let digest = Digest { epoch, arrivals, root, told, after, until, moved, reply };
-        self.send(to, Message::Digest(digest));
+        Digest { epoch, arrivals, root, told, after, until, moved, reply }
     }
 
     pub(super) fn compare(&mut self, from: MemberId, digest: Digest, now: Now) {

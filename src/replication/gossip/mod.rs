@@ -16,6 +16,7 @@
 //! * Only what is durable is advertised: a head is its acknowledgement.
 //! * Every queue in here is a set of origins or members, or has a named bound.
 
+mod barrier;
 mod catch_up;
 mod exchange;
 mod merge;
@@ -35,6 +36,7 @@ use super::recent::Recent;
 use super::settled::{Frontier, Membership};
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin};
+use barrier::Barrier;
 use merge::Merging;
 use peer::Peer;
 
@@ -122,6 +124,17 @@ pub enum Input {
     Promised(Timestamp, u64),
     /// The engine has sent what was asked of it by [`Output::Load`] or [`Output::LoadCatchUp`].
     Loaded(MemberId),
+    /// A read wants to see what these hold, so many of them at least.
+    Barrier {
+        /// Its number.
+        id: u64,
+        /// Members whose answers count.
+        voters: Vec<MemberId>,
+        /// How many of them it takes.
+        needed: usize,
+        /// When nobody waits any more, in monotonic milliseconds.
+        deadline_millis: u64,
+    },
     /// Entries of this peer, of this origin, could not be taken now.
     NotTaken(MemberId, Origin),
     /// All the data of a peer has been taken over, up to here.
@@ -191,6 +204,8 @@ pub enum Output {
     Settled(Timestamp),
     /// A peer holds our entries up to this one.
     Acknowledged(MemberId, u64),
+    /// A read may go on.
+    Passed(u64),
     /// The failure detector has something to hear.
     Swim(MemberId, bytes::Bytes),
 }
@@ -247,6 +262,8 @@ pub struct Gossip {
     loads: usize,
     catching_up: Option<CatchingUp>,
     merging: Option<Merging>,
+    /// Reads that wait.
+    barriers: BTreeMap<u64, Barrier>,
     /// Whether this member held anything when it began to catch up.
     had_data: bool,
     exchange_interval: u64,
@@ -291,6 +308,7 @@ impl Gossip {
             catching_up: None,
             merging: None,
             had_data: false,
+            barriers: BTreeMap::new(),
             exchange_interval: options.exchange_millis,
             next_exchange: millis + dice.below(options.exchange_millis),
             next_promise: millis + dice.below(options.promise_millis),
@@ -311,6 +329,9 @@ impl Gossip {
             Input::Live(live) => self.live_changed(live, now),
             Input::Promised(time, seq) => self.promised(time, seq, now),
             Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
+            Input::Barrier { id, voters, needed, deadline_millis } => {
+                self.begin_barrier(id, voters, needed, deadline_millis);
+            }
             Input::NotTaken(from, origin) => self.not_taken(from, origin, now),
             Input::CaughtUp(complete) => {
                 self.frontier.raise_complete(complete);
@@ -323,6 +344,7 @@ impl Gossip {
         self.run_timers(now);
         self.send_pulls(now);
         self.announce_when_due(now);
+        self.pass_barriers(now);
         std::mem::take(&mut self.outputs)
     }
 
@@ -389,6 +411,8 @@ impl Gossip {
             Message::CatchUpPart(part) => self.take_part(from, part, now),
             Message::Compare(compare) => self.serve_compare(from, compare),
             Message::Compared(compared) => self.take_compared(from, compared, now),
+            Message::Ask(id) => self.answer_ask(from, id),
+            Message::Answer(id, digest) => self.take_answer(from, id, digest, now),
             Message::Swim(bytes) => self.outputs.push(Output::Swim(from, bytes)),
         }
     }

@@ -183,6 +183,8 @@ fn message() -> impl Strategy<Value = Message> {
                 progress,
             })
         }),
+        count().prop_map(Message::Ask),
+        (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
         compare().prop_map(Message::Compare),
         (vec(span(), 0..3), vec(dot(), 0..3))
             .prop_map(|(differing, gone)| Message::Compared(Compared { differing, gone })),
