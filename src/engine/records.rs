@@ -201,7 +201,7 @@ impl Records {
         let all = self.records.range((table, Bytes::new())..);
         let standing = |((_, key), record): (&(Table, Bytes), &Record)| {
             let put = record.put.as_ref().map(|put| (put.stamp, Some(put.value.clone())));
-            let (stamp, value) = put.or(record.removed_at().map(|stamp| (stamp, None)))?;
+            let (stamp, value) = put.or_else(|| Some((record.removed_at()?, None)))?;
             Some(Standing { table, key: key.clone(), value, stamp })
         };
         all.take_while(|((of, _), _)| *of == table).filter_map(standing).collect()

@@ -50,6 +50,9 @@ const SWEEP_RETRY_MILLIS: u64 = 60_000;
 /// A tick this late means that the whole process stood still: leases start anew instead of expiring.
 const LATE_MILLIS: u64 = 5000;
 
+/// What became of somebody's wish to join.
+type Admitted = Result<Admission, Refusal>;
+
 /// What the thread is asked to do.
 pub(super) enum Task {
     /// Evaluate a command.
@@ -76,7 +79,7 @@ pub(super) enum Task {
         /// What it says of itself.
         record: Box<MemberRecord>,
         /// Who waits for the answer.
-        reply: oneshot::Sender<Result<Admission, Refusal>>,
+        reply: oneshot::Sender<Admitted>,
     },
     /// This member has been taken into a cluster.
     Adopt {
@@ -114,7 +117,7 @@ pub(super) struct Driver {
     /// Writes that wait for peers.
     acks: Acks,
     /// Questions about members whose answers are durable with the next commit.
-    admissions: Vec<(oneshot::Sender<Result<Admission, Refusal>>, Result<Admission, Refusal>)>,
+    admissions: Vec<(oneshot::Sender<Admitted>, Admitted)>,
     membership_changes: Vec<oneshot::Sender<()>>,
     /// Reads that wait for a majority, by their numbers.
     reads: BTreeMap<u64, oneshot::Sender<()>>,

@@ -44,6 +44,9 @@ impl Everything {
     }
 }
 
+/// When a commit is done, and what is durable then.
+type Commit = (u64, Vec<(Origin, Arc<Entry>)>);
+
 /// A member without data.
 #[derive(Debug)]
 pub(super) struct Light {
@@ -56,7 +59,7 @@ pub(super) struct Light {
     /// What the next commit makes durable.
     open: Vec<(Origin, Arc<Entry>)>,
     /// What the commit under way makes durable, and when.
-    committing: Option<(u64, Vec<(Origin, Arc<Entry>)>)>,
+    committing: Option<Commit>,
     commit_micros: u64,
     sent: Vec<(MemberId, Message)>,
     /// Whether it runs.
