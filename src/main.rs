@@ -302,6 +302,7 @@ fn node_options(config: &Config) -> NodeOptions {
             lease_ttl_seconds_min: u64::try_from(lease_millis_min.div_ceil(1000))
                 .unwrap_or(u64::MAX),
             run_entropy: rand::random(),
+            gc_age_millis: u64::try_from(config.cluster.gc_age.as_millis()).unwrap_or(u64::MAX),
             ..WriterOptions::new(identity)
         },
         request: RequestOptions {
