@@ -32,6 +32,12 @@ pub(super) struct Everything {
 }
 
 impl Everything {
+    /// The entries of each origin, in the order of their seqs.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Origin, &[Arc<Entry>])> {
+        self.entries.iter().map(|(origin, entries)| (*origin, entries.as_slice()))
+    }
+
     fn segment(&self, want: Head, bytes_max: u64) -> Option<Segment> {
         let first = usize::try_from(want.seq).ok()?;
         let rest = self.entries.get(&want.origin)?.get(first..)?;

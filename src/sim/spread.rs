@@ -21,6 +21,8 @@ use crate::types::MemberId;
 const MICROS_PER_SECOND: u64 = 1_000_000;
 /// How often whoever waits for an experiment is told how far it is, in virtual microseconds.
 const PROGRESS_MICROS: u64 = 100_000;
+/// Points of a curve.
+const CURVE_POINTS: u64 = 200;
 
 /// What is to be tried.
 #[derive(Clone, Debug)]
@@ -100,6 +102,21 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Which share of all deliveries had been made after so many microseconds: points of a curve, from zero on.
+    #[expect(clippy::cast_precision_loss, reason = "shares")]
+    pub fn curve(&self) -> Vec<(u32, f64)> {
+        let needed = self.delays_micros.len() as u64 + self.missing;
+        let first = self.delays_micros.first().map(|first| (*first, 0.0));
+        let points = (1..=CURVE_POINTS).filter_map(|i| {
+            let rank = (needed * i).div_ceil(CURVE_POINTS);
+            let at = self.delays_micros.get(usize::try_from(rank).ok()?.checked_sub(1)?)?;
+            Some((*at, rank as f64 / needed as f64))
+        });
+        first.into_iter().chain(points).collect()
+    }
+}
+
 /// The id of the member with this number: spread over all numbers, as random ones are.
 pub(super) fn member_id(number: usize) -> MemberId {
     MemberId(Dice::new(number as u64).roll())
@@ -111,12 +128,12 @@ struct Trial<'a> {
     everything: Rc<RefCell<Everything>>,
     world: World<Light>,
     dice: Dice,
-    /// Told how far it is, in thousandths.
+    /// Told how far it is, in percent.
     progress: &'a mut dyn FnMut(u64),
 }
 
 impl Experiment {
-    /// Runs it, in virtual time. `progress` is told now and then how far it is, in thousandths.
+    /// Runs it, in virtual time. `progress` is told now and then how far it is, in percent.
     pub fn run(&self, progress: &mut dyn FnMut(u64)) -> Outcome {
         let mut dice = Dice::new(self.seed);
         let everything = Rc::new(RefCell::new(Everything::default()));
@@ -188,7 +205,7 @@ impl Trial<'_> {
             let next = (now / PROGRESS_MICROS + 1) * PROGRESS_MICROS;
             self.world.run_until(next.min(micros));
             if next <= micros {
-                (self.progress)(next * 1000 / self.experiment.duration_micros().max(1));
+                (self.progress)(next * 100 / self.experiment.duration_micros().max(1));
             }
         }
     }
@@ -244,5 +261,91 @@ impl Trial<'_> {
         }
         outcome.delays_micros.sort_unstable();
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A local network on which one message in a hundred gets lost.
+    fn experiment(members: usize) -> Experiment {
+        Experiment {
+            members,
+            writers: 64,
+            writes_per_second: 20,
+            seconds: 5,
+            value_bytes: 256,
+            network: NetworkOptions { loss_ppm: 10_000, ..NetworkOptions::lan() },
+            commit_micros: 500,
+            options: Options::default(),
+            quiet: Quiet::default(),
+            seed: 1,
+        }
+    }
+
+    fn run(experiment: &Experiment) -> Outcome {
+        experiment.run(&mut |_| {})
+    }
+
+    /// Checks what holds for clusters of every size.
+    fn check(outcome: &Outcome, most_micros: u32, all_micros: u32) {
+        let Outcome { delays_micros, .. } = outcome;
+        let shown = Outcome { delays_micros: Vec::new(), ..outcome.clone() };
+        let [most, all] = [99, 100].map(|percent| outcome.delay_micros(percent));
+        let shown = format!("99 % after {most:?} us, all after {all:?} us, {shown:?}");
+        assert_eq!(outcome.missing, 0, "{shown}");
+        assert_eq!(delays_micros.len() as u64, outcome.writes * outcome.members as u64, "{shown}");
+        assert!(most.unwrap() <= most_micros, "{shown}");
+        assert!(all.unwrap() <= all_micros, "{shown}");
+        assert!(outcome.payload_copies <= 1.2, "{shown}");
+    }
+
+    #[test]
+    fn three_members_hear_at_once() {
+        let outcome = run(&experiment(3));
+        check(&outcome, 10_000, 1_200_000);
+        assert!(outcome.idle_bytes_per_second <= 100.0, "{}", outcome.idle_bytes_per_second);
+    }
+
+    #[test]
+    fn a_hundred_members_hear_soon() {
+        check(&run(&experiment(100)), 50_000, 1_200_000);
+    }
+
+    /// What docs/replication.md promises of a thousand members, in less time.
+    #[test]
+    fn a_thousand_members_hear_in_time() {
+        let quiet =
+            Quiet { warm_up_micros: 4_000_000, idle_micros: 3_000_000, after_micros: 1_500_000 };
+        let outcome = run(&Experiment { seconds: 1, quiet, ..experiment(1000) });
+        check(&outcome, 50_000, 1_200_000);
+        assert!(outcome.idle_bytes_per_second <= 2048.0, "{}", outcome.idle_bytes_per_second);
+    }
+
+    #[test]
+    fn a_seed_is_a_story() {
+        let story = |seed, loss_ppm| {
+            let mut experiment = Experiment { seed, seconds: 2, ..experiment(40) };
+            experiment.network.loss_ppm = loss_ppm;
+            run(&experiment)
+        };
+        for loss_ppm in [0, 50_000] {
+            assert_eq!(story(7, loss_ppm), story(7, loss_ppm), "every event is the same");
+        }
+        assert_ne!(story(7, 0).trace, story(8, 0).trace);
+    }
+
+    #[test]
+    fn what_never_arrives_counts() {
+        let outcome =
+            Outcome { delays_micros: (1..=8).collect(), missing: 2, ..Outcome::default() };
+        assert_eq!(outcome.delay_micros(50), Some(5));
+        assert_eq!(outcome.delay_micros(80), Some(8));
+        assert_eq!(outcome.delay_micros(81), None);
+        assert_eq!(outcome.delay_micros(100), None);
+        let curve = outcome.curve();
+        assert_eq!(curve.first(), Some(&(1, 0.0)));
+        assert_eq!(curve.last(), Some(&(8, 0.8)));
     }
 }
