@@ -1,7 +1,7 @@
 //! The `starling` binary: reads the settings, opens the store, serves until it is told to stop.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use starling::node::{
     ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions, founding_cluster,
 };
 use starling::replication::gossip;
+use starling::sim::tool::{self, ToolError};
 use starling::storage::schema::Identity;
 use starling::storage::{Disk, DiskOptions, Memory, Store};
 use starling::transport::TlsFiles;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     match invocation {
         Ok(Invocation::Version) => print(&version()),
         Ok(Invocation::Help) => print(&config::help()),
+        Ok(Invocation::Sim(args)) => simulate(&args),
         Ok(Invocation::Run(config, warnings)) => match serve(&config, &warnings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => refuse(&error, 1),
@@ -66,6 +68,16 @@ fn print(text: &str) -> ExitCode {
         // Whoever reads it may stop after the first line.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
+    }
+}
+
+fn simulate(args: &[String]) -> ExitCode {
+    let mut terminal = io::stderr();
+    let progress = terminal.is_terminal().then_some(&mut terminal as &mut dyn Write);
+    match tool::run(args, &mut io::stdout(), progress) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(ToolError::Usage(text)) => refuse(&format!("{text}; see starling sim --help"), 2),
+        Err(ToolError::Failed(text)) => refuse(&text, 1),
     }
 }
 

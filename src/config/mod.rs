@@ -27,6 +27,8 @@ const ENV_PREFIX: &str = "ETCD_";
 const CONFIG_FILE_VARIABLE: &str = "ETCD_CONFIG_FILE";
 /// The program name under which starling stands in for etcd.
 const ETCD: &str = "etcd";
+/// The command that tries how writes spread.
+const SIM: &str = "sim";
 /// etcd's quota if none is set.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 /// etcd's bound on the election timeout.
@@ -127,6 +129,8 @@ pub enum Invocation {
     Help,
     /// Print the version.
     Version,
+    /// Try how writes spread, in virtual time, with these arguments.
+    Sim(Vec<String>),
 }
 
 /// Why there is no [`Config`].
@@ -155,6 +159,13 @@ pub fn load(
     environment: impl IntoIterator<Item = (String, String)>,
     read: impl FnOnce(&str) -> std::io::Result<String>,
 ) -> Result<Invocation, UsageError> {
+    let is_etcd = program.rsplit('/').next() == Some(ETCD);
+    // etcd knows none of our commands, and so says whoever stands in for it.
+    if let Some((SIM, rest)) = args.split_first().map(|(first, rest)| (first.as_str(), rest))
+        && !is_etcd
+    {
+        return Ok(Invocation::Sim(rest.to_vec()));
+    }
     let line = parse::command_line(args)?;
     if line.version {
         return Ok(Invocation::Version);
@@ -195,7 +206,6 @@ pub fn load(
         }
     };
     judge(&values, &mut warnings)?;
-    let is_etcd = program.rsplit('/').next() == Some(ETCD);
     let config = Settings { values }.config(is_etcd)?;
     Ok(Invocation::Run(Box::new(config), warnings))
 }
@@ -502,6 +512,7 @@ Starling, an etcd v3 server without a leader.
 
 Usage:
   starling [flags]      serve; without flags on localhost:2379, with the data in default.starling
+  starling sim [flags]  try how fast writes spread in a cluster of some size; see starling sim --help
   starling --version
   starling --help
 

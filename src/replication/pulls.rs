@@ -48,8 +48,8 @@ pub(super) struct Pulls {
     requests: BTreeMap<MemberId, Request>,
     /// Peers that are not to be asked before.
     busy: BTreeMap<MemberId, u64>,
-    /// How long answers take, on average, in [`MILLI`]s.
-    answer_time: u64,
+    /// How long answers take, on average, in [`MILLI`]s; `None` before the first.
+    answer_time: Option<u64>,
 }
 
 impl Pulls {
@@ -59,7 +59,7 @@ impl Pulls {
             lacks: BTreeMap::new(),
             requests: BTreeMap::new(),
             busy: BTreeMap::new(),
-            answer_time: TIMEOUT_MAX_MILLIS * MILLI / PATIENCE,
+            answer_time: None,
         }
     }
 
@@ -91,7 +91,11 @@ impl Pulls {
     pub(super) fn answered(&mut self, from: MemberId, now_millis: u64) {
         let Some(request) = self.requests.remove(&from) else { return };
         let took = now_millis.saturating_sub(request.sent_millis) * MILLI;
-        self.answer_time = (self.answer_time * AVERAGE_KEEPS + took) / (AVERAGE_KEEPS + 1);
+        // The first answer says more than any guess: most members that write little see few of them.
+        self.answer_time = Some(match self.answer_time {
+            Some(average) => (average * AVERAGE_KEEPS + took) / (AVERAGE_KEEPS + 1),
+            None => took,
+        });
         self.release(from, &request.origins);
     }
 
@@ -141,8 +145,8 @@ impl Pulls {
     }
 
     fn timeout(&self) -> u64 {
-        let usual = self.answer_time * PATIENCE / MILLI;
-        usual.clamp(TIMEOUT_MIN_MILLIS, TIMEOUT_MAX_MILLIS)
+        let usual = self.answer_time.map(|average| average * PATIENCE / MILLI);
+        usual.unwrap_or(TIMEOUT_MAX_MILLIS).clamp(TIMEOUT_MIN_MILLIS, TIMEOUT_MAX_MILLIS)
     }
 
     /// Gives up requests that took too long; answers the peers that they went to.
@@ -155,9 +159,9 @@ impl Pulls {
             request.origins.iter().for_each(|origin| self.demote(*from, *origin));
         }
         // Where answers take longer than they did, patience has to grow.
-        if !late.is_empty() {
-            self.answer_time += self.answer_time / AVERAGE_KEEPS;
-            self.answer_time = self.answer_time.min(TIMEOUT_MAX_MILLIS * MILLI / PATIENCE);
+        if let Some(average) = self.answer_time.as_mut().filter(|_| !late.is_empty()) {
+            *average += (*average / AVERAGE_KEEPS).max(1);
+            *average = (*average).min(TIMEOUT_MAX_MILLIS * MILLI / PATIENCE);
         }
         late.into_iter().map(|(from, _)| from).collect()
     }

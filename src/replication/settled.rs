@@ -37,6 +37,8 @@ pub struct Membership {
     pub awaits: bool,
     /// The members, in order.
     numbers: Vec<MemberId>,
+    /// Of each, in this order: the current run, zero if it is not known, and when its record was first written.
+    rows: Vec<(u64, Timestamp)>,
 }
 
 impl Membership {
@@ -46,12 +48,21 @@ impl Membership {
         runs: BTreeMap<MemberId, (u64, Timestamp)>,
     ) -> Self {
         let numbers = members.keys().copied().collect();
-        Self { members, runs, numbers, ..Self::default() }
+        let row = |(member, joined): (&MemberId, &Timestamp)| {
+            (runs.get(member).map_or(0, |(run, _)| *run), *joined)
+        };
+        let rows = members.iter().map(row).collect();
+        Self { members, runs, numbers, rows, ..Self::default() }
     }
 
     /// The place of a member in the order of all.
     pub fn number(&self, member: MemberId) -> Option<usize> {
         self.numbers.binary_search(&member).ok()
+    }
+
+    /// The members, in order.
+    pub fn numbers(&self) -> &[MemberId] {
+        &self.numbers
     }
 
     /// When it was announced that an origin has ended, if it has.
@@ -155,18 +166,25 @@ impl Frontier {
         &'a self,
         membership: &'a Membership,
     ) -> impl Iterator<Item = Promise> + 'a {
-        membership.members.iter().zip(&self.standings).map(|((member, joined), standing)| {
-            let run = membership.runs.get(member).map_or(0, |(run, _)| *run);
-            let is_current = standing.run == run;
+        let members = membership.numbers.iter().zip(&membership.rows);
+        members.zip(&self.standings).map(|((member, (run, joined)), standing)| {
+            let is_current = standing.run == *run;
             Promise {
                 member: *member,
-                run,
+                run: *run,
                 time: if is_current { standing.time } else { *joined },
                 seq: if is_current { standing.seq } else { 0 },
                 complete: standing.complete,
                 current: standing.current,
             }
         })
+    }
+
+    /// Takes note of promises of all members, in their order, which rely on who they are and which runs are current.
+    pub fn hear_all(&mut self, rows: &[Promise], membership: &Membership) {
+        for (number, (row, (run, _))) in rows.iter().zip(&membership.rows).enumerate() {
+            self.hear(number, &Promise { run: *run, ..*row });
+        }
     }
 
     /// Who belongs to the cluster, or what runs have ended, has changed from `before`. Answers the heads of ended runs that
@@ -206,9 +224,11 @@ impl Frontier {
 
     /// Draws the conclusions from what is held and what was heard. Costs a look at every member.
     pub fn conclude(&mut self, membership: &Membership, heads: &Heads) {
-        for (member, standing) in membership.members.keys().zip(&mut self.standings) {
+        for (member, standing) in membership.numbers.iter().zip(&mut self.standings) {
             let origin = Origin { member: *member, run: standing.run };
-            if standing.run > 0 && heads.seq(origin) >= standing.seq {
+            // Most members of a large cluster write nothing, and need no look at the heads.
+            let is_held = || standing.seq == 0 || heads.seq(origin) >= standing.seq;
+            if standing.run > 0 && is_held() {
                 standing.covered = standing.covered.max(standing.time);
                 standing.covered_current = standing.current;
             }
@@ -228,7 +248,7 @@ impl Frontier {
             }
         }
         self.complete = self.complete.max(complete);
-        let everybody = membership.members.keys().zip(&self.standings).map(|(member, standing)| {
+        let everybody = membership.numbers.iter().zip(&self.standings).map(|(member, standing)| {
             if *member == self.me { self.complete } else { standing.complete }
         });
         self.settled = self.settled.max(everybody.min().unwrap_or_default());
@@ -239,7 +259,7 @@ impl Frontier {
         let Some(announced) = membership.ended(origin) else { return false };
         let sealed = membership.seals.get(&origin).map_or(announced, |(_, time)| *time);
         let since = announced.max(sealed);
-        membership.members.keys().zip(&self.standings).all(|(member, standing)| {
+        membership.numbers.iter().zip(&self.standings).all(|(member, standing)| {
             let current = if *member == self.me { self.current } else { standing.covered_current };
             current >= since
         })

@@ -24,11 +24,20 @@ pub(super) const RUN: u64 = 1;
 #[derive(Debug, Default)]
 pub(super) struct Everything {
     entries: BTreeMap<Origin, Vec<Arc<Entry>>>,
-    /// Of each entry: when it was accepted, and when it became visible where, in virtual microseconds.
-    pub seen: BTreeMap<(Origin, u64), (u64, Vec<u64>)>,
+    /// Of each entry that is watched: when it was accepted, and how long it took to become visible at each member that
+    /// has it, in virtual microseconds.
+    pub seen: BTreeMap<(Origin, u64), (u64, Vec<u32>)>,
+    /// Whether entries that are accepted now are watched.
+    pub watching: bool,
 }
 
 impl Everything {
+    /// The entries of each origin, in the order of their seqs.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Origin, &[Arc<Entry>])> {
+        self.entries.iter().map(|(origin, entries)| (*origin, entries.as_slice()))
+    }
+
     fn segment(&self, want: Head, bytes_max: u64) -> Option<Segment> {
         let first = usize::try_from(want.seq).ok()?;
         let rest = self.entries.get(&want.origin)?.get(first..)?;
@@ -81,6 +90,7 @@ impl Light {
         let frontier = Frontier::new(member, none, none);
         let now = now_at(0);
         let mut gossip = Gossip::new(me, options, seed, &[], frontier, now);
+        let joined = membership.members.values().max().copied().unwrap_or_default();
         let live = membership.members.keys().copied().collect();
         let mut outputs = gossip.step(now, Input::Membership(membership));
         outputs.extend(gossip.step(now, Input::Live(live)));
@@ -88,7 +98,8 @@ impl Light {
             gossip,
             me,
             everything,
-            clock: HybridClock::default(),
+            // What is written here is later than the member is a member.
+            clock: HybridClock::after(joined),
             seq: 0,
             open: Vec::new(),
             committing: None,
@@ -109,7 +120,9 @@ impl Light {
         let entry = Arc::new(Entry { seq: self.seq, time, ops: vec![op] });
         let mut everything = self.everything.borrow_mut();
         everything.entries.entry(self.me).or_default().push(Arc::clone(&entry));
-        everything.seen.insert((self.me, self.seq), (micros, Vec::new()));
+        if everything.watching {
+            everything.seen.insert((self.me, self.seq), (micros, Vec::new()));
+        }
         drop(everything);
         self.open.push((self.me, entry));
         self.begin_commit(micros);
@@ -126,8 +139,9 @@ impl Light {
         let Some((_, entries)) = self.committing.take_if(|(at, _)| *at <= micros) else { return };
         let mut everything = self.everything.borrow_mut();
         for (origin, entry) in &entries {
-            let seen = everything.seen.get_mut(&(*origin, entry.seq));
-            seen.expect("it was accepted").1.push(micros);
+            if let Some((accepted, delays)) = everything.seen.get_mut(&(*origin, entry.seq)) {
+                delays.push(u32::try_from(micros - *accepted).unwrap_or(u32::MAX));
+            }
         }
         drop(everything);
         self.step(micros, Input::Committed { entries, heads: Vec::new() });

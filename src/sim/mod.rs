@@ -7,7 +7,12 @@ mod cluster;
 mod full;
 mod light;
 pub mod network;
+mod plot;
+#[cfg(test)]
+mod properties;
+mod report;
 #[cfg(test)]
 mod scenarios;
 pub mod spread;
+pub mod tool;
 pub mod world;

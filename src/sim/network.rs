@@ -72,11 +72,17 @@ impl Network {
 
     /// Whether messages get through in this direction.
     pub fn connects(&self, from: usize, to: usize) -> bool {
-        !self.cut.contains(&(from, to))
+        self.cut.is_empty() || !self.cut.contains(&(from, to))
     }
 
-    /// When a message that is sent now arrives: not at all, once or twice.
-    pub fn deliveries(&mut self, now: u64, from: usize, to: usize, bytes: usize) -> Vec<u64> {
+    /// When a message that is sent now arrives, and when it does so again: mostly once, but there is no telling.
+    pub fn deliveries(
+        &mut self,
+        now: u64,
+        from: usize,
+        to: usize,
+        bytes: usize,
+    ) -> (Option<u64>, Option<u64>) {
         if self.free_micros.len() <= from {
             self.free_micros.resize(from + 1, 0);
         }
@@ -84,13 +90,15 @@ impl Network {
         let sent = self.free_micros[from].max(now) + takes;
         self.free_micros[from] = sent;
         if !self.connects(from, to) || self.happens(self.options.loss_ppm) {
-            return Vec::new();
+            return (None, None);
         }
-        let copies = 1 + usize::from(self.happens(self.options.duplicate_ppm));
-        let jitter = self.options.jitter_micros;
-        (0..copies)
-            .map(|_| sent + self.options.latency_micros + self.dice.below(jitter + 1))
-            .collect()
+        let is_repeated = self.happens(self.options.duplicate_ppm);
+        let first = sent + self.travel();
+        (Some(first), is_repeated.then(|| sent + self.travel()))
+    }
+
+    fn travel(&mut self) -> u64 {
+        self.options.latency_micros + self.dice.below(self.options.jitter_micros + 1)
     }
 
     fn happens(&mut self, ppm: u64) -> bool {

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use super::network::Network;
+use crate::replication::heads::mix;
 use crate::replication::message::Message;
 use crate::time::Now;
 use crate::transport::wire::frame_bytes;
@@ -57,6 +58,7 @@ pub struct World<A> {
     /// By the numbers of the senders.
     pub traffic: Vec<Traffic>,
     micros: u64,
+    trace: u64,
     /// By time, then by order of appearance, then what.
     queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
     events: Vec<Option<Event>>,
@@ -76,6 +78,7 @@ impl<A: Actor> World<A> {
             network,
             traffic: Vec::new(),
             micros: 0,
+            trace: 0,
             queue: BinaryHeap::new(),
             events: Vec::new(),
             free: Vec::new(),
@@ -109,6 +112,15 @@ impl<A: Actor> World<A> {
         self.micros
     }
 
+    /// A hash of everything that has happened so far: what, when, to whom, and what was sent.
+    pub fn trace(&self) -> u64 {
+        self.trace
+    }
+
+    fn note(&mut self, what: u64) {
+        self.trace = mix(self.trace ^ what);
+    }
+
     /// Lets someone act from outside, now.
     pub fn with<T>(&mut self, number: usize, act: impl FnOnce(&mut A, u64) -> T) -> T {
         let result = act(&mut self.actors[number], self.micros);
@@ -118,22 +130,8 @@ impl<A: Actor> World<A> {
 
     /// Takes what an actor has sent, and notes when it wants to wake.
     fn settle(&mut self, number: usize) {
-        let sent = self.actors[number].take_sent();
-        for (to, message) in sent {
-            let bytes = frame_bytes(&message);
-            let traffic = &mut self.traffic[number];
-            traffic.messages += 1;
-            traffic.bytes += bytes as u64;
-            if let Message::Segments(segments) = &message {
-                let entries = segments.segments.iter().map(|segment| segment.entries.len() as u64);
-                traffic.entries += entries.sum::<u64>();
-            }
-            let Some(&to) = self.numbers.get(&to) else { continue };
-            let from = self.names[number];
-            for at in self.network.deliveries(self.micros, number, to, bytes) {
-                let message = Box::new(message.clone());
-                self.schedule(at, Event::Deliver { to, from, message });
-            }
+        for (to, message) in self.actors[number].take_sent() {
+            self.send(number, to, message);
         }
         let wake = self.actors[number].wake_at().max(self.micros);
         if wake < self.wakes[number] || self.wakes[number] <= self.micros {
@@ -141,6 +139,28 @@ impl<A: Actor> World<A> {
             if wake < u64::MAX {
                 self.schedule(wake, Event::Wake { actor: number });
             }
+        }
+    }
+
+    fn send(&mut self, number: usize, to: MemberId, message: Message) {
+        let bytes = frame_bytes(&message);
+        let traffic = &mut self.traffic[number];
+        traffic.messages += 1;
+        traffic.bytes += bytes as u64;
+        if let Message::Segments(segments) = &message {
+            let entries = segments.segments.iter().map(|segment| segment.entries.len() as u64);
+            traffic.entries += entries.sum::<u64>();
+        }
+        self.note(bytes as u64);
+        let Some(&to) = self.numbers.get(&to) else { return };
+        let from = self.names[number];
+        let (first, again) = self.network.deliveries(self.micros, number, to, bytes);
+        if let Some(at) = again {
+            let message = Box::new(message.clone());
+            self.schedule(at, Event::Deliver { to, from, message });
+        }
+        if let Some(at) = first {
+            self.schedule(at, Event::Deliver { to, from, message: Box::new(message) });
         }
     }
 
@@ -163,6 +183,7 @@ impl<A: Actor> World<A> {
     pub fn step(&mut self) -> Option<usize> {
         let Reverse((at, _, slot)) = self.queue.pop()?;
         self.micros = at;
+        self.note(at);
         self.free.push(slot);
         let number = match self.events[slot].take()? {
             Event::Deliver { to, from, message } => {
@@ -179,6 +200,7 @@ impl<A: Actor> World<A> {
                 actor
             }
         };
+        self.note(number as u64);
         self.settle(number);
         Some(number)
     }

@@ -15,17 +15,23 @@ impl Gossip {
         self.exchange_interval =
             (self.exchange_interval * by / of).min(self.options.exchange_max_millis);
         let dead_too = self.live.is_empty() || self.dice.below(DEAD_PEER_EXCHANGES) == 0;
-        let peer = if dead_too {
-            let me = self.me.member;
-            let members = self.membership.members.keys().copied().filter(|member| *member != me);
-            let members: Vec<_> = members.collect();
-            self.dice.pick(&members).copied()
-        } else {
-            self.dice.pick(&self.live).copied()
-        };
+        let peer = if dead_too { self.anybody() } else { self.dice.pick(&self.live).copied() };
         if let Some(peer) = peer {
             self.send_digest(peer, true);
         }
+    }
+
+    /// A random member, whether or not it seems alive.
+    fn anybody(&mut self) -> Option<MemberId> {
+        let members = self.membership.numbers();
+        let me = members.binary_search(&self.me.member);
+        let others = members.len() - usize::from(me.is_ok());
+        if others == 0 {
+            return None;
+        }
+        let at = usize::try_from(self.dice.below(others as u64)).ok()?;
+        let skips_me = me.is_ok_and(|me| at >= me);
+        members.get(at + usize::from(skips_me)).copied()
     }
 
     /// Something differs, or may: look again soon.

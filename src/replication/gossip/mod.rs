@@ -426,6 +426,9 @@ impl Gossip {
         if head.origin == self.me {
             self.acknowledged_by(from, head.seq);
         }
+        if head.seq <= self.heads.applied(head.origin) {
+            return;
+        }
         let seq = head.seq.min(self.membership.limit(head.origin));
         self.pulls.learn(from, Head { seq, ..head }, &self.heads);
     }

@@ -63,10 +63,7 @@ impl Gossip {
                 }
             }
         } else if promises.table == self.table {
-            let runs: Vec<_> = self.frontier.promises(&self.membership).map(|p| p.run).collect();
-            for (number, (row, run)) in promises.rows.iter().zip(runs).enumerate() {
-                self.frontier.hear(number, &Promise { run, ..*row });
-            }
+            self.frontier.hear_all(&promises.rows, &self.membership);
         } else {
             self.send_promises(from, true, promises.now, now);
             return;
