@@ -288,6 +288,7 @@ fn peer_options(config: &Config) -> Result<Option<PeerOptions>, String> {
             initial: if joins { Vec::new() } else { others },
             joins,
             seed: rand::random(),
+            ..ClusterOptions::default()
         },
         join,
         discovery: discovery.map(|domain| (domain, name)),

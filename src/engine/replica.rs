@@ -13,7 +13,7 @@
 //!
 //! A store that never had a peer has no gossip, and pays nothing for it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use crate::error::StoreError;
 use crate::replication::Gossip;
 use crate::replication::gossip::{self, Input, Output};
 use crate::replication::heads::mix;
+use crate::replication::liveness::{self, Liveness, State};
 use crate::replication::message::{CatchUp, Compare, Head, Message, Span};
 use crate::replication::settled::Frontier;
 use crate::storage::Store;
@@ -35,6 +36,8 @@ use crate::types::{ClusterId, MemberId, Origin};
 
 /// Conflicts that are remembered.
 const CONFLICTS_MAX: usize = 1000;
+/// Peers that are kept in touch with before their records have come.
+const ACQUAINTANCES_MAX: usize = 1024;
 
 /// What the owner of a replica has to do.
 #[derive(Debug)]
@@ -69,6 +72,8 @@ pub enum Effect {
     Passed(u64),
     /// Who the members are, or where they are, has changed.
     Members,
+    /// Who seems alive has changed.
+    Live,
     /// The data has come: clients may be served.
     Ready,
 }
@@ -80,6 +85,8 @@ pub struct ClusterOptions {
     pub record: MemberRecord,
     /// The settings of the gossip.
     pub gossip: gossip::Options,
+    /// The settings of the failure detector.
+    pub liveness: liveness::Options,
     /// Peer addresses of those who start the cluster together with it, its own left out; one list per member.
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
@@ -127,7 +134,10 @@ pub enum Refusal {
 struct Cluster {
     gossip: Gossip,
     directory: Directory,
-    /// Who seems alive; those too that are not members yet.
+    liveness: Liveness,
+    /// Peers met, or named by the contact, whose records have not come yet.
+    acquaintances: BTreeSet<MemberId>,
+    /// Who seems alive, in order; those too that are not members yet.
     live: Vec<MemberId>,
     pledge: Pledge,
     /// Where the segments in the open batch end.
@@ -219,10 +229,13 @@ impl Replica {
         let frontier = Frontier::new(me.member, complete, self.writer.settled());
         let heads = self.writer.heads();
         let options = self.options.gossip.clone();
-        let gossip = Gossip::new(me, options, self.options.seed, &heads, frontier, now);
+        let seed = self.options.seed;
+        let gossip = Gossip::new(me, options, seed, &heads, frontier, now);
         self.cluster = Some(Box::new(Cluster {
             gossip,
             directory: Directory::default(),
+            liveness: Liveness::new(me, self.options.liveness.clone(), mix(seed), now),
+            acquaintances: BTreeSet::new(),
             live: Vec::new(),
             pledge: Pledge::None,
             applied: Vec::new(),
@@ -256,7 +269,85 @@ impl Replica {
             self.write(announcement, now)?;
         }
         self.effects.push(Effect::Members);
-        self.step(Input::Membership(membership), now)
+        self.step(Input::Membership(membership), now)?;
+        self.watch_over_members(now)
+    }
+
+    /// Tells the failure detector whom to watch.
+    fn watch_over_members(&mut self, now: Now) -> Result<(), StoreError> {
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let Directory { members, membership } = &cluster.directory;
+        cluster
+            .acquaintances
+            .retain(|peer| !members.contains_key(peer) && !membership.removed.contains_key(peer));
+        let started = members.iter().filter(|(_, record)| record.is_started());
+        let watched =
+            started.map(|(member, _)| *member).chain(cluster.acquaintances.iter().copied());
+        let watched: Vec<_> = watched.collect();
+        let outputs = cluster.liveness.set_members(&watched, now);
+        self.follow_liveness(outputs, now)
+    }
+
+    /// A peer has shown up that belongs to this cluster: its record may come later.
+    pub fn meet(&mut self, peer: MemberId, now: Now) -> Result<(), StoreError> {
+        let me = self.writer.identity().member;
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let Directory { members, membership } = &cluster.directory;
+        let is_known = members.get(&peer).is_some_and(MemberRecord::is_started)
+            || membership.removed.contains_key(&peer)
+            || peer == me;
+        let is_full = cluster.acquaintances.len() >= ACQUAINTANCES_MAX;
+        if is_known || is_full || !cluster.acquaintances.insert(peer) {
+            return Ok(());
+        }
+        self.watch_over_members(now)?;
+        self.hear(peer, now)
+    }
+
+    /// Whatever comes from a peer is a sign of life.
+    fn hear(&mut self, from: MemberId, now: Now) -> Result<(), StoreError> {
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let outputs = cluster.liveness.heard_from(from, now);
+        self.follow_liveness(outputs, now)
+    }
+
+    fn follow_liveness(
+        &mut self,
+        outputs: Vec<liveness::Output>,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let mut has_changed = false;
+        for output in outputs {
+            match output {
+                liveness::Output::Send(to, bytes) => {
+                    self.effects.push(Effect::Send(to, Message::Swim(bytes)));
+                }
+                liveness::Output::Alive(_) => has_changed = true,
+                liveness::Output::Dead(peer) => {
+                    has_changed = true;
+                    cluster.acquaintances.remove(&peer);
+                }
+            }
+        }
+        if !has_changed {
+            return Ok(());
+        }
+        let live = cluster.liveness.live();
+        cluster.live.clone_from(&live);
+        self.effects.push(Effect::Live);
+        self.step(Input::Live(live), now)
+    }
+
+    /// Which peers seem alive, in order; those too whose records have not come yet.
+    pub fn live(&self) -> &[MemberId] {
+        self.cluster.as_ref().map_or(&[], |cluster| &cluster.live)
+    }
+
+    /// What is known of the health of a member.
+    pub fn state(&self, member: MemberId) -> State {
+        let cluster = self.cluster.as_ref();
+        cluster.map_or(State::Alive, |cluster| cluster.liveness.state(member))
     }
 
     /// The engine.
@@ -381,6 +472,10 @@ impl Replica {
         if self.cluster.is_none() {
             self.enter(Timestamp::default(), now)?;
         }
+        let known = admission.members.iter().map(|(member, _)| *member);
+        for peer in known.chain([contact]) {
+            self.meet(peer, now)?;
+        }
         self.step(Input::CatchUpFrom(contact), now)
     }
 
@@ -412,16 +507,11 @@ impl Replica {
         message: Message,
         now: Now,
     ) -> Result<(), StoreError> {
-        self.step(Input::Receive(from, message), now)
-    }
-
-    /// Which members seem alive.
-    pub fn set_live(&mut self, live: Vec<MemberId>, now: Now) -> Result<(), StoreError> {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.live.clone_from(&live);
-            cluster.live.sort_unstable();
+        self.meet(from, now)?;
+        if !matches!(message, Message::Swim(_)) {
+            self.hear(from, now)?;
         }
-        self.step(Input::Live(live), now)
+        self.step(Input::Receive(from, message), now)
     }
 
     /// A read wants to see all that a majority of the members holds now: [`Effect::Passed`] says when it does. Answers
@@ -457,12 +547,18 @@ impl Replica {
             cluster.collected = collected;
             self.step(Input::Collected(collected), now)?;
         }
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        if cluster.liveness.wake_at() <= now.monotonic_millis {
+            let outputs = cluster.liveness.tick(now);
+            self.follow_liveness(outputs, now)?;
+        }
         self.step(Input::Tick, now)
     }
 
     /// When [`Self::tick`] is due, in monotonic milliseconds.
     pub fn wake_at(&self) -> u64 {
-        self.cluster.as_ref().map_or(u64::MAX, |cluster| cluster.gossip.wake_at())
+        let cluster = self.cluster.as_ref();
+        cluster.map_or(u64::MAX, |cluster| cluster.gossip.wake_at().min(cluster.liveness.wake_at()))
     }
 
     /// Evaluates a command of a client.
@@ -592,7 +688,10 @@ impl Replica {
             }
             Output::Settled(settled) => self.writer.set_settled(settled),
             Output::Passed(id) => self.effects.push(Effect::Passed(id)),
-            Output::Swim(..) => {}
+            Output::Swim(from, bytes) => {
+                let outputs = cluster.liveness.receive(&bytes, from, now);
+                self.follow_liveness(outputs, now)?;
+            }
         }
         Ok(())
     }

@@ -35,8 +35,6 @@ const BATCH_COMMANDS_MAX: usize = 1024;
 const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// How often the thread looks at leases, the disk and compaction when nothing else wakes it.
 const TICK: Duration = Duration::from_millis(100);
-/// A peer that nothing was heard of for so long seems dead.
-const SILENCE_MILLIS: u64 = 15_000;
 /// How often leases are looked at (etcd: 500 ms).
 const EXPIRY_INTERVAL_MILLIS: u64 = 500;
 /// Leases that are revoked at one look (etcd: 1000 a second).
@@ -68,8 +66,8 @@ pub(super) enum Task {
     },
     /// Hear what a peer says; tell when that has been dealt with.
     Peer(Origin, Box<Message>, oneshot::Sender<()>),
-    /// A peer has connected, or has gone.
-    Contact(MemberId, bool),
+    /// A peer has connected.
+    Contact(MemberId),
     /// A peer has been sent what was read from the log for it.
     Loaded(MemberId),
     /// Take somebody into the cluster.
@@ -110,10 +108,6 @@ pub(super) struct Driver {
     replica: Replica,
     /// The way to the peers, if there can be any.
     peers: Option<Peers>,
-    /// When each peer was last heard of, in monotonic milliseconds.
-    heard: BTreeMap<MemberId, u64>,
-    /// Who seems alive, as the replica was told.
-    live: Vec<MemberId>,
     /// Writes that wait for peers.
     acks: Acks,
     /// Questions about members whose answers are durable with the next commit.
@@ -152,8 +146,6 @@ impl Driver {
         Self {
             replica,
             peers,
-            heard: BTreeMap::new(),
-            live: Vec::new(),
             acks: Acks::default(),
             admissions: Vec::new(),
             membership_changes: Vec::new(),
@@ -202,11 +194,8 @@ impl Driver {
         if now.monotonic_millis >= self.next_tick_millis {
             self.tick(now)?;
         }
-        if self.peers.is_some() {
-            self.hear_nothing(now)?;
-            if self.replica.wake_at() <= now.monotonic_millis {
-                self.replica.tick(now)?;
-            }
+        if self.peers.is_some() && self.replica.wake_at() <= now.monotonic_millis {
+            self.replica.tick(now)?;
         }
         self.replica.writer_mut().reclaim();
         self.commit(now)?;
@@ -310,19 +299,11 @@ impl Driver {
                 }
             }
             Task::Peer(from, message, done) => {
-                self.heard.insert(from.member, now.monotonic_millis);
                 self.replica.receive(from.member, *message, now)?;
                 // Whoever asked may have gone away.
                 let _ = done.send(());
             }
-            Task::Contact(peer, true) => {
-                self.heard.insert(peer, now.monotonic_millis);
-                self.tell_live(now)?;
-            }
-            Task::Contact(peer, false) => {
-                self.heard.remove(&peer);
-                self.tell_live(now)?;
-            }
+            Task::Contact(peer) => self.replica.meet(peer, now)?,
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
             Task::Admit { member, record, reply } => {
                 let admission = self.replica.admit(member, &record, now)?;
@@ -330,8 +311,6 @@ impl Driver {
             }
             Task::Adopt { admission, contact, done } => {
                 self.replica.adopt(&admission, contact, now)?;
-                self.heard.insert(contact, now.monotonic_millis);
-                self.tell_live(now)?;
                 let _ = done.send(());
             }
             Task::Read(reader) => {
@@ -390,33 +369,27 @@ impl Driver {
         TICK.min(Duration::from_millis(self.replica.wake_at().saturating_sub(now)))
     }
 
-    /// Peers that have not been heard of for long seem dead.
-    fn hear_nothing(&mut self, now: Now) -> Result<(), StoreError> {
-        let before = self.heard.len();
-        let since = now.monotonic_millis.saturating_sub(SILENCE_MILLIS);
-        self.heard.retain(|_, heard| *heard >= since);
-        if self.heard.len() == before { Ok(()) } else { self.tell_live(now) }
-    }
-
-    fn tell_live(&mut self, now: Now) -> Result<(), StoreError> {
-        let live: Vec<_> = self.heard.keys().copied().collect();
-        if live == self.live {
-            return Ok(());
+    fn observe_live(&mut self) {
+        let (before, live) = (self.shared.live(), self.replica.live());
+        let is_new = |peer: &&MemberId| before.binary_search(peer).is_err();
+        let is_gone = |peer: &&MemberId| live.binary_search(peer).is_err();
+        for member in live.iter().filter(is_new) {
+            tracing::info!(%member, "peer is alive");
         }
-        self.live.clone_from(&live);
-        self.shared.set_live(&live);
-        self.replica.set_live(live, now)?;
+        for member in before.iter().filter(is_gone) {
+            tracing::warn!(%member, "peer does not answer");
+        }
+        self.shared.set_live(live);
         self.count_voters();
-        Ok(())
     }
 
     /// Who counts for acknowledgements.
     fn count_voters(&mut self) {
         let Some(directory) = self.replica.directory() else { return };
-        let me = self.shared.member.id;
+        let (me, live) = (self.shared.member.id, self.replica.live());
         let peers: Vec<_> = directory.voters().filter(|member| *member != me).collect();
         let counts_itself = directory.voters().any(|member| member == me);
-        let live = peers.iter().copied().filter(|p| self.live.binary_search(p).is_ok()).collect();
+        let live = peers.iter().copied().filter(|peer| live.binary_search(peer).is_ok()).collect();
         self.acks.set_voters(Voters { peers, live, counts_itself });
     }
 
@@ -461,6 +434,7 @@ impl Driver {
                         peers.set_members(&directory.members, self.shared.member.id);
                     }
                 }
+                Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
             }
         }

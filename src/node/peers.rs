@@ -149,11 +149,7 @@ impl PeerHandler for Gate {
 
     fn on_connected(&self, from: MemberId, _run: u64) {
         // A full queue means that the writer is busy; it finds out by the messages that come.
-        let _ = self.queue.try_send(Task::Contact(from, true));
-    }
-
-    fn on_disconnected(&self, from: MemberId, _run: u64) {
-        let _ = self.queue.try_send(Task::Contact(from, false));
+        let _ = self.queue.try_send(Task::Contact(from));
     }
 }
 
@@ -363,7 +359,7 @@ impl Search {
         tracing::info!(%member, %url, "met a founder");
         self.transport.set_peers(addresses.all());
         drop(addresses);
-        let _ = self.queue.try_send(Task::Contact(member, true));
+        let _ = self.queue.try_send(Task::Contact(member));
     }
 
     async fn look_for_contact(&self, told: &mut BTreeSet<String>) {

@@ -8,6 +8,7 @@ mod dice;
 pub mod entry;
 pub mod gossip;
 pub mod heads;
+pub mod liveness;
 pub mod message;
 mod pulls;
 mod recent;
@@ -15,3 +16,4 @@ pub mod settled;
 
 pub use dice::Dice;
 pub use gossip::Gossip;
+pub use liveness::Liveness;

@@ -22,8 +22,8 @@ use crate::types::{ClusterId, KeyRange, LeaseId, MemberId, Origin, Revision};
 
 pub(super) const SECOND: u64 = 1_000_000;
 const MILLI: u64 = 1000;
-/// How often members learn who seems alive.
-const LIVENESS_MICROS: u64 = 500 * MILLI;
+/// How often members try to reach each other.
+const CONTACT_MICROS: u64 = 500 * MILLI;
 /// How often everything is checked.
 const CHECK_MICROS: u64 = 50 * MILLI;
 
@@ -49,7 +49,7 @@ pub(super) struct Cluster {
     admitted: Vec<(usize, usize, Admission, u64)>,
     /// Entries that were acknowledged by another member.
     safe: BTreeSet<(Origin, u64)>,
-    next_liveness: u64,
+    next_contact: u64,
     next_check: u64,
     next_id: usize,
     /// What happened, to be shown when something is wrong.
@@ -72,7 +72,13 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
     let options = gossip::Options { promise_millis: 400, ..gossip::Options::default() };
     Setup {
         writer: Options { gc_age_millis: 1000, ..Options::new(identity) },
-        cluster: ClusterOptions { record, gossip: options, initial, joins: false, seed },
+        cluster: ClusterOptions {
+            record,
+            gossip: options,
+            initial,
+            seed,
+            ..ClusterOptions::default()
+        },
         commit_micros: 500,
     }
 }
@@ -89,7 +95,7 @@ impl Cluster {
             shown: Vec::new(),
             admitted: Vec::new(),
             safe: BTreeSet::new(),
-            next_liveness: 0,
+            next_contact: 0,
             next_check: 0,
             next_id: members,
             story: Vec::new(),
@@ -145,7 +151,7 @@ impl Cluster {
         let end = self.world.micros() + micros;
         while self.world.micros() < end {
             let next = self.world.next_event().unwrap_or(end).min(end);
-            let chores = self.next_liveness.min(self.next_check);
+            let chores = self.next_contact.min(self.next_check);
             if chores <= next {
                 self.world.run_until(chores);
                 self.chores();
@@ -161,9 +167,9 @@ impl Cluster {
 
     fn chores(&mut self) {
         let now = self.world.micros();
-        if now >= self.next_liveness {
-            self.next_liveness = now + LIVENESS_MICROS;
-            self.tell_liveness();
+        if now >= self.next_contact {
+            self.next_contact = now + CONTACT_MICROS;
+            self.introduce();
             self.admit_joiners();
         }
         if now >= self.next_check {
@@ -186,17 +192,20 @@ impl Cluster {
         network.connects(from, to) && network.connects(to, from)
     }
 
-    fn tell_liveness(&mut self) {
+    /// Members connect to those whose addresses they know: here, to all that they reach.
+    fn introduce(&mut self) {
         let now = self.world.micros();
         for number in self.up() {
-            let live = self.up().into_iter().filter(|other| {
+            let others = self.up().into_iter().filter(|other| {
                 *other != number
                     && self.is_reachable(number, *other)
                     && self.world.actors[*other].paused_until <= now
             });
-            let live: Vec<_> = live.map(|other| self.world.actors[other].member()).collect();
+            let others: Vec<_> = others.map(|other| self.world.actors[other].member()).collect();
             self.world.with(number, |full, micros| {
-                full.with(micros, |replica, now| replica.set_live(live, now).expect("no fault"))
+                full.with(micros, |replica, now| {
+                    others.iter().for_each(|peer| replica.meet(*peer, now).expect("no fault"));
+                })
             });
         }
     }

@@ -214,7 +214,7 @@ impl Full {
             Effect::Passed(id) => {
                 self.passed.insert(id);
             }
-            Effect::Members | Effect::Ready => {}
+            Effect::Members | Effect::Live | Effect::Ready => {}
         }
     }
 

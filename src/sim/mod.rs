@@ -6,6 +6,8 @@ mod cluster;
 #[cfg(test)]
 mod full;
 mod light;
+#[cfg(test)]
+mod liveness_tests;
 pub mod network;
 mod plot;
 #[cfg(test)]

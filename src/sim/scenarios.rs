@@ -130,7 +130,8 @@ fn an_old_copy_of_a_disk_brings_nothing_back() {
         busy(&mut cluster, 2 * SECOND);
         cluster.run(10 * SECOND);
         cluster.check_converged();
-        assert_eq!(cluster.merges(), 1, "seed {seed}");
+        // Once, or with each of the two others, if they forgot at different times.
+        assert!((1..=2).contains(&cluster.merges()), "seed {seed}: {}", cluster.merges());
     }
 }
 

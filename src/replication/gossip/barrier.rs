@@ -8,6 +8,9 @@ use crate::replication::message::{Digest, Message};
 use crate::time::Now;
 use crate::types::{MemberId, Origin};
 
+/// Who has not answered after so long is asked again: a question, or its answer, may have been lost.
+const ASK_AGAIN_MILLIS: u64 = 100;
+
 /// A read that waits.
 #[derive(Clone, Debug)]
 pub(super) struct Barrier {
@@ -18,6 +21,8 @@ pub(super) struct Barrier {
     answered: BTreeSet<MemberId>,
     /// What has to be here.
     targets: BTreeMap<Origin, u64>,
+    /// When those are asked again who have not answered.
+    ask_again_millis: u64,
     /// Nobody waits any more after this.
     deadline_millis: u64,
 }
@@ -37,12 +42,40 @@ impl Gossip {
         voters: Vec<MemberId>,
         needed: usize,
         deadline_millis: u64,
+        now: Now,
     ) {
         for peer in &voters {
             self.send(*peer, Message::Ask(id));
         }
         let (answered, targets) = Default::default();
-        self.barriers.insert(id, Barrier { voters, needed, answered, targets, deadline_millis });
+        let ask_again_millis = now.monotonic_millis + ASK_AGAIN_MILLIS;
+        self.barriers.insert(
+            id,
+            Barrier { voters, needed, answered, targets, ask_again_millis, deadline_millis },
+        );
+    }
+
+    /// When somebody is to be asked again.
+    pub(super) fn next_ask(&self) -> Option<u64> {
+        self.barriers.values().map(|barrier| barrier.ask_again_millis).min()
+    }
+
+    fn ask_again(&mut self, now: Now) {
+        let now_millis = now.monotonic_millis;
+        let mut asks = Vec::new();
+        for (id, barrier) in &mut self.barriers {
+            if barrier.ask_again_millis > now_millis {
+                continue;
+            }
+            barrier.ask_again_millis = now_millis + ASK_AGAIN_MILLIS;
+            if barrier.answered.len() < barrier.needed {
+                let silent = barrier.voters.iter().filter(|peer| !barrier.answered.contains(peer));
+                asks.extend(silent.map(|peer| (*peer, *id)));
+            }
+        }
+        for (peer, id) in asks {
+            self.send(peer, Message::Ask(id));
+        }
     }
 
     pub(super) fn answer_ask(&mut self, to: MemberId, id: u64) {
@@ -80,5 +113,6 @@ impl Gossip {
         let passed = self.barriers.extract_if(.., |_, barrier| barrier.is_passed(heads));
         self.outputs.extend(passed.map(|(id, _)| Output::Passed(id)));
         self.barriers.retain(|_, barrier| barrier.deadline_millis > now.monotonic_millis);
+        self.ask_again(now);
     }
 }

@@ -330,7 +330,7 @@ impl Gossip {
             Input::Promised(time, seq) => self.promised(time, seq, now),
             Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
             Input::Barrier { id, voters, needed, deadline_millis } => {
-                self.begin_barrier(id, voters, needed, deadline_millis);
+                self.begin_barrier(id, voters, needed, deadline_millis, now);
             }
             Input::NotTaken(from, origin) => self.not_taken(from, origin, now),
             Input::CaughtUp(complete) => {
@@ -352,7 +352,8 @@ impl Gossip {
     pub fn wake_at(&self) -> u64 {
         let catch_up = self.catching_up.as_ref().map(|catching_up| catching_up.deadline_millis);
         let merge = self.merging.as_ref().map(|merging| merging.deadline_millis);
-        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge];
+        let ask = self.next_ask();
+        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge, ask];
         let next = self.next_exchange.min(self.next_promise);
         timers.into_iter().flatten().fold(next, u64::min)
     }
