@@ -52,7 +52,7 @@ impl Report {
     /// One line for a reader of the test's output.
     #[expect(clippy::print_stdout, reason = "the numbers are for whoever runs the test")]
     pub(super) fn say(&self, what: &str) {
-        println!("{}: {what}", self.scenario);
+        println!("{} {:.1} s: {what}", self.scenario, self.started.elapsed().as_secs_f64());
     }
 
     /// Ends all clients, waits for calm, and checks everything.
@@ -80,7 +80,10 @@ impl Report {
         let answered: u64 = book.answered.values().sum();
         let errors: u64 = book.errors.values().flat_map(BTreeMap::values).sum();
         let keys = states.values().next().map_or(0, BTreeMap::len);
-        self.say(&format!("{answered} requests answered, {errors} not, {keys} keys left"));
+        let errors_by_text = &book.errors;
+        self.say(&format!(
+            "{answered} requests answered, {errors} not, {keys} keys left: {errors_by_text:?}"
+        ));
         self.check(answered > 0, || "no request was answered: nothing was tested".to_owned());
     }
 
@@ -141,8 +144,6 @@ impl Report {
         for broken in &expected {
             eprintln!("    {broken}");
         }
-        let seconds = self.started.elapsed().as_secs_f64();
-        self.say(&format!("{seconds:.1} s"));
         assert!(
             surprising.is_empty(),
             "{}: {} broken\n  {}\n{}",

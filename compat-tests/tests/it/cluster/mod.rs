@@ -39,7 +39,7 @@ fn run(scenario: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a thread can wait");
     let tasks = tokio::task::LocalSet::new();
-    let ended = tasks.block_on(&runtime, tokio::time::timeout(DEADLINE, scenario));
+    let ended = tasks.block_on(&runtime, async { tokio::time::timeout(DEADLINE, scenario).await });
     assert!(ended.is_ok(), "the scenario does not end");
 }
 
