@@ -29,6 +29,9 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(2);
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long a founder without data looks for a cluster that has been there for long.
+const LOOK_AROUND_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How a member reaches its peers, and they it.
 #[derive(Debug)]
 pub struct PeerOptions {
@@ -206,6 +209,9 @@ impl Peers {
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start: {error}"))?;
+        let founders = parse_all(options.cluster.initial.iter().flatten());
+        // The same command may have been started before, on a disk that is gone.
+        shared.look_around(shared.mvcc.keys() == 0 && !founders.is_empty());
         let gate = Gate { shared: Arc::clone(shared), queue: queue.clone() };
         let identity =
             Identity { cluster: Some(shared.cluster()), member: shared.member.id, run: shared.run };
@@ -225,7 +231,7 @@ impl Peers {
             shared: Arc::clone(shared),
             queue: queue.clone(),
             addresses: Arc::clone(&addresses),
-            founders: parse_all(options.cluster.initial.iter().flatten()),
+            founders,
             join: options.join,
             discovery: options.discovery,
             record: options.cluster.record,
@@ -270,6 +276,17 @@ fn parse_all<'a>(urls: impl Iterator<Item = &'a String>) -> Vec<PeerUrl> {
     urls.filter_map(|url| url.parse().ok()).collect()
 }
 
+/// What a founder has found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Nobody, or others who start with it, or who know it.
+    Peers,
+    /// A cluster that goes on without it, and has not taken it in yet.
+    Cluster,
+    /// One that has.
+    Admission,
+}
+
 /// Looks for the other founders, or for somebody to join.
 struct Search {
     transport: Transport,
@@ -285,8 +302,11 @@ struct Search {
 impl Search {
     async fn run(self) {
         let mut told = BTreeSet::new();
+        let mut is_admitted = false;
         loop {
-            if !self.shared.is_ready() {
+            if self.shared.looks_around() {
+                is_admitted = is_admitted || self.look_around(&mut told).await;
+            } else if !self.shared.is_ready() {
                 self.look_for_contact(&mut told).await;
             } else if self.shared.awaits() {
                 self.look_for_founders(&mut told).await;
@@ -325,8 +345,21 @@ impl Search {
         }
     }
 
+    /// A founder that has lost its disk must not serve before it has what the others have; one that is there for the first
+    /// time has nobody to wait for. Answers whether it was admitted: then its records end this when they come.
+    async fn look_around(&self, told: &mut BTreeSet<String>) -> bool {
+        let look = self.look_for_founders(told);
+        // Whoever does not answer cannot say that there is something to wait for.
+        let found = tokio::time::timeout(LOOK_AROUND_TIMEOUT, look).await.unwrap_or(Found::Peers);
+        if found == Found::Peers {
+            self.shared.look_around(false);
+        }
+        found == Found::Admission
+    }
+
     /// Founders know each other by address only. Whoever is found there is talked to.
-    async fn look_for_founders(&self, told: &mut BTreeSet<String>) {
+    async fn look_for_founders(&self, told: &mut BTreeSet<String>) -> Found {
+        let mut found = Found::Peers;
         for url in &self.founders {
             for candidate in self.candidates(std::slice::from_ref(url)).await {
                 let Some(reply) = self.hello(&candidate).await else { continue };
@@ -340,17 +373,18 @@ impl Search {
                     }
                     continue;
                 }
-                let member = MemberId(reply.member_id);
-                if !reply.admits_caller {
+                if reply.admits_caller {
+                    self.meet(MemberId(reply.member_id), url);
+                } else if reply.in_cluster {
                     // The cluster goes on since long; this member has lost its disk, it seems.
-                    if reply.in_cluster {
-                        self.ask_to_join(&candidate, told).await;
+                    found = Found::Cluster;
+                    if self.ask_to_join(&candidate, told).await {
+                        return Found::Admission;
                     }
-                    continue;
                 }
-                self.meet(member, url);
             }
         }
+        found
     }
 
     fn meet(&self, member: MemberId, url: &PeerUrl) {

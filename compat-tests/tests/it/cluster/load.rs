@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `own/CLIENT/SLOT.GENERATION` | one client, alone | what it was told last, or what it has tried since |
 //! | `pair/CLIENT/GENERATION/a` and `b` | one client, both by one transaction | the same, and the same number in both |
+//! | `seed/NUMBER` | nobody, after the start | what there was |
 //! | `shared/SLOT` | everybody | a put that no later one has replaced |
 //!
 //! Where an answer is missing nobody knows what became of the request, or when: a request may wait in a process that stands still. So that
@@ -104,6 +105,25 @@ impl Load {
     pub(super) fn new(seed: u64) -> Self {
         let (stop, _) = watch::channel(false);
         Self { book: SharedBook::default(), clients: Vec::new(), stop, started: 0, seed }
+    }
+
+    /// Writes keys that nobody changes later, to the first member.
+    pub(super) async fn seed(&mut self, cluster: &Cluster, keys: u64) {
+        let mut kv = cluster.members[0].kv();
+        for value in 0..keys {
+            let key = format!("seed/{value}");
+            in_time(kv.put(put(&key, value))).await.expect("the member serves");
+            let known = Known { answered: Some(value), open: Vec::new() };
+            self.book.borrow_mut().own.insert(key, known);
+        }
+    }
+
+    /// Writes a key that nobody changes later.
+    pub(super) async fn mark(&mut self, cluster: &Cluster, member: usize, key: &str) {
+        let mut kv = cluster.members[member].kv();
+        in_time(kv.put(put(key, 1))).await.expect("the member serves");
+        let known = Known { answered: Some(1), open: Vec::new() };
+        self.book.borrow_mut().own.insert(key.to_owned(), known);
     }
 
     /// Starts clients of a member.

@@ -23,6 +23,8 @@ use super::links::Links;
 
 /// How long a start, or a way back into the cluster, may take on a busy machine.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long it may take until all know who is there.
+const FORMED_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one question may take when a condition is waited for.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often such a condition is looked at.
@@ -194,6 +196,11 @@ impl Member {
         Ok(probe(client.member_list(pb::MemberListRequest::default())).await?.members)
     }
 
+    pub(super) async fn has(&self, key: &str) -> bool {
+        let range = pb::RangeRequest { key: Bytes::from(key.to_owned()), ..Default::default() };
+        probe(self.kv().range(range)).await.expect("the member serves").count > 0
+    }
+
     pub(super) async fn id(&self) -> u64 {
         let state = self.state().await.expect("the member serves");
         state.header.unwrap_or_default().member_id
@@ -309,7 +316,8 @@ impl Cluster {
             self.start_member(number);
         }
         self.ready().await;
-        self.formed(self.members.len()).await;
+        let formed = self.formed(self.members.len()).await;
+        formed.unwrap_or_else(|why| panic!("{why}\n{}", self.logs()));
     }
 
     /// Starts the process of a member that has none.
@@ -345,28 +353,26 @@ impl Cluster {
         }
     }
 
-    /// Waits until all that run know `count` members, by name.
-    pub(super) async fn formed(&self, count: usize) {
+    /// Waits until all that run know `count` members, by name, or says who does not.
+    pub(super) async fn formed(&self, count: usize) -> Result<(), String> {
         let started = Instant::now();
         for member in self.running() {
             loop {
                 let members = member.member_list().await;
-                let members = members.map_err(|status| status.to_string());
                 let formed = members.as_ref().is_ok_and(|members| {
                     members.len() == count && members.iter().all(|member| !member.name.is_empty())
                 });
                 if formed {
                     break;
                 }
-                assert!(
-                    started.elapsed() < READY_DEADLINE,
-                    "{} does not know {count} members, but {members:?}\n{}",
-                    member.name,
-                    self.logs()
-                );
+                if started.elapsed() > FORMED_DEADLINE {
+                    let Member { name, .. } = member;
+                    return Err(format!("{name} does not know {count} members: {members:?}"));
+                }
                 sleep(POLL).await;
             }
         }
+        Ok(())
     }
 
     /// Takes a member out by a call to another one.

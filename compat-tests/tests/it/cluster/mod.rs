@@ -33,6 +33,8 @@ const CUT: Duration = Duration::from_secs(4);
 const CLIENTS: usize = 2;
 /// Answers that show that a member goes on.
 const SOME: u64 = 50;
+/// Keys that are there from the start.
+const SEEDED: u64 = 300;
 
 /// Runs one scenario on this thread.
 fn run(scenario: impl Future<Output = ()>) {
@@ -64,6 +66,15 @@ fn check_own_reads(report: &mut Report, load: &Load) {
     for stale in &load.book.borrow().stale {
         report.note(format!("stale: {stale}"));
     }
+}
+
+/// Who serves has the data, from the first answer on.
+async fn check_seeded(report: &mut Report, cluster: &Cluster, member: usize) {
+    let state = cluster.members[member].state().await.expect("it is ready");
+    let found = state.kvs.iter().filter(|kv| kv.key.starts_with(b"seed/")).count();
+    report.check(found as u64 == SEEDED, || {
+        format!("empty: m{member} serves with {found} of {SEEDED} keys")
+    });
 }
 
 fn check_no_resyncs(report: &mut Report, watchers: &[Watcher]) {
@@ -120,10 +131,15 @@ fn cut_and_heal() {
         for (group, others) in [(vec![0], vec![1, 2, 3, 4]), (vec![1, 3], vec![0, 2, 4])] {
             links.cut(&group, &others);
             let heal = Instant::now() + CUT;
+            let mark = format!("mark/{}", group.len());
+            load.mark(&cluster, group[0], &mark).await;
             // Each side goes on.
             load.answered(group[0], SOME).await;
             load.answered(others[0], SOME).await;
             sleep_until(heal).await;
+            report.check(!cluster.members[others[0]].has(&mark).await, || {
+                format!("the cut around {group:?} lets something through")
+            });
             links.heal();
             load.answered(group[0], SOME).await;
         }
@@ -145,7 +161,9 @@ fn sixteen() {
         let mut report = Report::new("sixteen");
         let mut cluster = Cluster::start(16, &[]).await;
         let mut load = Load::new(3);
-        load.on_all(&cluster, 1);
+        for member in [0, 3, 7, 11, 15] {
+            load.on(&cluster, member, 1);
+        }
         let watchers = watch_all(&cluster).await;
         load.answered(0, SOME).await;
         cluster.members[7].kill();
@@ -194,6 +212,7 @@ fn wiped_directory() {
         let mut report = Report::new("wiped_directory");
         let mut cluster = Cluster::start(3, &[]).await;
         let mut load = Load::new(5);
+        load.seed(&cluster, SEEDED).await;
         load.on_all(&cluster, CLIENTS);
         let mut watchers = watch_all(&cluster).await;
         for member in 0..3 {
@@ -206,16 +225,14 @@ fn wiped_directory() {
         cluster.members[1].wipe();
         cluster.start_member(1);
         cluster.members[1].ready().await;
-        // From the first answer on it has what there was.
-        let keys = cluster.members[1].state().await.expect("it is ready").kvs.len();
-        report.check(keys > 0, || "empty: m1 served before it had the data".to_owned());
-        report.say(&format!("the wiped member came back with {keys} keys"));
+        check_seeded(&mut report, &cluster, 1).await;
         let id = cluster.members[1].id().await;
         report.check(id != former, || format!("the wiped member is {id:x} again"));
         load.answered(1, SOME).await;
         watchers.push(Watcher::on(&cluster.members[1]).await);
         load.answered(1, SOME).await;
-        cluster.formed(3).await;
+        let formed = cluster.formed(3).await;
+        report.check(formed.is_ok(), || formed.unwrap_err());
         finish(report, cluster, load, watchers).await;
     });
 }
@@ -254,18 +271,19 @@ fn three_seven_three() {
         let mut report = Report::new("three_seven_three");
         let mut cluster = Cluster::start(3, &[]).await;
         let mut load = Load::new(7);
+        load.seed(&cluster, SEEDED).await;
         load.on_all(&cluster, 1);
         let mut watchers = watch_all(&cluster).await;
         load.answered(0, 2 * SOME).await;
         for contact in [0, 1, 2, 0] {
             let number = cluster.join(contact);
             cluster.members[number].ready().await;
-            let keys = cluster.members[number].state().await.expect("it is ready").kvs.len();
-            report.check(keys > 0, || format!("empty: m{number} served before it had the data"));
+            check_seeded(&mut report, &cluster, number).await;
             watchers.push(Watcher::on(&cluster.members[number]).await);
             load.on(&cluster, number, 1);
         }
-        cluster.formed(7).await;
+        let formed = cluster.formed(7).await;
+        report.check(formed.is_ok(), || formed.unwrap_err());
         load.answered(6, SOME).await;
         check_own_reads(&mut report, &load);
         // Clients of members that go have to go first.
@@ -279,7 +297,8 @@ fn three_seven_three() {
             watchers.retain(|watcher| watcher.name() != format!("m{goes}"));
             load.answered(members[0], SOME).await;
         }
-        cluster.formed(3).await;
+        let formed = cluster.formed(3).await;
+        report.check(formed.is_ok(), || formed.unwrap_err());
         check_no_resyncs(&mut report, &watchers);
         finish(report, cluster, load, watchers).await;
     });

@@ -165,9 +165,11 @@ async fn scenario(namespaces: &Namespaces) {
         cut(other, 2);
     }
     let end = Instant::now() + CUT;
+    load.mark(&cluster, 2, "mark").await;
     load.answered(2, SOME).await;
     load.answered(0, SOME).await;
     sleep_until(end).await;
+    report.check(!cluster.members[0].has("mark").await, || "the cut lets something through".into());
     for other in [0, 1] {
         heal(2, other);
         heal(other, 2);
