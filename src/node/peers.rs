@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use starling_proto::starling::peer::v1 as pb;
 use tokio::sync::oneshot;
@@ -29,8 +30,8 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(2);
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a founder without data looks for a cluster that has been there for long.
-const LOOK_AROUND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long another founder may take to say who it is. One without data does not serve before that.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a member reaches its peers, and they it.
 #[derive(Debug)]
@@ -276,17 +277,6 @@ fn parse_all<'a>(urls: impl Iterator<Item = &'a String>) -> Vec<PeerUrl> {
     urls.filter_map(|url| url.parse().ok()).collect()
 }
 
-/// What a founder has found.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
-    /// Nobody, or others who start with it, or who know it.
-    Peers,
-    /// A cluster that goes on without it, and has not taken it in yet.
-    Cluster,
-    /// One that has.
-    Admission,
-}
-
 /// Looks for the other founders, or for somebody to join.
 struct Search {
     transport: Transport,
@@ -309,7 +299,8 @@ impl Search {
             } else if !self.shared.is_ready() {
                 self.look_for_contact(&mut told).await;
             } else if self.shared.awaits() {
-                self.look_for_founders(&mut told).await;
+                let contacts = self.look_for_founders(&mut told).await;
+                self.ask_any_to_join(&contacts, &mut told).await;
             }
             tokio::time::sleep(SEARCH_INTERVAL).await;
             if self.shared.is_stopping() {
@@ -348,43 +339,55 @@ impl Search {
     /// A founder that has lost its disk must not serve before it has what the others have; one that is there for the first
     /// time has nobody to wait for. Answers whether it was admitted: then its records end this when they come.
     async fn look_around(&self, told: &mut BTreeSet<String>) -> bool {
-        let look = self.look_for_founders(told);
-        // Whoever does not answer cannot say that there is something to wait for.
-        let found = tokio::time::timeout(LOOK_AROUND_TIMEOUT, look).await.unwrap_or(Found::Peers);
-        if found == Found::Peers {
+        let contacts = self.look_for_founders(told).await;
+        if contacts.is_empty() {
             self.shared.look_around(false);
         }
-        found == Found::Admission
+        self.ask_any_to_join(&contacts, told).await
     }
 
-    /// Founders know each other by address only. Whoever is found there is talked to.
-    async fn look_for_founders(&self, told: &mut BTreeSet<String>) -> Found {
-        let mut found = Found::Peers;
-        for url in &self.founders {
-            for candidate in self.candidates(std::slice::from_ref(url)).await {
-                let Some(reply) = self.hello(&candidate).await else { continue };
-                if reply.cluster_id != self.shared.cluster().0 {
-                    if told.insert(url.to_string()) {
-                        tracing::warn!(
-                            %url,
-                            cluster = %ClusterId(reply.cluster_id),
-                            "a member of another cluster is there"
-                        );
-                    }
-                    continue;
+    /// Founders know each other by address only. Whoever is found there is talked to. Answers where the cluster goes on
+    /// since long, without this member: it has lost its disk, it seems.
+    async fn look_for_founders(&self, told: &mut BTreeSet<String>) -> Vec<Candidate> {
+        let mut contacts = Vec::new();
+        let found = join_all(self.founders.iter().map(|url| self.who_is_at(url))).await;
+        for (candidate, reply) in found.into_iter().flatten() {
+            if reply.cluster_id != self.shared.cluster().0 {
+                if told.insert(candidate.url.to_string()) {
+                    tracing::warn!(
+                        url = %candidate.url,
+                        cluster = %ClusterId(reply.cluster_id),
+                        "a member of another cluster is there"
+                    );
                 }
-                if reply.admits_caller {
-                    self.meet(MemberId(reply.member_id), url);
-                } else if reply.in_cluster {
-                    // The cluster goes on since long; this member has lost its disk, it seems.
-                    found = Found::Cluster;
-                    if self.ask_to_join(&candidate, told).await {
-                        return Found::Admission;
-                    }
-                }
+            } else if reply.admits_caller {
+                self.meet(MemberId(reply.member_id), &candidate.url);
+            } else if reply.in_cluster {
+                contacts.push(candidate);
+            }
+        }
+        contacts
+    }
+
+    /// Those who answer, in time.
+    async fn who_is_at(&self, url: &PeerUrl) -> Vec<(Candidate, pb::HelloReply)> {
+        let mut found = Vec::new();
+        for candidate in self.candidates(std::slice::from_ref(url)).await {
+            let hello = tokio::time::timeout(HELLO_TIMEOUT, self.hello(&candidate)).await;
+            if let Ok(Some(reply)) = hello {
+                found.push((candidate, reply));
             }
         }
         found
+    }
+
+    async fn ask_any_to_join(&self, contacts: &[Candidate], told: &mut BTreeSet<String>) -> bool {
+        for contact in contacts {
+            if self.ask_to_join(contact, told).await {
+                return true;
+            }
+        }
+        false
     }
 
     fn meet(&self, member: MemberId, url: &PeerUrl) {
