@@ -1,9 +1,13 @@
 //! Writes that are durable here and wait until others have them, too.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::home::{Answer, Home};
 use crate::types::{MemberId, WriteAck};
+
+/// A peer that says nothing for so long while a write waits is not waited for until it is heard again. The failure
+/// detector takes longer, to be right more often; clients would stand still meanwhile.
+const SILENCE_MILLIS: u64 = 1000;
 
 /// Who counts for what.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +23,7 @@ pub(super) struct Voters {
 /// An answer that waits.
 struct Waiting {
     seq: u64,
+    since_millis: u64,
     deadline_millis: u64,
     home: Home,
     answer: Answer,
@@ -33,7 +38,18 @@ pub(super) struct Acks {
     all: VecDeque<Waiting>,
     /// How far the peers have our entries.
     heads: BTreeMap<MemberId, u64>,
+    /// When each peer was last heard.
+    heard: BTreeMap<MemberId, u64>,
+    /// Those who say nothing though there is something to say.
+    silent: BTreeSet<MemberId>,
     voters: Voters,
+}
+
+/// When a write came, and when nobody waits for it any more, in monotonic milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Period {
+    pub(super) since_millis: u64,
+    pub(super) deadline_millis: u64,
 }
 
 impl Acks {
@@ -43,9 +59,22 @@ impl Acks {
         *head = seq.max(*head);
     }
 
+    /// Something has come from a peer.
+    pub(super) fn heard(&mut self, peer: MemberId, now_millis: u64) {
+        self.heard.insert(peer, now_millis);
+        self.silent.remove(&peer);
+    }
+
+    /// The connection to a peer has broken.
+    pub(super) fn lost(&mut self, peer: MemberId) {
+        self.silent.insert(peer);
+    }
+
     /// Who counts has changed.
     pub(super) fn set_voters(&mut self, voters: Voters) {
         self.heads.retain(|peer, _| voters.peers.contains(peer));
+        self.heard.retain(|peer, _| voters.peers.contains(peer));
+        self.silent.retain(|peer| voters.peers.contains(peer));
         self.voters = voters;
     }
 
@@ -53,7 +82,8 @@ impl Acks {
     pub(super) fn push(
         &mut self,
         level: WriteAck,
-        (seq, deadline_millis): (u64, u64),
+        seq: u64,
+        period: Period,
         home: Home,
         answer: Answer,
     ) {
@@ -62,18 +92,32 @@ impl Acks {
             WriteAck::Majority => &mut self.majority,
             WriteAck::All => &mut self.all,
         };
-        queue.push_back(Waiting { seq, deadline_millis, home, answer });
+        let Period { since_millis, deadline_millis } = period;
+        queue.push_back(Waiting { seq, since_millis, deadline_millis, home, answer });
+    }
+
+    /// Notes who has kept silent since the oldest write that waits.
+    fn look_for_silence(&mut self, now_millis: u64) {
+        let oldest = [&self.one, &self.all].into_iter().filter_map(|queue| queue.front());
+        let Some(since) = oldest.map(|waiting| waiting.since_millis).min() else { return };
+        let from = since.max(now_millis.saturating_sub(SILENCE_MILLIS));
+        if now_millis - since < SILENCE_MILLIS {
+            return;
+        }
+        let is_silent = |peer: &&MemberId| self.heard.get(peer).is_none_or(|heard| *heard < from);
+        self.silent.extend(self.voters.live.iter().filter(is_silent));
     }
 
     /// Up to which of our entries a level is reached.
     fn reached(&self, level: WriteAck) -> u64 {
         let head = |peer: &MemberId| self.heads.get(peer).copied().unwrap_or(0);
         let Voters { peers, live, counts_itself } = &self.voters;
+        let mut live = live.iter().filter(|peer| !self.silent.contains(peer)).peekable();
         match level {
             WriteAck::Local => u64::MAX,
-            WriteAck::One if live.is_empty() => u64::MAX,
+            WriteAck::One if live.peek().is_none() => u64::MAX,
             WriteAck::One => peers.iter().map(head).max().unwrap_or(u64::MAX),
-            WriteAck::All => live.iter().map(head).min().unwrap_or(u64::MAX),
+            WriteAck::All => live.map(head).min().unwrap_or(u64::MAX),
             WriteAck::Majority => {
                 let others = (peers.len() + usize::from(*counts_itself)) / 2 + 1;
                 let Some(rank) = (others - usize::from(*counts_itself)).checked_sub(1) else {
@@ -88,6 +132,7 @@ impl Acks {
 
     /// The answers that need not wait any more; those that have waited too long are dropped.
     pub(super) fn release(&mut self, now_millis: u64) -> Vec<(Home, Answer)> {
+        self.look_for_silence(now_millis);
         let reached = [WriteAck::One, WriteAck::Majority, WriteAck::All]
             .map(|level| if self.is_idle() { 0 } else { self.reached(level) });
         let mut released = Vec::new();
@@ -111,6 +156,7 @@ impl Acks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn acks(peers: usize, live: usize, counts_itself: bool) -> Acks {
         let peers: Vec<_> = (1..=peers as u64).map(MemberId).collect();
@@ -138,6 +184,26 @@ mod tests {
     fn one_is_local_where_nobody_else_lives_but_a_majority_is_not() {
         assert_eq!(reached(&acks(2, 0, true)), [u64::MAX, 0, u64::MAX]);
         assert_eq!(reached(&acks(0, 0, true)), [u64::MAX; 3], "alone");
+    }
+
+    #[test]
+    fn who_keeps_silent_is_not_waited_for() {
+        let mut three = acks(2, 2, true);
+        let period = Period { since_millis: 5000, deadline_millis: 12_000 };
+        let (waiting, _client) = tokio::sync::oneshot::channel();
+        let answer = Answer { waiting, outcome: Err(Error::Stopped) };
+        three.push(WriteAck::All, 7, period, Home::nowhere(), answer);
+        three.acknowledged(MemberId(1), 7);
+        three.heard(MemberId(1), 5001);
+        three.heard(MemberId(2), 4999);
+        assert_eq!(three.release(5999).len(), 0);
+        assert_eq!(three.release(6000).len(), 1, "the second has had its second");
+        assert_eq!(reached(&three), [7, 7, 7]);
+        three.heard(MemberId(2), 6001);
+        assert_eq!(reached(&three), [7, 7, 0], "it is back");
+        three.lost(MemberId(1));
+        three.lost(MemberId(2));
+        assert_eq!(reached(&three), [u64::MAX, 7, u64::MAX]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::acks::{Acks, Voters};
+use super::acks::{Acks, Period, Voters};
 use super::clock::SystemClock;
 use super::compactor::Compactor;
 use super::handle::Shared;
@@ -68,6 +68,8 @@ pub(super) enum Task {
     Peer(Origin, Box<Message>, oneshot::Sender<()>),
     /// A peer has connected.
     Contact(MemberId),
+    /// Its connection has broken.
+    Lost(MemberId),
     /// A peer has been sent what was read from the log for it.
     Loaded(MemberId),
     /// Take somebody into the cluster.
@@ -293,17 +295,28 @@ impl Driver {
                     self.answers.push(&home, answer);
                 } else {
                     let timeout = self.shared.options.timeout.as_millis();
-                    let deadline =
-                        now.monotonic_millis + u64::try_from(timeout).unwrap_or(u64::MAX);
-                    self.acks.push(ack, (seq, deadline), home, answer);
+                    let since_millis = now.monotonic_millis;
+                    let deadline_millis = since_millis + u64::try_from(timeout).unwrap_or(u64::MAX);
+                    self.acks.push(
+                        ack,
+                        seq,
+                        Period { since_millis, deadline_millis },
+                        home,
+                        answer,
+                    );
                 }
             }
             Task::Peer(from, message, done) => {
+                self.acks.heard(from.member, now.monotonic_millis);
                 self.replica.receive(from.member, *message, now)?;
                 // Whoever asked may have gone away.
                 let _ = done.send(());
             }
-            Task::Contact(peer) => self.replica.meet(peer, now)?,
+            Task::Contact(peer) => {
+                self.acks.heard(peer, now.monotonic_millis);
+                self.replica.meet(peer, now)?;
+            }
+            Task::Lost(peer) => self.acks.lost(peer),
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
             Task::Admit { member, record, reply } => {
                 let admission = self.replica.admit(member, &record, now)?;

@@ -110,6 +110,8 @@ pub(super) struct Shared {
     live: RwLock<Arc<[MemberId]>>,
     /// Whether clients may be served.
     ready: AtomicBool,
+    /// Whether this member has no data, and does not know yet whether the other founders have.
+    looks_around: AtomicBool,
     entries: AtomicU64,
     no_space: AtomicBool,
     stopping: watch::Sender<bool>,
@@ -142,6 +144,7 @@ impl Shared {
             directory: RwLock::new(None),
             live: RwLock::new(Arc::new([])),
             ready: AtomicBool::new(true),
+            looks_around: AtomicBool::new(false),
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
             stopping: watch::Sender::new(false),
@@ -167,14 +170,29 @@ impl Shared {
 
     /// Whether clients may be served: a member that joins has to get the data first.
     pub(super) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        self.ready.load(Ordering::Acquire) && !self.looks_around()
+    }
+
+    /// Whether it has still to be found out if the cluster has been there for long.
+    pub(super) fn looks_around(&self) -> bool {
+        self.looks_around.load(Ordering::Acquire)
+    }
+
+    pub(super) fn look_around(&self, looks_around: bool) {
+        self.looks_around.store(looks_around, Ordering::Release);
     }
 
     /// Takes over where the member stands in its cluster.
     pub(super) fn observe_cluster(&self, replica: &Replica) {
-        self.ready.store(replica.is_ready(), Ordering::Relaxed);
+        self.ready.store(replica.is_ready(), Ordering::Release);
         if let Some(directory) = replica.directory() {
+            let own = directory.members.get(&self.member.id);
+            let is_admitted = own.is_some_and(|own| !own.initial);
             *self.directory.write() = Some(Arc::new(directory.clone()));
+            // Whoever was admitted by others is ready when it has their data.
+            if is_admitted {
+                self.look_around(false);
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use starling_proto::starling::peer::v1 as pb;
 use tokio::sync::oneshot;
@@ -28,6 +29,9 @@ use crate::types::{ClusterId, MemberId, Origin};
 const QUEUE_PAUSE: Duration = Duration::from_millis(2);
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long another founder may take to say who it is. One without data does not serve before that.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a member reaches its peers, and they it.
 #[derive(Debug)]
@@ -151,6 +155,10 @@ impl PeerHandler for Gate {
         // A full queue means that the writer is busy; it finds out by the messages that come.
         let _ = self.queue.try_send(Task::Contact(from));
     }
+
+    fn on_disconnected(&self, from: MemberId, _run: u64) {
+        let _ = self.queue.try_send(Task::Lost(from));
+    }
 }
 
 fn to_reply(admission: &Admission) -> pb::JoinReply {
@@ -202,6 +210,9 @@ impl Peers {
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start: {error}"))?;
+        let founders = parse_all(options.cluster.initial.iter().flatten());
+        // The same command may have been started before, on a disk that is gone.
+        shared.look_around(shared.mvcc.keys() == 0 && !founders.is_empty());
         let gate = Gate { shared: Arc::clone(shared), queue: queue.clone() };
         let identity =
             Identity { cluster: Some(shared.cluster()), member: shared.member.id, run: shared.run };
@@ -221,7 +232,7 @@ impl Peers {
             shared: Arc::clone(shared),
             queue: queue.clone(),
             addresses: Arc::clone(&addresses),
-            founders: parse_all(options.cluster.initial.iter().flatten()),
+            founders,
             join: options.join,
             discovery: options.discovery,
             record: options.cluster.record,
@@ -281,11 +292,15 @@ struct Search {
 impl Search {
     async fn run(self) {
         let mut told = BTreeSet::new();
+        let mut is_admitted = false;
         loop {
-            if !self.shared.is_ready() {
+            if self.shared.looks_around() {
+                is_admitted = is_admitted || self.look_around(&mut told).await;
+            } else if !self.shared.is_ready() {
                 self.look_for_contact(&mut told).await;
             } else if self.shared.awaits() {
-                self.look_for_founders(&mut told).await;
+                let contacts = self.look_for_founders(&mut told).await;
+                self.ask_any_to_join(&contacts, &mut told).await;
             }
             tokio::time::sleep(SEARCH_INTERVAL).await;
             if self.shared.is_stopping() {
@@ -321,32 +336,58 @@ impl Search {
         }
     }
 
-    /// Founders know each other by address only. Whoever is found there is talked to.
-    async fn look_for_founders(&self, told: &mut BTreeSet<String>) {
-        for url in &self.founders {
-            for candidate in self.candidates(std::slice::from_ref(url)).await {
-                let Some(reply) = self.hello(&candidate).await else { continue };
-                if reply.cluster_id != self.shared.cluster().0 {
-                    if told.insert(url.to_string()) {
-                        tracing::warn!(
-                            %url,
-                            cluster = %ClusterId(reply.cluster_id),
-                            "a member of another cluster is there"
-                        );
-                    }
-                    continue;
+    /// A founder that has lost its disk must not serve before it has what the others have; one that is there for the first
+    /// time has nobody to wait for. Answers whether it was admitted: then its records end this when they come.
+    async fn look_around(&self, told: &mut BTreeSet<String>) -> bool {
+        let contacts = self.look_for_founders(told).await;
+        if contacts.is_empty() {
+            self.shared.look_around(false);
+        }
+        self.ask_any_to_join(&contacts, told).await
+    }
+
+    /// Founders know each other by address only. Whoever is found there is talked to. Answers where the cluster goes on
+    /// since long, without this member: it has lost its disk, it seems.
+    async fn look_for_founders(&self, told: &mut BTreeSet<String>) -> Vec<Candidate> {
+        let mut contacts = Vec::new();
+        let found = join_all(self.founders.iter().map(|url| self.who_is_at(url))).await;
+        for (candidate, reply) in found.into_iter().flatten() {
+            if reply.cluster_id != self.shared.cluster().0 {
+                if told.insert(candidate.url.to_string()) {
+                    tracing::warn!(
+                        url = %candidate.url,
+                        cluster = %ClusterId(reply.cluster_id),
+                        "a member of another cluster is there"
+                    );
                 }
-                let member = MemberId(reply.member_id);
-                if !reply.admits_caller {
-                    // The cluster goes on since long; this member has lost its disk, it seems.
-                    if reply.in_cluster {
-                        self.ask_to_join(&candidate, told).await;
-                    }
-                    continue;
-                }
-                self.meet(member, url);
+            } else if reply.admits_caller {
+                self.meet(MemberId(reply.member_id), &candidate.url);
+            } else if reply.in_cluster {
+                contacts.push(candidate);
             }
         }
+        contacts
+    }
+
+    /// Those who answer, in time.
+    async fn who_is_at(&self, url: &PeerUrl) -> Vec<(Candidate, pb::HelloReply)> {
+        let mut found = Vec::new();
+        for candidate in self.candidates(std::slice::from_ref(url)).await {
+            let hello = tokio::time::timeout(HELLO_TIMEOUT, self.hello(&candidate)).await;
+            if let Ok(Some(reply)) = hello {
+                found.push((candidate, reply));
+            }
+        }
+        found
+    }
+
+    async fn ask_any_to_join(&self, contacts: &[Candidate], told: &mut BTreeSet<String>) -> bool {
+        for contact in contacts {
+            if self.ask_to_join(contact, told).await {
+                return true;
+            }
+        }
+        false
     }
 
     fn meet(&self, member: MemberId, url: &PeerUrl) {

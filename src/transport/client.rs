@@ -46,7 +46,7 @@ impl Dialer {
         let Candidate { url, address } = candidate;
         let connect = async {
             let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            super::set_up(&stream)?;
             match (&self.tls, url.tls) {
                 (_, false) => Ok(Socket::new(stream)),
                 (Some(tls), true) => tls.connect(url, stream).await.map(Socket::new),

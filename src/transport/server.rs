@@ -139,7 +139,7 @@ impl Port {
     }
 
     async fn greet(&self, stream: TcpStream) -> io::Result<Socket> {
-        stream.set_nodelay(true)?;
+        super::set_up(&stream)?;
         match &self.shared.dialer.tls {
             Some(tls) if self.tls => {
                 let accepted = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;

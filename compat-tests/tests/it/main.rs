@@ -1,5 +1,6 @@
 //! See the crate's documentation for what is compared with what.
 
+mod cluster;
 mod counts;
 mod differences;
 mod etcdctl;

@@ -35,7 +35,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { probe_millis: 1000, gossip_millis: 200, call_millis: 1000, call_max_millis: 10_000 }
+        Self { probe_millis: 1000, gossip_millis: 200, call_millis: 1000, call_max_millis: 1000 }
     }
 }
 
