@@ -30,6 +30,8 @@ pub struct Standing {
 pub struct Directory {
     /// All members, those too that were never started.
     pub members: BTreeMap<MemberId, MemberRecord>,
+    /// Records under which founders were awaited who have come since, as somebody else.
+    pub arrived: BTreeMap<MemberId, MemberRecord>,
     /// What the gossip needs to know of them.
     pub membership: Arc<Membership>,
 }
@@ -73,13 +75,14 @@ impl Directory {
             .filter(|record| record.is_started())
             .flat_map(|record| record.peer_urls.clone())
             .collect();
-        members.retain(|_, record| {
-            record.is_started() || !record.peer_urls.iter().any(|url| met.contains(url))
-        });
+        let has_arrived = |_: &MemberId, record: &mut MemberRecord| {
+            !record.is_started() && record.peer_urls.iter().any(|url| met.contains(url))
+        };
+        let arrived = members.extract_if(.., has_arrived).collect();
         let awaits = members.values().any(|record| record.initial && !record.is_started());
         let mut membership = Membership::new(started, runs);
         (membership.removed, membership.seals, membership.awaits) = (removed, seals, awaits);
-        Ok(Self { members, membership: Arc::new(membership) })
+        Ok(Self { members, arrived, membership: Arc::new(membership) })
     }
 
     /// How many members a majority has. Learners, volatile members and those never started do not count.

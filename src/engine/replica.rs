@@ -268,15 +268,29 @@ impl Replica {
             let announcement = self.announcement();
             self.write(announcement, now)?;
         }
+        self.resolve_awaited(now)?;
         self.effects.push(Effect::Members);
         self.step(Input::Membership(membership), now)?;
         self.watch_over_members(now)
     }
 
+    /// The record under which a founder was awaited goes when it has come: it would show again, and hold everything back,
+    /// when that founder is removed. It does that itself, after its own record, so that nobody sees it gone and not come.
+    fn resolve_awaited(&mut self, now: Now) -> Result<(), StoreError> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        let Directory { members, arrived, .. } = &cluster.directory;
+        let Some(own) = members.get(&self.writer.identity().member) else { return Ok(()) };
+        let is_mine = |record: &MemberRecord| shares(&record.peer_urls, &own.peer_urls);
+        let mine = arrived.iter().filter(|(_, record)| is_mine(record));
+        let writes: Vec<_> =
+            mine.map(|(id, _)| removal(Table::Member, MemberRecord::key(*id))).collect();
+        if writes.is_empty() { Ok(()) } else { self.write(writes, now) }
+    }
+
     /// Tells the failure detector whom to watch.
     fn watch_over_members(&mut self, now: Now) -> Result<(), StoreError> {
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
-        let Directory { members, membership } = &cluster.directory;
+        let Directory { members, membership, .. } = &cluster.directory;
         cluster
             .acquaintances
             .retain(|peer| !members.contains_key(peer) && !membership.removed.contains_key(peer));
@@ -292,7 +306,7 @@ impl Replica {
     pub fn meet(&mut self, peer: MemberId, now: Now) -> Result<(), StoreError> {
         let me = self.writer.identity().member;
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
-        let Directory { members, membership } = &cluster.directory;
+        let Directory { members, membership, .. } = &cluster.directory;
         let is_known = members.get(&peer).is_some_and(MemberRecord::is_started)
             || membership.removed.contains_key(&peer)
             || peer == me;
@@ -397,7 +411,7 @@ impl Replica {
             self.become_first(now)?;
         }
         let cluster = self.cluster.as_ref().expect("it was just entered");
-        let Directory { members, membership } = &cluster.directory;
+        let Directory { members, membership, .. } = &cluster.directory;
         if membership.removed.contains_key(&member) {
             return Ok(Err(Refusal::Removed));
         }
