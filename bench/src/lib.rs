@@ -6,6 +6,7 @@
 //!               ├───▶ watch    fan-out to many watchers
 //!               ├───▶ special  memory, start-up, pages, compaction
 //!               └───▶ report   tables, JSON; plot: SVG
+//! bin/cluster ─ cluster ─▶ server   several members, and newcomers
 //! bin/soak ── soak ─▶ server   mixed load for a long time, with restarts, and a checker
 //! ```
 //!
@@ -19,6 +20,7 @@
 )]
 
 pub mod client;
+pub mod cluster;
 pub mod data;
 pub mod measure;
 pub mod noop;

@@ -61,7 +61,7 @@ impl Options {
             Kind::Noop => std::env::current_exe()?,
         };
         let directory = self.directory.join(format!("{kind}-{stage}"));
-        Ok(Recipe { kind, program, directory, flags: &[] })
+        Ok(Recipe { kind, program, directory, flags: Vec::new() })
     }
 
     fn load(&self, work: Work, clients: usize, keys: u64) -> Load {

@@ -52,7 +52,23 @@ pub struct Recipe {
     /// Where its data goes.
     pub directory: PathBuf,
     /// Besides those that every server gets.
-    pub flags: &'static [&'static str],
+    pub flags: Vec<String>,
+}
+
+/// Where a server listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// For clients.
+    pub client: u16,
+    /// For other members.
+    pub peer: u16,
+}
+
+impl Ports {
+    /// Two that are free.
+    pub fn free() -> Outcome<Self> {
+        Ok(Self { client: free_port()?, peer: free_port()? })
+    }
 }
 
 /// A server that runs. It ends with this value.
@@ -60,6 +76,7 @@ pub struct Server {
     recipe: Recipe,
     child: Child,
     port: u16,
+    begun: Instant,
     /// From its start to its first answer.
     pub start_up: Duration,
 }
@@ -75,18 +92,22 @@ impl Drop for Server {
 impl Server {
     /// Starts a server and waits until it answers a read.
     pub fn start(recipe: &Recipe) -> Outcome<Self> {
-        let (port, peer_port) = (free_port()?, free_port()?);
-        let mut command = command(recipe, port, peer_port);
-        let begin = Instant::now();
-        let child = command.stdout(Stdio::null()).spawn()?;
-        let start_up = Duration::ZERO;
-        let mut server = Self { recipe: recipe.clone(), child, port, start_up };
+        let mut server = Self::spawn(recipe, Ports::free()?)?;
         server.wait_for_answer()?;
-        server.start_up = begin.elapsed();
         Ok(server)
     }
 
-    fn wait_for_answer(&mut self) -> Outcome {
+    /// Starts a server that may depend on others to answer.
+    pub fn spawn(recipe: &Recipe, ports: Ports) -> Outcome<Self> {
+        let mut command = command(recipe, ports);
+        let begun = Instant::now();
+        let child = command.stdout(Stdio::null()).spawn()?;
+        let (port, start_up) = (ports.client, Duration::ZERO);
+        Ok(Self { recipe: recipe.clone(), child, port, begun, start_up })
+    }
+
+    /// Waits until it answers a read.
+    pub fn wait_for_answer(&mut self) -> Outcome {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let deadline = Instant::now() + START_PATIENCE;
         while !runtime.block_on(answers(self.port)) {
@@ -98,6 +119,7 @@ impl Server {
             }
             std::thread::sleep(POLL);
         }
+        self.start_up = self.begun.elapsed();
         Ok(())
     }
 
@@ -172,7 +194,8 @@ impl Server {
     }
 }
 
-fn command(recipe: &Recipe, port: u16, peer_port: u16) -> Command {
+fn command(recipe: &Recipe, ports: Ports) -> Command {
+    let Ports { client: port, peer: peer_port } = ports;
     let mut command = Command::new(&recipe.program);
     if recipe.kind == Kind::Noop {
         command.args(["noop", &port.to_string()]);
@@ -182,8 +205,9 @@ fn command(recipe: &Recipe, port: u16, peer_port: u16) -> Command {
     command.arg("--data-dir").arg(&recipe.directory);
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--quota-backend-bytes", QUOTA_BYTES, "--log-level", "error"]);
-    command.args(recipe.flags);
-    if recipe.kind == Kind::Etcd {
+    command.args(&recipe.flags);
+    let is_alone = !recipe.flags.iter().any(|flag| flag == "--initial-cluster");
+    if recipe.kind == Kind::Etcd && is_alone {
         let peer = format!("http://127.0.0.1:{peer_port}");
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("default={peer}")]);

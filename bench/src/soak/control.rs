@@ -121,7 +121,7 @@ impl Control {
             kind: Kind::Starling,
             program: self.plan.program.clone(),
             directory: self.plan.directory.clone(),
-            flags: FLAGS,
+            flags: FLAGS.iter().map(ToString::to_string).collect(),
         })?;
         self.generation += 1;
         let (generation, port) = (self.generation, server.port());
