@@ -151,6 +151,8 @@ struct Cluster {
     collected: Timestamp,
     conflicts: VecDeque<Conflict>,
     conflict_count: u64,
+    /// The last own entry that peers may have got.
+    offered: u64,
 }
 
 /// A member.
@@ -245,6 +247,7 @@ impl Replica {
             collected: Timestamp::default(),
             conflicts: VecDeque::new(),
             conflict_count: 0,
+            offered: 0,
         }));
         let collected = self.writer.collected();
         self.step(Input::Collected(collected), now)?;
@@ -592,6 +595,18 @@ impl Replica {
             .as_ref()
             .is_some_and(|cluster| matches!(cluster.pledge, Pledge::Wanted { .. }));
         self.writer.has_open_batch() || pledges
+    }
+
+    /// Lets peers have the own entries of the open batch, so that they make them durable while this member does.
+    pub fn offer(&mut self, now: Now) -> Result<(), StoreError> {
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let (me, offered) = (self.writer.origin(), cluster.offered);
+        let open = self.writer.open_entries().iter();
+        let own = open.filter(|(origin, entry)| *origin == me && entry.seq > offered);
+        let own: Vec<_> = own.map(|(_, entry)| Arc::clone(entry)).collect();
+        let Some(last) = own.last() else { return Ok(()) };
+        cluster.offered = last.seq;
+        self.step(Input::Offered(own), now)
     }
 
     /// Makes everything so far durable and visible, and tells the peers. After an error the member must stop.

@@ -114,6 +114,11 @@ impl Writer {
         std::mem::take(&mut self.replica.committed)
     }
 
+    /// The entries of the open batch, own ones and others', in the order of the log.
+    pub fn open_entries(&self) -> &[(Origin, Arc<Entry>)] {
+        &self.replica.open
+    }
+
     /// The records that have changed, durably, since the last call: those whose meaning the engine does not know.
     pub fn take_changed_records(&mut self) -> Vec<RecordChange> {
         std::mem::take(&mut self.replica.changes)

@@ -130,11 +130,11 @@ impl Acks {
         }
     }
 
-    /// The answers that need not wait any more; those that have waited too long are dropped.
-    pub(super) fn release(&mut self, now_millis: u64) -> Vec<(Home, Answer)> {
+    /// The answers that need not wait any more, of our entries up to `durable`; those that have waited too long are dropped.
+    pub(super) fn release(&mut self, durable: u64, now_millis: u64) -> Vec<(Home, Answer)> {
         self.look_for_silence(now_millis);
         let reached = [WriteAck::One, WriteAck::Majority, WriteAck::All]
-            .map(|level| if self.is_idle() { 0 } else { self.reached(level) });
+            .map(|level| if self.is_idle() { 0 } else { self.reached(level).min(durable) });
         let mut released = Vec::new();
         let queues = [&mut self.one, &mut self.majority, &mut self.all];
         for (queue, reached) in queues.into_iter().zip(reached) {
@@ -196,8 +196,9 @@ mod tests {
         three.acknowledged(MemberId(1), 7);
         three.heard(MemberId(1), 5001);
         three.heard(MemberId(2), 4999);
-        assert_eq!(three.release(5999).len(), 0);
-        assert_eq!(three.release(6000).len(), 1, "the second has had its second");
+        assert_eq!(three.release(7, 5999).len(), 0);
+        assert_eq!(three.release(6, 6000).len(), 0, "not durable here");
+        assert_eq!(three.release(7, 6000).len(), 1, "the second has had its second");
         assert_eq!(reached(&three), [7, 7, 7]);
         three.heard(MemberId(2), 6001);
         assert_eq!(reached(&three), [7, 7, 0], "it is back");

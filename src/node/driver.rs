@@ -122,7 +122,10 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     clock: SystemClock,
     compactor: Compactor,
+    /// Answers that leave with the commit.
     answers: Answers,
+    /// Answers that have waited for peers.
+    released: Answers,
     awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
     /// For sweeps to report back.
     queue: Queue,
@@ -158,6 +161,7 @@ impl Driver {
             clock,
             compactor,
             answers: Answers::default(),
+            released: Answers::default(),
             awaiting_reclaim: Vec::new(),
             queue,
             sweeper: None,
@@ -200,6 +204,9 @@ impl Driver {
             self.replica.tick(now)?;
         }
         self.replica.writer_mut().reclaim();
+        self.replica.offer(now)?;
+        // What peers wait for, and who waits for peers, need not wait for this commit.
+        self.carry_out();
         self.commit(now)?;
         self.answer();
         self.carry_out();
@@ -452,10 +459,11 @@ impl Driver {
             }
         }
         let now_millis = self.clock.now().monotonic_millis;
-        for (home, answer) in self.acks.release(now_millis) {
-            self.answers.push(&home, answer);
+        let durable = self.replica.writer().head(self.replica.writer().origin());
+        for (home, answer) in self.acks.release(durable, now_millis) {
+            self.released.push(&home, answer);
         }
-        self.answers.send();
+        self.released.send();
     }
 
     /// Reads entries for a peer.

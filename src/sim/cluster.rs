@@ -256,18 +256,26 @@ impl Cluster {
         let full = &self.world.actors[number];
         let Some(replica) = &full.replica else { return };
         let writer = replica.writer();
-        let origin = writer.origin();
-        let known = self.truth.get(&origin).and_then(|entries| entries.last_key_value());
-        let known = known.map_or(0, |(seq, _)| *seq);
-        let head = writer.head(origin);
-        if head > known {
-            let want = Head { origin, seq: known };
-            let heads = writer.heads();
-            let segments = writer.mvcc().segments(&[want], &heads, usize::MAX).expect("no fault");
-            for entry in segments.into_iter().flat_map(|segment| segment.entries) {
-                self.truth.entry(origin).or_default().insert(entry.seq, entry);
+        let heads = writer.heads();
+        let known = |origin: &Origin| {
+            let last = self.truth.get(origin).and_then(|entries| entries.last_key_value());
+            last.map_or(0, |(seq, _)| *seq)
+        };
+        // The last entries of a run that has lost power may be with others only.
+        let wants: Vec<_> = heads
+            .iter()
+            .map(|head| Head { origin: head.origin, seq: known(&head.origin) })
+            .zip(&heads)
+            .filter_map(|(want, head)| (head.seq > want.seq).then_some(want))
+            .collect();
+        if !wants.is_empty() {
+            let segments = writer.mvcc().segments(&wants, &heads, usize::MAX).expect("no fault");
+            for segment in segments {
+                let entries = self.truth.entry(segment.origin).or_default();
+                entries.extend(segment.entries.into_iter().map(|entry| (entry.seq, entry)));
             }
         }
+        let origin = writer.origin();
         for (peer, seq) in &full.acknowledged {
             let _ = peer;
             self.safe.insert((origin, *seq));
@@ -276,7 +284,7 @@ impl Cluster {
         let revision = writer.mvcc().revision();
         assert!(revision >= shown.revision, "n{number} went from {} to {revision}", shown.revision);
         shown.revision = revision;
-        for Head { origin, seq } in writer.heads() {
+        for Head { origin, seq } in heads {
             let before = shown.heads.insert(origin, seq).unwrap_or(0);
             assert!(seq >= before, "n{number}: head of {origin} went from {before} to {seq}");
         }
@@ -394,7 +402,7 @@ impl Cluster {
     }
 
     /// What lives at a member, with the stamps that count.
-    fn state(&self, number: usize) -> BTreeMap<Bytes, Bytes> {
+    pub(super) fn state(&self, number: usize) -> BTreeMap<Bytes, Bytes> {
         let replica = self.world.actors[number].replica.as_ref().expect("it is up");
         let reader = replica.writer().mvcc().reader();
         let range = reader.range(&Range::new(KeyRange::all())).expect("no fault");

@@ -155,7 +155,9 @@ impl Full {
     /// Sees to what the last step has left to do.
     fn after(&mut self, micros: u64) {
         loop {
+            let now = self.now(micros);
             let Some(replica) = &mut self.replica else { return };
+            replica.offer(now).expect("no fault");
             let effects = replica.take_effects();
             if self.commit_at.is_none() && replica.has_open_batch() {
                 self.commit_at = Some(micros + self.setup.commit_micros);

@@ -130,19 +130,19 @@ fn an_old_copy_of_a_disk_brings_nothing_back() {
         busy(&mut cluster, 2 * SECOND);
         cluster.run(10 * SECOND);
         cluster.check_converged();
-        // Once, or with each of the two others, if they forgot at different times.
-        assert!((1..=2).contains(&cluster.merges()), "seed {seed}: {}", cluster.merges());
+        // Once, or again with somebody who has forgotten more.
+        assert!((1..=4).contains(&cluster.merges()), "seed {seed}: {}", cluster.merges());
     }
 }
 
 #[test]
 fn a_majority_read_sees_what_a_majority_has_acknowledged() {
+    let mut late = 0;
     for seed in seeds(3) {
         let mut cluster = Cluster::found(5, seed);
         cluster.world.network.options.jitter_micros = 20_000;
         cluster.world.network.options.loss_ppm = 50_000;
         cluster.run(3 * SECOND);
-        let mut late = 0;
         for round in 0..20 {
             cluster.put(0, &Bytes::from_static(b"key"));
             let mut seq = 0;
@@ -160,6 +160,35 @@ fn a_majority_read_sees_what_a_majority_has_acknowledged() {
             }
             assert!(cluster.held(reader, 0) >= seq, "seed {seed}, round {round}");
         }
-        assert!(late > 0, "seed {seed}: nobody was ever behind");
+    }
+    assert!(late > 0, "nobody was ever behind");
+}
+
+/// What is sent before it is durable, and then lost, belongs to its run all the same: its origin learns it from the others.
+#[test]
+fn what_only_others_have_is_not_lost() {
+    for seed in seeds(3) {
+        let mut cluster = Cluster::found(3, seed);
+        busy(&mut cluster, 3 * SECOND);
+        cluster.run(SECOND);
+        cluster.world.actors[0].setup.commit_micros = 50 * MILLI;
+        let before = cluster.held(1, 0);
+        for i in 0..5 {
+            cluster.put(0, &Bytes::from(format!("late{i}")));
+        }
+        cluster.run(10 * MILLI);
+        assert_eq!(cluster.held(0, 0), before, "seed {seed}: it is not durable there yet");
+        // What has overtaken something may have been refused.
+        let saved = cluster.held(1, 0) - before;
+        assert!(saved > 0, "seed {seed}");
+        cluster.crash(0);
+        busy(&mut cluster, SECOND);
+        cluster.start(0);
+        busy(&mut cluster, 3 * SECOND);
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+        let state = cluster.state(0);
+        let lives = |i: &u64| state.contains_key(format!("late{i}").as_bytes());
+        assert!((0..saved).all(|i| lives(&i)), "seed {seed}: {saved} of five were sent");
     }
 }

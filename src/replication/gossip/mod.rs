@@ -109,6 +109,9 @@ impl Default for Options {
 pub enum Input {
     /// A peer has said something.
     Receive(MemberId, Message),
+    /// Own entries that are about to become durable, in order. They may be sent already: should they be lost here, the next
+    /// run finds them with those who have them, as the end of this one.
+    Offered(Vec<Arc<Entry>>),
     /// Entries have become durable, its own and those of others, in the order of the log.
     Committed {
         /// The entries.
@@ -264,6 +267,8 @@ pub struct Gossip {
     merging: Option<Merging>,
     /// Reads that wait.
     barriers: BTreeMap<u64, Barrier>,
+    /// The last own entry that may have been sent before it is durable.
+    offered: u64,
     /// Whether this member held anything when it began to catch up.
     had_data: bool,
     exchange_interval: u64,
@@ -309,6 +314,7 @@ impl Gossip {
             merging: None,
             had_data: false,
             barriers: BTreeMap::new(),
+            offered: 0,
             exchange_interval: options.exchange_millis,
             next_exchange: millis + dice.below(options.exchange_millis),
             next_promise: millis + dice.below(options.promise_millis),
@@ -324,6 +330,7 @@ impl Gossip {
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Output> {
         match input {
             Input::Receive(from, message) => self.receive(from, message, now),
+            Input::Offered(entries) => self.offer(entries),
             Input::Committed { entries, heads } => self.committed(entries, &heads, now),
             Input::Membership(membership) => self.membership_changed(membership, now),
             Input::Live(live) => self.live_changed(live, now),
@@ -566,7 +573,9 @@ impl Gossip {
         let mut moved = BTreeSet::new();
         for (origin, entry) in entries {
             let seq = entry.seq;
-            self.recent.push(origin, self.heads.seq(origin), entry);
+            if origin != self.me || seq > self.offered {
+                self.recent.push(origin, self.heads.seq(origin), entry);
+            }
             self.heads.advance(Head { origin, seq });
             moved.insert(origin);
         }
@@ -578,6 +587,23 @@ impl Gossip {
             self.pulls.satisfy(*origin, &self.heads);
         }
         self.spread(&moved, now);
+    }
+
+    fn offer(&mut self, entries: Vec<Arc<Entry>>) {
+        if !self.is_direct() {
+            // It would be announced only when it is durable.
+            return;
+        }
+        for entry in entries {
+            let after = self.offered.max(self.heads.seq(self.me));
+            if entry.seq > after {
+                self.offered = entry.seq;
+                self.recent.push(self.me, after, entry);
+            }
+        }
+        for peer in self.live.clone() {
+            self.push_to(peer);
+        }
     }
 
     fn live_changed(&mut self, mut live: Vec<MemberId>, now: Now) {

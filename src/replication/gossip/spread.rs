@@ -56,14 +56,14 @@ impl Gossip {
     }
 
     /// Sends a peer what it lacks of our own entries, as long as it keeps up.
-    fn push_to(&mut self, to: MemberId) {
+    pub(super) fn push_to(&mut self, to: MemberId) {
         if self.live.binary_search(&to).is_err() {
             return;
         }
         let head = Head { origin: self.me, seq: self.heads.seq(self.me) };
         let peer = self.peers.entry(to).or_default();
         let mut pushed = peer.pushed.unwrap_or(peer.acknowledged).max(peer.acknowledged);
-        while pushed < head.seq {
+        while pushed < head.seq.max(self.offered) {
             let peer = self.peers.entry(to).or_default();
             if peer.in_flight_bytes >= self.options.push_window_bytes {
                 // It gets the rest as it acknowledges this.
