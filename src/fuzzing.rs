@@ -110,7 +110,7 @@ impl<'a> Choices<'a> {
 fn row(input: &[u8]) {
     let (place, value) =
         input.split_at(input.len().min(Place::first_of(Revision(0)).encode().len()));
-    let Ok(place) = Place::decode(place) else { return };
+    let Ok(place) = Place::decode(place, 0) else { return };
     if let Ok(row) = Row::decode(place, Bytes::copy_from_slice(value)) {
         assert_eq!(row.encode(place), value, "{row:?}");
     }
@@ -186,7 +186,7 @@ fn restore(input: &[u8]) {
             batch.put(Space::Meta, key, value);
             continue;
         }
-        let place = Place { revision: Revision(choices.number()), n: choices.number_u32() };
+        let place = Place { revision: any_revision(&mut choices), n: choices.number_u32() };
         // Rows are written once.
         if places.insert(place) {
             let row = any_row(&mut choices, place);
@@ -203,22 +203,33 @@ fn restore(input: &[u8]) {
     }
 }
 
+fn any_revision(choices: &mut Choices<'_>) -> Revision {
+    Revision(choices.number()).with_tag(0)
+}
+
 fn any_meta(choices: &mut Choices<'_>) -> Meta {
-    match choices.byte() % 9 {
+    match choices.byte() {
+        0xf0.. => Meta::Tag(u16::try_from(choices.number()).unwrap_or(u16::MAX)),
+        0xe0.. => Meta::Promised(Timestamp(choices.number()), Timestamp(choices.number())),
+        kind => any_other_meta(kind, choices),
+    }
+}
+
+fn any_other_meta(kind: u8, choices: &mut Choices<'_>) -> Meta {
+    match kind % 9 {
         0 => Meta::Identity(writer_options().identity),
         1 => {
             let member = MemberId(choices.number());
             let origin = Origin { member, run: choices.number() };
             Meta::Origin(OriginIndex(choices.number_u32()), origin)
         }
-        2 => Meta::Compacted(Revision(choices.number())),
+        2 => Meta::Compacted(any_revision(choices)),
         3 => Meta::Run(any_origin(choices), choices.number()),
-        4 => Meta::Swept(Revision(choices.number()), Timestamp(choices.number())),
+        4 => Meta::Swept(any_revision(choices), Timestamp(choices.number())),
         5 => Meta::Head(any_origin(choices), choices.number()),
         6 => Meta::Settled(Timestamp(choices.number())),
         7 => Meta::Collected(Timestamp(choices.number())),
-        8 => Meta::Peered(Timestamp(choices.number())),
-        _ => Meta::Promised(Timestamp(choices.number()), Timestamp(choices.number())),
+        _ => Meta::Peered(Timestamp(choices.number())),
     }
 }
 
@@ -246,8 +257,7 @@ fn any_record(choices: &mut Choices<'_>) -> (Table, Bytes, Bytes) {
         2 => {
             let kind = if choices.byte() == 0 { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
             let alarm = Alarm { kind, member: MemberId(choices.number()) };
-            let record = AlarmRecord { alarm, raised: Revision(choices.number()) };
-            (Table::Alarm, AlarmRecord::key(alarm), record.value())
+            (Table::Alarm, AlarmRecord::key(alarm), AlarmRecord { alarm }.value())
         }
         _ => (Table::Member, choices.short(3), choices.short(8)),
     }

@@ -79,7 +79,13 @@ pub struct Alarm {
     pub member: MemberId,
 }
 
-/// A member's own dense counter of visible changes. A fresh store is at 1, its first write makes 2.
+/// The bits of a revision below its tag.
+const COUNTER_BITS: u32 = 41;
+/// The greatest tag: with it, too, revisions stay below 2^53, since some clients keep numbers in doubles.
+pub const TAG_MAX: u16 = (1 << (53 - COUNTER_BITS)) - 1;
+
+/// A member's own dense counter of visible changes, and above it the tag of the member: `tag * 2^41 + counter`. A store that
+/// never had a peer has the tag 0: when it is fresh it is at 1, its first write makes 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Revision(pub u64);
 
@@ -99,8 +105,29 @@ impl Revision {
         Self(self.0.saturating_sub(1))
     }
 
-    /// As clients see it. Counters stay below 2^41, so nothing is lost.
-    #[expect(clippy::cast_possible_wrap, reason = "counters stay below 2^41")]
+    /// The least number that is no counter.
+    pub const COUNTER_END: u64 = 1 << COUNTER_BITS;
+
+    /// The part that counts, as it is stored.
+    #[must_use]
+    pub fn counter(self) -> u64 {
+        self.0 % Self::COUNTER_END
+    }
+
+    /// The part that names the member. Of what is no revision of anybody it is greater than [`TAG_MAX`].
+    #[must_use]
+    pub fn tag(self) -> u16 {
+        u16::try_from(self.0 >> COUNTER_BITS).unwrap_or(u16::MAX)
+    }
+
+    /// The same counter under a tag.
+    #[must_use]
+    pub fn with_tag(self, tag: u16) -> Self {
+        Self(u64::from(tag) << COUNTER_BITS | self.counter())
+    }
+
+    /// As clients see it. Revisions stay below 2^53, so nothing is lost.
+    #[expect(clippy::cast_possible_wrap, reason = "revisions stay below 2^53")]
     pub fn shown(self) -> i64 {
         debug_assert!(self.0 <= i64::MAX as u64, "revision {} out of range", self.0);
         self.0 as i64

@@ -15,7 +15,7 @@ use crate::storage::schema::Place;
 use crate::time::Timestamp;
 use crate::types::Revision;
 
-/// What a store knows about what everybody has.
+/// What a store knows about what everybody has. Revisions and places here are those of the log, under the tag 0.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Collection {
     peered: bool,

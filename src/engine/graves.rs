@@ -51,6 +51,11 @@ impl Graves {
         self.graves.remove(key);
     }
 
+    /// Shows all places under another tag.
+    pub(super) fn retag(&mut self, tag: u16) {
+        self.graves.values_mut().for_each(|grave| grave.place = grave.place.with_tag(tag));
+    }
+
     pub(super) fn retain(&mut self, mut is_kept: impl FnMut(&Grave) -> bool) {
         self.graves.retain(|_, grave| is_kept(grave));
     }

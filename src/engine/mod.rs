@@ -10,8 +10,8 @@
 //! [`lease::Lessor`] keeps deadlines, [`watch::Hub`] tells watchers what happened. Nothing here waits, sleeps, draws
 //! a random number or asks for the time: the `node` layer passes that in.
 //!
-//! Vocabulary: a *revision* counts visible changes of the store, a *version* the puts of one key since it came into
-//! being. A *compaction* gives up what was current before its revision.
+//! Vocabulary: a *revision* counts visible changes of the store, below the *tag* that names the member ([`tags`]); a *version*
+//! counts the puts of one key since it came into being. A *compaction* gives up what was current before its revision.
 //!
 //! Invariants
 //! * A change is visible (to readers, watchers and in replies) only after it is durable.
@@ -37,6 +37,7 @@ mod records;
 pub mod replica;
 mod replicated;
 mod restore;
+pub mod tags;
 pub mod txn;
 pub mod watch;
 mod writer;

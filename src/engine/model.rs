@@ -5,7 +5,7 @@
 //! quota.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -45,13 +45,46 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn new() -> Self {
+    /// A fresh one at a revision; with a tag that is all that there is.
+    pub(super) fn new(revision: Revision) -> Self {
         Self {
             history: Vec::new(),
-            revision: Revision(1),
-            compacted: None,
+            revision,
+            compacted: (revision.tag() > 0).then_some(revision),
             leases: BTreeMap::new(),
         }
+    }
+
+    /// Shows everything under another tag, and forgets the past.
+    pub(super) fn retag(&mut self, tag: u16) {
+        let move_to = |revision: &mut Revision| *revision = revision.with_tag(tag);
+        for Change { kind, kv } in &mut self.history {
+            move_to(&mut kv.mod_revision);
+            if *kind == EventKind::Put {
+                move_to(&mut kv.create_revision);
+            }
+        }
+        move_to(&mut self.revision);
+        self.compacted = Some(self.revision);
+    }
+
+    /// Whether a number is one that no client can have from here.
+    pub(super) fn is_unknown(&self, number: i64) -> bool {
+        let first = Revision(0).with_tag(self.revision.tag()).shown();
+        first > 0 && number > 0 && !(first..=self.revision.shown() + 1).contains(&number)
+    }
+
+    fn gone(&self) -> Error {
+        Error::Compacted { compacted: self.revision }
+    }
+
+    /// Whether a transaction has numbers of several members.
+    fn is_divided(&self, txn: &Txn) -> bool {
+        let mut numbers = Vec::new();
+        collect_numbers(txn, &mut numbers);
+        numbers.retain(|number| *number > 0);
+        let tags: BTreeSet<i64> = numbers.iter().map(|number| number >> 41).collect();
+        self.revision.tag() > 0 && tags.len() > 1
     }
 
     /// The last compaction as errors show it.
@@ -110,7 +143,7 @@ impl Model {
             Command::DeleteRange(delete) => Ok(CommandReply::DeleteRange(self.delete(delete))),
             Command::Txn(txn) => {
                 check_txn(txn)?;
-                self.txn(txn, before).map(CommandReply::Txn)
+                self.txn(txn, before.is_divided(txn), before).map(CommandReply::Txn)
             }
             Command::Compact { revision } => self.compact(*revision),
             Command::LeaseGrant { id, ttl_seconds } => self.grant(*id, *ttl_seconds),
@@ -170,18 +203,25 @@ impl Model {
     }
 
     /// Compares look at the state before the whole transaction; operations see those before them.
-    fn txn(&mut self, txn: &Txn, before: &Self) -> Result<TxnReply, Error> {
+    fn txn(&mut self, txn: &Txn, is_divided: bool, before: &Self) -> Result<TxnReply, Error> {
         let state = before.state();
-        let succeeded = txn.compares.iter().all(|compare| compare_holds(compare, &state));
+        let is_false = |compare: &Compare| match compare.target {
+            CompareTarget::CreateRevision(number) | CompareTarget::ModRevision(number) => {
+                is_divided || before.is_unknown(number)
+            }
+            _ => is_divided,
+        };
+        let holds = |compare| !is_false(compare) && compare_holds(compare, &state);
+        let succeeded = txn.compares.iter().all(holds);
         let ops = if succeeded { &txn.success } else { &txn.failure };
         let mut responses = Vec::new();
         for op in ops {
-            responses.push(self.txn_op(op, before)?);
+            responses.push(self.txn_op(op, is_divided, before)?);
         }
         Ok(TxnReply { succeeded, responses })
     }
 
-    fn txn_op(&mut self, op: &TxnOp, before: &Self) -> Result<TxnOpReply, Error> {
+    fn txn_op(&mut self, op: &TxnOp, is_divided: bool, before: &Self) -> Result<TxnOpReply, Error> {
         Ok(match op {
             TxnOp::Put(put) => {
                 let body = self.put(put, before)?;
@@ -200,12 +240,16 @@ impl Model {
                 TxnOpReply::Range(Reply { revision: self.shown(), body })
             }
             TxnOp::Txn(txn) => {
-                TxnOpReply::Txn(Reply { revision: Revision(0), body: self.txn(txn, before)? })
+                let body = self.txn(txn, is_divided, before)?;
+                TxnOpReply::Txn(Reply { revision: Revision(0), body })
             }
         })
     }
 
     fn compact(&mut self, revision: i64) -> Result<CommandReply, Error> {
+        if self.is_unknown(revision) {
+            return Err(self.gone());
+        }
         if revision <= self.compacted.map_or(-1, Revision::shown) {
             return Err(Error::Compacted { compacted: self.floor() });
         }
@@ -230,6 +274,9 @@ impl Model {
 
     /// Answers a range, or says why it cannot.
     pub(super) fn range(&self, range: &Range) -> Result<RangeReply, Error> {
+        if numbers_of(range).any(|number| self.is_unknown(number)) {
+            return Err(self.gone());
+        }
         if range.revision > self.revision.shown() {
             return Err(Error::FutureRevision);
         }
@@ -303,6 +350,33 @@ impl Model {
             events.push(Event { kind: *kind, pair: kv.into(), prev });
         }
         events
+    }
+}
+
+/// The revisions that a range names. Bounds above all that can be revisions are none.
+fn numbers_of(range: &Range) -> impl Iterator<Item = i64> {
+    let filter = range.filter;
+    let mod_bounds = [filter.min_mod_revision, filter.max_mod_revision];
+    let bounds =
+        mod_bounds.into_iter().chain([filter.min_create_revision, filter.max_create_revision]);
+    bounds.filter(|bound| *bound < 1 << 53).chain([range.revision])
+}
+
+/// The revisions that a transaction names.
+fn collect_numbers(txn: &Txn, numbers: &mut Vec<i64>) {
+    for compare in &txn.compares {
+        if let CompareTarget::CreateRevision(number) | CompareTarget::ModRevision(number) =
+            compare.target
+        {
+            numbers.push(number);
+        }
+    }
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            TxnOp::Range(range) => numbers.extend(numbers_of(range)),
+            TxnOp::Txn(txn) => collect_numbers(txn, numbers),
+            _ => {}
+        }
     }
 }
 

@@ -45,6 +45,8 @@ enum Step {
     Cancel(usize, i64),
     Poll(usize),
     Progress(usize),
+    /// The store takes another tag, maybe in the middle of a sweep.
+    Retag(u16, bool),
 }
 
 fn key() -> impl Strategy<Value = Bytes> {
@@ -225,6 +227,82 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![30 => step, 1 => Just(Step::Restart), 2 => inner.prop_map(Step::Hold)]
 }
 
+/// As [`step`], with changes of the tag.
+fn step_of_a_peer() -> impl Strategy<Value = Step> {
+    let retag = (select(vec![1, 2, 9, 4095_u16]), any::<bool>());
+    prop_oneof![20 => step(), 1 => retag.prop_map(|(tag, sweeps)| Step::Retag(tag, sweeps))]
+}
+
+/// The number that a story means by a small one, where revisions have tags: mostly one of this member, sometimes of
+/// another or of nobody.
+#[derive(Clone, Copy)]
+struct Numbers {
+    /// What the story calls zero.
+    zero: Revision,
+}
+
+impl Numbers {
+    fn of(self, number: i64) -> i64 {
+        let own = |number: i64| self.zero.shown() + number;
+        match number {
+            _ if self.zero.tag() == 0 => number,
+            i64::MIN..=0 | i64::MAX => number,
+            20 => Revision(own(20).cast_unsigned()).with_tag(77).shown(),
+            21 => 3,
+            22 => own(1000),
+            number => own(number),
+        }
+    }
+
+    fn range(self, range: &Range) -> Range {
+        let Filter { min_mod_revision, max_mod_revision, min_create_revision, max_create_revision } =
+            range.filter;
+        let filter = Filter {
+            min_mod_revision: self.of(min_mod_revision),
+            max_mod_revision: self.of(max_mod_revision),
+            min_create_revision: self.of(min_create_revision),
+            max_create_revision: self.of(max_create_revision),
+        };
+        Range { revision: self.of(range.revision), filter, ..range.clone() }
+    }
+
+    fn compare(self, compare: &Compare) -> Compare {
+        let target = match &compare.target {
+            CompareTarget::CreateRevision(number) => {
+                CompareTarget::CreateRevision(self.of(*number))
+            }
+            CompareTarget::ModRevision(number) => CompareTarget::ModRevision(self.of(*number)),
+            other => other.clone(),
+        };
+        Compare { target, ..compare.clone() }
+    }
+
+    fn txn(self, txn: &Txn) -> Txn {
+        let op = |op: &TxnOp| match op {
+            TxnOp::Range(range) => TxnOp::Range(self.range(range)),
+            TxnOp::Txn(txn) => TxnOp::Txn(self.txn(txn)),
+            other => other.clone(),
+        };
+        Txn {
+            compares: txn.compares.iter().map(|compare| self.compare(compare)).collect(),
+            success: txn.success.iter().map(op).collect(),
+            failure: txn.failure.iter().map(op).collect(),
+        }
+    }
+
+    fn command(self, command: &Command) -> Command {
+        match command {
+            Command::Txn(txn) => Command::Txn(self.txn(txn)),
+            Command::Compact { revision } => Command::Compact { revision: self.of(*revision) },
+            other => other.clone(),
+        }
+    }
+
+    fn watch(self, create: &WatchCreate) -> WatchCreate {
+        WatchCreate { start_revision: self.of(create.start_revision), ..create.clone() }
+    }
+}
+
 /// What the model says of a watcher.
 struct Watching {
     create: WatchCreate,
@@ -243,6 +321,8 @@ struct Client {
     next_id: i64,
     /// Replies that do not come from changes, in order.
     expected: Vec<WatchReply>,
+    /// Watchers that a change of the tag has ended, which are to be told so, and at which revision.
+    retagged: (Vec<i64>, Revision),
     progress_asked: bool,
 }
 
@@ -255,13 +335,21 @@ impl Client {
             ended: BTreeSet::new(),
             next_id: 0,
             expected: Vec::new(),
+            retagged: (Vec::new(), Revision(0)),
             progress_asked: false,
         }
     }
 
-    fn watch(&mut self, create: &WatchCreate, now: Revision) {
+    fn watch(&mut self, create: &WatchCreate, shown: &Model) {
+        self.expect_retagged();
         self.stream.create(create.clone());
+        let now = shown.revision;
         let reply = match self.id_for(create) {
+            Ok(id) if shown.is_unknown(create.start_revision) => {
+                self.ended.insert(id);
+                self.expected.push(WatchReply::Created { id, revision: now });
+                WatchReply::Compacted { id, compacted: now }
+            }
             Ok(id) => {
                 let next = match u64::try_from(create.start_revision) {
                     Ok(start) if start > 0 => Revision(start),
@@ -274,6 +362,23 @@ impl Client {
             Err(reason) => WatchReply::Refused { reason, revision: now },
         };
         self.expected.push(reply);
+    }
+
+    /// The member has taken another tag: all watchers end, whatever they are owed.
+    fn retag(&mut self, now: Revision) {
+        for (id, _) in std::mem::take(&mut self.watchers) {
+            self.ended.insert(id);
+            self.retagged.0.push(id);
+        }
+        // After several changes at once the last one counts.
+        self.retagged.1 = now;
+        self.progress_asked = false;
+    }
+
+    fn expect_retagged(&mut self) {
+        let compacted = self.retagged.1;
+        let ids = self.retagged.0.drain(..);
+        self.expected.extend(ids.map(|id| WatchReply::Compacted { id, compacted }));
     }
 
     fn id_for(&mut self, create: &WatchCreate) -> Result<i64, WatchRefusal> {
@@ -316,6 +421,7 @@ impl Client {
                 other => others.push(other),
             }
         }
+        self.expect_retagged();
         self.expect_compacted(shown.floor());
         self.expect_progress(shown.revision);
         assert_eq!(others, std::mem::take(&mut self.expected));
@@ -394,12 +500,18 @@ struct Pair {
     shown: Model,
     clients: Vec<Client>,
     entries: u64,
+    numbers: Numbers,
+    /// The tag that the store takes at its next start, if it has none.
+    tag: Option<u16>,
 }
 
-fn open(memory: &Memory) -> Writer {
+const ENTROPY: u64 = 5;
+
+fn open(memory: &Memory, tag: Option<u16>) -> Writer {
     let identity = Identity { member: MemberId(1), cluster: ClusterId(2) };
     // A cache that holds next to nothing, so that rows are read from the store.
-    let options = Options { value_cache_bytes: 1000, ..Options::new(identity) };
+    let options = Options { value_cache_bytes: 1000, tag, ..Options::new(identity) };
+    let options = Options { revision_entropy: ENTROPY, ..options };
     Writer::open(Store::Memory(memory.clone()), &options, NOW).unwrap()
 }
 
@@ -412,11 +524,17 @@ fn answer<T>(result: Result<T, Failure>) -> Result<T, Error> {
 }
 
 impl Pair {
-    fn new() -> Self {
+    fn new(tag: Option<u16>) -> Self {
         let memory = Memory::new();
-        let writer = open(&memory);
+        let writer = open(&memory, tag);
+        let first = match tag {
+            None => Revision(1),
+            Some(tag) => Revision((1 + ENTROPY) << 26).with_tag(tag),
+        };
         let clients = (0..STREAMS).map(|_| Client::new(&writer)).collect();
-        Self { memory, writer, model: Model::new(), shown: Model::new(), clients, entries: 0 }
+        let model = Model::new(first);
+        let numbers = Numbers { zero: first.prev() };
+        Self { memory, writer, shown: model.clone(), model, clients, entries: 0, numbers, tag }
     }
 
     fn run(&mut self, steps: &[Step]) {
@@ -429,7 +547,7 @@ impl Pair {
 
     fn step(&mut self, step: &Step) {
         match step {
-            Step::Execute(command) => self.execute(command),
+            Step::Execute(command) => self.execute(&self.numbers.command(command)),
             Step::Commit => self.commit(),
             Step::Reclaim => {
                 self.writer.reclaim();
@@ -438,11 +556,13 @@ impl Pair {
             Step::Sweep => self.sweep(),
             Step::Restart => self.restart(),
             Step::Read(range) => {
+                let range = &self.numbers.range(range);
                 let reader = self.writer.mvcc().reader();
                 assert_eq!(reader.revision(), self.shown.revision);
                 assert_eq!(answer(reader.range(range)), self.shown.range(range), "{range:?}");
             }
             Step::ReadTxn(txn) => {
+                let txn = &self.numbers.txn(txn);
                 let reply = txn::read_only(txn, &self.writer.mvcc().reader());
                 let reply = answer(reply).map(|reply| (reply.revision, reply.body));
                 let expected = self.shown.clone().execute(&Command::Txn(txn.clone()));
@@ -454,7 +574,7 @@ impl Pair {
             }
             Step::Hold(steps) => self.hold(steps),
             Step::Watch(stream, create) => {
-                self.clients[*stream].watch(create, self.shown.revision);
+                self.clients[*stream].watch(&self.numbers.watch(create), &self.shown);
             }
             Step::Cancel(stream, id) => {
                 // What has happened so far is told before, whether or not it was asked for.
@@ -468,6 +588,7 @@ impl Pair {
                 let client = &mut self.clients[*stream];
                 client.progress_asked |= !client.watchers.is_empty();
             }
+            Step::Retag(tag, sweeps) => self.retag(*tag, *sweeps),
         }
     }
 
@@ -494,13 +615,48 @@ impl Pair {
         }
     }
 
+    fn retag(&mut self, tag: u16, sweeps: bool) {
+        if self.writer.tag() == tag {
+            return;
+        }
+        let sweep = if sweeps { self.writer.begin_sweep(true).unwrap() } else { None };
+        self.writer.retag(tag).unwrap();
+        self.shown_under(tag);
+        self.clients.iter_mut().for_each(|client| client.retag(self.shown.revision));
+        if let Some(sweep) = sweep {
+            sweep.run(self.writer.mvcc()).unwrap();
+            self.writer.end_sweep(&sweep);
+            self.commit();
+        }
+    }
+
+    fn shown_under(&mut self, tag: u16) {
+        self.model.retag(tag);
+        self.shown = self.model.clone();
+        self.numbers.zero = self.numbers.zero.with_tag(tag);
+    }
+
+    /// A store that has no tag takes one as it starts.
+    fn take_tag(&mut self) {
+        let Some(tag) = self.tag.filter(|_| self.model.revision.tag() == 0) else { return };
+        let revision = self.writer.mvcc().revision();
+        if revision.counter() < 1 << 26 {
+            return self.shown_under(tag);
+        }
+        // Nothing was ever written.
+        self.model = Model::new(revision);
+        self.shown = self.model.clone();
+        self.numbers = Numbers { zero: revision.prev() };
+    }
+
     /// Power is lost: what is not committed is gone, and what is committed is not.
     fn restart(&mut self) {
         self.clients.clear();
         self.entries = 0;
         self.memory = self.memory.crash();
-        self.writer = open(&self.memory);
+        self.writer = open(&self.memory, self.tag);
         self.model = self.shown.clone();
+        self.take_tag();
         self.clients = (0..STREAMS).map(|_| Client::new(&self.writer)).collect();
         self.check();
     }
@@ -509,8 +665,14 @@ impl Pair {
         let mvcc = Arc::clone(self.writer.mvcc());
         let reader = mvcc.reader();
         let shown = self.shown.clone();
+        let tag = self.writer.tag();
         self.run(steps);
         assert_eq!(reader.revision(), shown.revision);
+        if self.writer.tag() != tag {
+            let gone = matches!(answer(reader.range(&everything())), Err(Error::Compacted { .. }));
+            assert!(gone, "held over a change of the tag");
+            return;
+        }
         for revision in shown.floor().0.max(1)..=shown.revision.0 {
             let range = Range { revision: Revision(revision).shown(), ..everything() };
             assert_eq!(answer(reader.range(&range)), shown.range(&range), "held at {revision}");
@@ -570,7 +732,7 @@ impl Pair {
             progress_notify: false,
             fragment: false,
         };
-        self.clients[0].watch(&replay, self.shown.revision);
+        self.clients[0].watch(&replay, &self.shown);
         self.clients[0].poll(&self.shown);
     }
 }
@@ -589,7 +751,24 @@ proptest! {
 
     #[test]
     fn tells_the_same_as_the_model(steps in prop::collection::vec(step(), 1..120)) {
-        let mut pair = Pair::new();
+        let mut pair = Pair::new(None);
+        pair.run(&steps);
+        pair.finish();
+    }
+
+    #[test]
+    fn tells_the_same_as_the_model_under_a_tag(steps in prop::collection::vec(step(), 1..120)) {
+        let mut pair = Pair::new(Some(4000));
+        pair.run(&steps);
+        pair.finish();
+    }
+
+    #[test]
+    fn tells_the_same_as_the_model_when_tags_change(
+        steps in prop::collection::vec(step_of_a_peer(), 1..120), tag in select(vec![None, Some(3)])
+    ) {
+        let mut pair = Pair::new(tag);
+        pair.tag = Some(3);
         pair.run(&steps);
         pair.finish();
     }

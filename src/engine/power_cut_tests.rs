@@ -38,10 +38,11 @@ fn now(step: u64) -> Now {
 }
 
 impl Member {
-    fn open(store: Memory) -> Self {
+    fn open(store: Memory, tag: Option<u16>) -> Self {
         let identity = Identity { member: MemberId(1), cluster: ClusterId(2) };
         // A tiny cache, so that values are read from the store.
-        let options = Options { value_cache_bytes: 1, ..Options::new(identity) };
+        // Whoever opens a store for the first time gives it its tag, and a store that has one keeps it.
+        let options = Options { value_cache_bytes: 1, tag, ..Options::new(identity) };
         let writer = Writer::open(Store::Memory(store.clone()), &options, now(0))
             .expect("the store is sound");
         Self { store, writer }
@@ -143,12 +144,13 @@ impl Choices {
 
 /// The store as it is found after a loss of power now.
 fn after_power_cut(store: &Memory) -> State {
-    Member::open(store.crash()).state()
+    Member::open(store.crash(), None).state()
 }
 
 fn run(seed: u64) {
     let mut choices = Choices(seed);
-    let mut member = Member::open(Memory::new());
+    let tag = (seed % 2 == 1).then_some(7);
+    let mut member = Member::open(Memory::new(), tag);
     let mut committed = member.state();
     let mut sweep: Option<Sweep> = None;
     for step in 1..=STEPS {
@@ -193,14 +195,14 @@ fn run(seed: u64) {
                 }
             }
             2 => {
-                member = Member::open(member.store.crash());
+                member = Member::open(member.store.crash(), None);
                 sweep = None;
                 assert_eq!(member.state(), committed, "seed {seed}, restarted in step {step}");
             }
             _ => {}
         }
     }
-    assert!(committed.revision > Revision(100), "nothing much happened: {committed:?}");
+    assert!(committed.revision.counter() > 100, "nothing much happened: {committed:?}");
 }
 
 #[test]
@@ -210,11 +212,36 @@ fn what_was_committed_is_there_and_nothing_else() {
     }
 }
 
+/// A change of the tag is there as a whole or not at all, and nothing but the numbers changes with it.
+#[test]
+fn a_failed_retag_is_all_or_nothing() {
+    for (fault, tag) in [(Fault::FailBefore(0), 0), (Fault::FailAfter(0), 9)] {
+        let mut member = Member::open(Memory::new(), None);
+        for step in 1..9 {
+            let put = Put { key: format!("key{}", step % 3).into(), ..Put::default() };
+            member.execute(Command::Put(put), step);
+        }
+        member.writer.commit().unwrap();
+        let before = member.state();
+        member.store.inject(fault);
+        let error = member.writer.retag(9).unwrap_err();
+        assert!(matches!(error, StoreError::Io(_)), "{error:?}");
+        assert_eq!(member.writer.mvcc().revision(), before.revision, "nothing has moved");
+        let kept = member.store.unsynced();
+        let survived = Member::open(member.store.crash_keeping(kept), Some(tag + 1)).state();
+        let tag = if tag == 0 { 1 } else { tag };
+        assert_eq!(survived.revision, before.revision.with_tag(tag));
+        assert_eq!(survived.compacted, survived.revision);
+        let values = |state: &State| state.history.last().unwrap().len();
+        assert_eq!((values(&survived), survived.leases), (values(&before), before.leases));
+    }
+}
+
 /// A commit that fails stops the writer, and leaves all of the batch or nothing of it.
 #[test]
 fn a_failed_commit_is_all_or_nothing() {
     for (fault, whole) in [(Fault::FailBefore(0), false), (Fault::FailAfter(0), true)] {
-        let mut member = Member::open(Memory::new());
+        let mut member = Member::open(Memory::new(), None);
         let put = |key: &'static str| Put { key: key.into(), value: "v".into(), ..Put::default() };
         member.execute(Command::Put(put("a")), 1);
         member.writer.commit().unwrap();
@@ -232,8 +259,8 @@ fn a_failed_commit_is_all_or_nothing() {
         );
         let kept = member.store.unsynced();
         assert_eq!(kept, usize::from(whole));
-        assert_eq!(Member::open(member.store.crash_keeping(0)).state(), before);
-        let survived = Member::open(member.store.crash_keeping(kept)).state();
+        assert_eq!(Member::open(member.store.crash_keeping(0), None).state(), before);
+        let survived = Member::open(member.store.crash_keeping(kept), None).state();
         let revisions = if whole { 2 } else { 0 };
         assert_eq!(survived.revision, Revision(before.revision.0 + revisions));
     }

@@ -229,6 +229,15 @@ impl Records {
         }
     }
 
+    /// Shows all places under another tag.
+    pub(super) fn retag(&mut self, tag: u16) {
+        for record in self.records.values_mut() {
+            let put = record.put.as_mut().map(|put| &mut put.place);
+            let removed = record.removed.as_mut().map(|(_, place)| place);
+            put.into_iter().chain(removed).for_each(|place| *place = place.with_tag(tag));
+        }
+    }
+
     /// How many records are remembered, those too that are not in force.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

@@ -13,6 +13,8 @@
 //!
 //! A store that never had a peer has no gossip, and pays nothing for it.
 
+mod tags;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -22,12 +24,12 @@ use super::command::{Command, CommandReply, Reply};
 use super::directory::Directory;
 use super::{Conflict, Failure, Options, Outcome, RecordChange, RecordWrite, Writer};
 use crate::error::StoreError;
-use crate::replication::Gossip;
 use crate::replication::gossip::{self, Input, Output};
 use crate::replication::heads::mix;
 use crate::replication::liveness::{self, Liveness, State};
 use crate::replication::message::{CatchUp, Compare, Head, Message, Span};
 use crate::replication::settled::Frontier;
+use crate::replication::{Dice, Gossip};
 use crate::storage::Store;
 use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::{Identity, Table};
@@ -148,6 +150,8 @@ struct Cluster {
     caught_up: bool,
     /// Whether the others know of this run: it promises nothing before.
     announced: bool,
+    /// Whether this turns out to be an old copy of the member's disk: it needs another tag.
+    is_old_copy: bool,
     collected: Timestamp,
     conflicts: VecDeque<Conflict>,
     conflict_count: u64,
@@ -159,6 +163,7 @@ struct Cluster {
 pub struct Replica {
     writer: Writer,
     options: ClusterOptions,
+    dice: Dice,
     cluster: Option<Box<Cluster>>,
     effects: Vec<Effect>,
 }
@@ -171,8 +176,9 @@ impl Replica {
         options: ClusterOptions,
         now: Now,
     ) -> Result<Self, StoreError> {
-        let writer = Writer::open(store, writer, now)?;
-        let mut replica = Self { writer, options, cluster: None, effects: Vec::new() };
+        let mut dice = tags::dice(writer, &options);
+        let writer = Writer::open(store, &tags::with_tag(writer, &options, &mut dice), now)?;
+        let mut replica = Self { writer, options, dice, cluster: None, effects: Vec::new() };
         if replica.writer.is_peered() {
             replica.enter(Timestamp::default(), now)?;
         } else if !replica.options.initial.is_empty() {
@@ -187,7 +193,8 @@ impl Replica {
         self.writer.set_peered();
         let Identity { member, cluster } = self.writer.identity();
         let joined = self.writer.time();
-        let own = MemberRecord { initial: true, joined, ..self.options.record.clone() };
+        let tag = self.writer.tag();
+        let own = MemberRecord { initial: true, joined, tag, ..self.options.record.clone() };
         let mut writes = self.announcement();
         writes.push(put(Table::Member, MemberRecord::key(member), own.value()));
         for peer_urls in &self.options.initial {
@@ -244,14 +251,17 @@ impl Replica {
             finishing: None,
             caught_up: false,
             announced: false,
+            is_old_copy: false,
             collected: Timestamp::default(),
             conflicts: VecDeque::new(),
             conflict_count: 0,
             offered: 0,
         }));
         let collected = self.writer.collected();
+        self.show_revision();
         self.step(Input::Collected(collected), now)?;
-        self.read_directory(now)
+        self.read_directory(now)?;
+        self.check_tag(now)
     }
 
     /// Reads anew who the members are.
@@ -458,7 +468,7 @@ impl Replica {
         self.writer.set_replicating(true);
         self.writer.set_peered();
         let me = self.writer.identity().member;
-        let own = self.options.record.clone();
+        let own = MemberRecord { tag: self.writer.tag(), ..self.options.record.clone() };
         let mut writes = self.announcement();
         writes.push(put(Table::Member, MemberRecord::key(me), own.value()));
         self.write(writes, now)?;
@@ -486,6 +496,7 @@ impl Replica {
         self.writer.set_cluster(admission.cluster);
         self.writer.set_peered();
         self.writer.observe(admission.time);
+        self.avoid_tags(&admission.members)?;
         if self.cluster.is_none() {
             self.enter(Timestamp::default(), now)?;
         }
@@ -590,11 +601,10 @@ impl Replica {
 
     /// Whether a commit would do anything.
     pub fn has_open_batch(&self) -> bool {
-        let pledges = self
-            .cluster
-            .as_ref()
-            .is_some_and(|cluster| matches!(cluster.pledge, Pledge::Wanted { .. }));
-        self.writer.has_open_batch() || pledges
+        let is_waiting = |cluster: &Cluster| {
+            cluster.is_old_copy || matches!(cluster.pledge, Pledge::Wanted { .. })
+        };
+        self.writer.has_open_batch() || self.cluster.as_deref().is_some_and(is_waiting)
     }
 
     /// Lets peers have the own entries of the open batch, so that they make them durable while this member does.
@@ -619,6 +629,7 @@ impl Replica {
             cluster.pledge = Pledge::Open { time, seq };
         }
         self.writer.commit()?;
+        self.show_revision();
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let entries = self.writer.take_committed();
         let records = self.writer.take_changed_records();
@@ -637,7 +648,8 @@ impl Replica {
         let is_about_members = |change: &RecordChange| {
             matches!(change.table, Table::Member | Table::Run | Table::Seal)
         };
-        if records.iter().any(is_about_members) {
+        let has_news = records.iter().any(is_about_members);
+        if has_news {
             self.read_directory(now)?;
         }
         if let Some(complete) = finished {
@@ -649,6 +661,9 @@ impl Replica {
         }
         if let Some((time, seq)) = pledge {
             self.step(Input::Promised(time, seq), now)?;
+        }
+        if has_news || self.cluster.as_ref().is_some_and(|cluster| cluster.is_old_copy) {
+            self.check_tag(now)?;
         }
         Ok(())
     }
@@ -676,8 +691,10 @@ impl Replica {
                 self.effects.push(Effect::Acknowledged(peer, seq));
             }
             Output::Apply(from, segment) => {
-                let applied = self.writer.apply(&segment, now)?;
                 let origin = segment.origin;
+                let news = Head { origin, seq: segment.through };
+                cluster.is_old_copy |= tags::is_old_copy(&self.writer, &[news]);
+                let applied = self.writer.apply(&segment, now)?;
                 if applied.outcome == Outcome::Taken {
                     cluster.applied.push(Head { origin, seq: applied.head });
                 } else {
@@ -691,6 +708,7 @@ impl Replica {
             }
             Output::Observe(time) => self.writer.observe(time),
             Output::FinishCatchUp { heads, collected } => {
+                cluster.is_old_copy |= tags::is_old_copy(&self.writer, &heads);
                 self.writer.set_collected(collected);
                 self.writer.finish_catch_up(&heads);
                 cluster.applied.extend(heads);
@@ -717,6 +735,7 @@ impl Replica {
             }
             Output::Settled(settled) => self.writer.set_settled(settled),
             Output::Passed(id) => self.effects.push(Effect::Passed(id)),
+            Output::OldCopy => cluster.is_old_copy = true,
             Output::Swim(from, bytes) => {
                 let outputs = cluster.liveness.receive(&bytes, from, now);
                 self.follow_liveness(outputs, now)?;

@@ -12,10 +12,16 @@ use crate::error::StoreError;
 use crate::storage::schema::{Identity, Meta, Op, OriginIndex, Place, Row, RowStamp};
 use crate::storage::{Space, Store};
 use crate::time::Timestamp;
-use crate::types::{LeaseId, Origin, Revision};
+use crate::types::{LeaseId, Origin, Revision, TAG_MAX};
 
 /// More than any store counts to. Up to here sums do not overflow, and clients see what is stored.
 pub(super) const COUNT_MAX: u64 = 1 << 53;
+/// A store whose counter comes this far is refused: what is left is for one that runs.
+const COUNTER_MAX: u64 = Revision::COUNTER_END - (1 << 20);
+/// Where the counters of new stores with a tag start: at multiples of a power of two, ...
+const START_BITS: u32 = 26;
+/// ... below this one: half of all counters.
+const STARTS: u64 = Revision::COUNTER_END >> 1 >> START_BITS;
 /// Some 4000 years from now.
 pub(super) const TIME_MAX: Timestamp = Timestamp(1 << 63);
 
@@ -34,6 +40,9 @@ pub(super) struct StoreMeta {
     pub(super) peered: Option<Timestamp>,
     pub(super) promised: Timestamp,
     pub(super) complete: Timestamp,
+    pub(super) tag: u16,
+    /// Whether the tag is yet to be written.
+    pub(super) takes_tag: bool,
 }
 
 impl StoreMeta {
@@ -58,7 +67,11 @@ impl StoreMeta {
                     (meta.promised, meta.complete) = (time, complete);
                 }
                 Meta::Origin(index, origin) => meta.add_origin(index, origin)?,
+                Meta::Tag(tag) => meta.tag = tag,
             }
+        }
+        if meta.tag != 0 && meta.compacted.is_none() {
+            return Err(StoreError::Corrupt("no store has a tag and all of its past".to_owned()));
         }
         let named =
             meta.heads.iter().map(|(index, _)| *index).chain(meta.run.map(|(index, _)| index));
@@ -83,9 +96,34 @@ impl StoreMeta {
         Err(StoreError::Corrupt(format!("no origin has the number {}", index.0)))
     }
 
+    /// Gives a store that has no tag this one.
+    pub(super) fn take_tag(&mut self, tag: Option<u16>) {
+        let Some(tag) = tag.filter(|_| self.tag == 0) else { return };
+        assert!((1..=TAG_MAX).contains(&tag), "{tag} is no tag");
+        (self.tag, self.takes_tag) = (tag, true);
+    }
+
+    /// A store that takes a tag is compacted at its current revision: what clients remember has no tag. One that nothing
+    /// was written to goes on from any number, so that another holder of the tag is hardly ever at the same.
+    fn compact_for_tag(&mut self, end: &mut LogEnd, entropy: u64) {
+        if end.is_empty {
+            let counter = (1 + entropy % (STARTS - 1)) << START_BITS;
+            end.newest.revision = Revision(counter).with_tag(self.tag);
+        }
+        self.compacted = Some(end.newest.revision.with_tag(0));
+    }
+
+    /// Where the log begins.
+    fn beginning(&self) -> Place {
+        let first =
+            if self.tag == 0 { Revision::FIRST } else { self.compacted.unwrap_or_default() };
+        Place::first_of(first.max(Revision::FIRST).with_tag(self.tag))
+    }
+
     /// Checks it against the log.
-    pub(super) fn check(&self, end: &LogEnd) -> Result<(), StoreError> {
-        let (compacted, newest) = (self.compacted.unwrap_or_default(), end.newest.revision);
+    fn check(&self, end: &LogEnd) -> Result<(), StoreError> {
+        let newest = end.newest.revision.with_tag(0);
+        let compacted = self.compacted.unwrap_or_default();
         let (swept, _) = self.swept;
         if swept <= compacted && compacted <= newest {
             return Ok(());
@@ -122,21 +160,25 @@ fn is_possible(row: &Meta) -> bool {
     match row {
         Meta::Identity(_) => true,
         Meta::Origin(index, origin) => index.0 < u32::MAX && origin.run <= COUNT_MAX,
-        Meta::Compacted(revision) => revision.0 <= COUNT_MAX,
-        Meta::Swept(revision, settled) => revision.0 <= COUNT_MAX && *settled < TIME_MAX,
+        Meta::Compacted(revision) => revision.0 <= COUNTER_MAX,
+        Meta::Swept(revision, settled) => revision.0 <= COUNTER_MAX && *settled < TIME_MAX,
         Meta::Run(_, count) | Meta::Head(_, count) => *count <= COUNT_MAX,
         Meta::Settled(time) | Meta::Collected(time) | Meta::Peered(time) => *time < TIME_MAX,
         Meta::Promised(time, complete) => *time < TIME_MAX && *complete < TIME_MAX,
+        Meta::Tag(tag) => (1..=TAG_MAX).contains(tag),
     }
 }
 
 /// Checks that a row of the log is one that an engine can have written.
 fn check_row(place: Place, row: &Row, origins: &Origins) -> Result<(), StoreError> {
     let is_counted = |count: u64| (1..=COUNT_MAX).contains(&count);
+    let is_revision = |revision: Revision| {
+        revision.tag() == place.revision.tag() && (1..=COUNTER_MAX).contains(&revision.counter())
+    };
     let is_stamp = |stamp: RowStamp| stamp.time < TIME_MAX && origins.contains(stamp.origin);
     let is_sound = match &row.op {
         Op::Put(kv) => {
-            !kv.key.is_empty() && is_counted(kv.version) && is_counted(kv.create_revision.0)
+            !kv.key.is_empty() && is_counted(kv.version) && is_revision(kv.create_revision)
         }
         Op::Delete { key, seen } => !key.is_empty() && is_stamp(*seen),
         Op::InternalPut { table, key, value, seen } => {
@@ -148,7 +190,7 @@ fn check_row(place: Place, row: &Row, origins: &Origins) -> Result<(), StoreErro
             true
         }
     };
-    let is_placed = is_counted(place.revision.0) && place.n < u32::MAX;
+    let is_placed = is_revision(place.revision) && place.n < u32::MAX;
     if is_sound && is_placed && row.seq <= COUNT_MAX && is_stamp(row.stamp) {
         return Ok(());
     }
@@ -160,6 +202,8 @@ fn check_row(place: Place, row: &Row, origins: &Origins) -> Result<(), StoreErro
 #[derive(Debug)]
 pub(super) struct LogEnd {
     pub(super) newest: Place,
+    /// Whether there is no row.
+    is_empty: bool,
     pub(super) time: Timestamp,
     /// The last entry of the newest run.
     pub(super) seq: u64,
@@ -167,25 +211,36 @@ pub(super) struct LogEnd {
     pub(super) hidden_bytes: u64,
 }
 
-/// Reads the whole log back into memory.
+/// Reads the whole log back into memory, and finds out how the store goes on.
 pub(super) fn restore(
     mvcc: &Mvcc,
     lessor: &Lessor,
-    meta: &StoreMeta,
+    meta: &mut StoreMeta,
+    revision_entropy: u64,
 ) -> Result<LogEnd, StoreError> {
+    let mut end = read_log(mvcc, lessor, meta)?;
+    if meta.takes_tag {
+        meta.compact_for_tag(&mut end, revision_entropy);
+    }
+    meta.check(&end)?;
+    Ok(end)
+}
+
+fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, StoreError> {
     mvcc.origins().write().clone_from(&meta.origins);
-    let newest = Place { revision: Revision::FIRST, n: 0 };
-    let mut end = LogEnd { newest, time: meta.time(), seq: meta.seq_on_record(), hidden_bytes: 0 };
+    let (newest, time, seq) = (meta.beginning(), meta.time(), meta.seq_on_record());
+    let mut end = LogEnd { newest, is_empty: true, time, seq, hidden_bytes: 0 };
     if meta.peered.is_some() {
         mvcc.marks().write().keep();
     }
     let mut current = None;
     for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = item?;
-        let place = Place::decode(&key)?;
+        let place = Place::decode(&key, meta.tag)?;
         let row = Row::decode(place, value)?;
         check_row(place, &row, &meta.origins)?;
         end.newest = place;
+        end.is_empty = false;
         end.time = end.time.max(row.stamp.time);
         if meta.run.is_some_and(|(run, _)| run == row.stamp.origin) {
             end.seq = end.seq.max(row.seq);

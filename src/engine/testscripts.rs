@@ -11,6 +11,7 @@
 //! alarm nospace|corrupt MEMBER on|off
 //! grant ID [ttl=N]    revoke ID    alive ID    ttl ID    leases    tick SECONDS
 //! compact N    reclaim    sweep    batch    commit    restart    status    log
+//! restart tag=N [entropy=N]    retag N    names COMMAND..
 //! watch STREAM RANGE [rev=N] [id=N] [prev_kv] [no_put] [no_delete] [notify]
 //! poll STREAM    cancel STREAM ID    progress STREAM    notify STREAM SECONDS
 //! pull MEMBER [of=N]    catchup MEMBER    heads    same MEMBER    peered    settled SECONDS    graves    orphans
@@ -20,7 +21,7 @@
 //! lacks from the other one's log, a member that catches up from the other one's state. Everything up to some time can be
 //! declared settled.
 //!
-//! A range is `a` (one key), `a..c`, `a..` (no end), `a*` (a prefix) or `all`.
+//! A range is `a` (one key), `a..c`, `a..` (no end), `a*` (a prefix) or `all`. A revision with a tag is `tag.counter`.
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -45,7 +46,7 @@ use crate::replication::message::Head;
 use crate::storage::schema::{Identity, Op, Place, Row};
 use crate::storage::{Memory, Space, Store};
 use crate::time::{Now, Timestamp};
-use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId};
+use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Revision};
 
 /// `--max-txn-ops`, small enough to be reached in a script.
 const TXN_OPS_MAX: usize = 4;
@@ -122,7 +123,7 @@ impl Words {
     }
 
     fn number(&mut self, name: &str, default: i64) -> Result<i64> {
-        Ok(self.take(name).map_or(Ok(default), |value| value.parse())?)
+        self.take(name).map_or(Ok(default), |value| parse_number(&value))
     }
 
     /// A pair, the first of that name.
@@ -255,8 +256,8 @@ fn parse_compare(text: &str) -> Result<Compare> {
         },
         target: match field {
             "version" => CompareTarget::Version(value.parse()?),
-            "create" => CompareTarget::CreateRevision(value.parse()?),
-            "mod" => CompareTarget::ModRevision(value.parse()?),
+            "create" => CompareTarget::CreateRevision(parse_number(value)?),
+            "mod" => CompareTarget::ModRevision(parse_number(value)?),
             "lease" => CompareTarget::Lease(value.parse()?),
             "value" => CompareTarget::Value(Bytes::copy_from_slice(value.as_bytes())),
             other => return Err(format!("no such field: {other}").into()),
@@ -300,6 +301,28 @@ fn parse_watch(words: &mut Words) -> Result<WatchCreate> {
         id: words.number("id", 0)?,
         range: key_range(&words.next()?),
     })
+}
+
+/// A number, or a counter with its tag.
+fn parse_number(text: &str) -> Result<i64> {
+    let Some((tag, counter)) = text.split_once('.') else { return Ok(text.parse()?) };
+    Ok(Revision(counter.parse()?).with_tag(tag.parse()?).shown())
+}
+
+/// Shows revisions with tags as such. Nothing else in these scripts is as large.
+fn show_tags(text: &str) -> String {
+    let mut out = String::new();
+    for part in text.split_inclusive(|c: char| !c.is_ascii_digit()) {
+        let digits = part.trim_end_matches(|c: char| !c.is_ascii_digit());
+        match digits.parse().map(Revision) {
+            Ok(revision) if revision.tag() > 0 => {
+                write!(out, "{}.{}", revision.tag(), revision.counter()).unwrap();
+                out.push_str(&part[digits.len()..]);
+            }
+            _ => out.push_str(part),
+        }
+    }
+    out
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -409,16 +432,22 @@ impl Runner {
     fn new() -> Self {
         let memory = Memory::new();
         let name = "a".to_owned();
-        let writer = Self::open(&name, &memory, 0);
+        let writer = Self::open(&name, &memory, 0, (None, 0));
         let (others, streams) = (BTreeMap::new(), BTreeMap::new());
         Self { name, others, memory, writer, streams, seconds: 0, batching: false }
     }
 
-    fn open(name: &str, memory: &Memory, seconds: u64) -> Writer {
+    fn open(
+        name: &str,
+        memory: &Memory,
+        seconds: u64,
+        (tag, entropy): (Option<u16>, u64),
+    ) -> Writer {
         let number = name.bytes().fold(0, |number, byte| number * 26 + u64::from(byte - b'a') + 1);
         let identity = Identity { member: MemberId(number), cluster: ClusterId(2) };
         let store = Store::Memory(memory.clone());
-        let options = Options { gc_age_millis: 0, ..Options::new(identity) };
+        let options = Options { tag, revision_entropy: entropy, ..Options::new(identity) };
+        let options = Options { gc_age_millis: 0, ..options };
         Writer::open(store, &options, now(seconds)).unwrap()
     }
 
@@ -429,7 +458,7 @@ impl Runner {
         }
         let next = self.others.remove(name).unwrap_or_else(|| {
             let memory = Memory::new();
-            let writer = Self::open(name, &memory, self.seconds);
+            let writer = Self::open(name, &memory, self.seconds, (None, 0));
             Parked { memory, writer, streams: BTreeMap::new() }
         });
         let former = Parked {
@@ -623,18 +652,34 @@ impl Runner {
         let store = Store::Memory(self.memory.clone());
         let rows = store.rows(Space::Log, Bound::Unbounded, Bound::Unbounded).map(|row| {
             let (key, value) = row?;
-            let place = Place::decode(&key)?;
+            let place = Place::decode(&key, self.writer.tag())?;
             Ok(show_row(place, &Row::decode(place, value)?))
         });
         Ok(rows.collect::<Result<Vec<_>>>()?.join("\n"))
     }
 
-    fn restart(&mut self) -> String {
+    fn restart(&mut self, mut words: Words) -> Result<String> {
+        let tag = words.take("tag").map(|tag| tag.parse()).transpose()?;
+        let entropy = u64::try_from(words.number("entropy", 0)?)?;
+        words.end()?;
         self.streams.clear();
         self.batching = false;
         self.memory = self.memory.crash();
-        self.writer = Self::open(&self.name, &self.memory, self.seconds);
-        self.status()
+        self.writer = Self::open(&self.name, &self.memory, self.seconds, (tag, entropy));
+        Ok(self.status())
+    }
+
+    /// Which tags a request names, and who alone could answer it.
+    fn names(&self, mut words: Words) -> Result<String> {
+        let tag = self.writer.tag();
+        let names = match words.next()?.as_str() {
+            "get" => parse_range(words)?.names(tag),
+            "txn" => Command::Txn(parse_txn(words)?).names(tag),
+            "compact" => Command::Compact { revision: number(&mut words)? }.names(tag),
+            "watch" => parse_watch(&mut words)?.names(tag),
+            other => return Err(format!("no such request: {other}").into()),
+        };
+        Ok(format!("foreign {:?}, elsewhere {:?}", names.foreign(), names.elsewhere()))
     }
 
     fn watching(&mut self, name: &str, mut words: Words) -> Result<String> {
@@ -673,8 +718,12 @@ impl Runner {
         }
     }
 
-    fn storing(&mut self, name: &str) -> Result<String> {
+    fn storing(&mut self, name: &str, mut words: Words) -> Result<String> {
         match name {
+            "retag" => {
+                self.writer.retag(words.next()?.parse()?)?;
+                return Ok(self.status());
+            }
             "batch" => self.batching = true,
             "commit" => {
                 self.batching = false;
@@ -682,7 +731,7 @@ impl Runner {
             }
             "reclaim" => while self.writer.reclaim() {},
             "sweep" => return self.sweep(),
-            "restart" => return Ok(self.restart()),
+            "restart" => return self.restart(words),
             "status" => return Ok(self.status()),
             "log" => return self.log(),
             "heads" => return Ok(self.heads()),
@@ -708,7 +757,7 @@ fn now(seconds: u64) -> Now {
 }
 
 fn number(words: &mut Words) -> Result<i64> {
-    Ok(words.next()?.parse()?)
+    parse_number(&words.next()?)
 }
 
 fn parse_alarm(mut words: Words) -> Result<Command> {
@@ -737,7 +786,7 @@ impl goldenscript::Runner for Runner {
     fn run(&mut self, command: &Self::Command, context: &goldenscript::Context) -> Result<String> {
         let mut words = Words::of(&command.args)?;
         self.turn_to(context.prefix.as_deref().unwrap_or("a"));
-        or_error(match command.name.as_str() {
+        let output = match command.name.as_str() {
             "put" => parse_put(words).and_then(|put| self.execute(Command::Put(put))),
             "get" => parse_range(words).and_then(|range| self.get(&range)),
             "del" => parse_delete(words).and_then(|del| self.execute(Command::DeleteRange(del))),
@@ -753,8 +802,11 @@ impl goldenscript::Runner for Runner {
                 self.watching(name, words)
             }
             name @ ("pull" | "catchup" | "settled" | "same") => self.replicating(name, words),
-            name => self.storing(name),
-        })
+            "names" => self.names(words),
+            name => self.storing(name, words),
+        };
+        let output = or_error(output)?;
+        Ok(if self.writer.tag() > 0 { show_tags(&output) } else { output })
     }
 }
 
@@ -818,4 +870,9 @@ fn replication() {
 #[test]
 fn compactions() {
     run("compact");
+}
+
+#[test]
+fn tags() {
+    run("tags");
 }

@@ -16,6 +16,7 @@ use super::command::{
 use super::lease::Lessor;
 use super::mvcc::Reader;
 use super::pair::Fields;
+use super::tags;
 use crate::error::{Error, Invalid};
 use crate::types::{KeyRange, RangeEnd};
 
@@ -97,15 +98,21 @@ pub(super) struct Path {
 
 /// Decides every compare, on the state before the transaction.
 pub(super) fn choose(txn: &Txn, reader: &Reader<'_>) -> Result<Path, Failure> {
-    let mut succeeded = true;
+    let is_divided = txn.names(reader.revision().tag()).is_divided();
+    choose_branch(txn, is_divided, reader)
+}
+
+/// No compare of a divided transaction holds.
+fn choose_branch(txn: &Txn, is_divided: bool, reader: &Reader<'_>) -> Result<Path, Failure> {
+    let mut succeeded = !is_divided || txn.compares.is_empty();
     for compare in &txn.compares {
-        if !holds(compare, reader)? {
+        if !succeeded || !holds(compare, reader)? {
             succeeded = false;
             break;
         }
     }
     let nested = branch(txn, succeeded).iter().filter_map(|op| match op {
-        TxnOp::Txn(txn) => Some(choose(txn, reader)),
+        TxnOp::Txn(txn) => Some(choose_branch(txn, is_divided, reader)),
         _ => None,
     });
     Ok(Path { succeeded, nested: nested.collect::<Result<_, _>>()? })
@@ -119,6 +126,9 @@ pub(super) fn branch(txn: &Txn, succeeded: bool) -> &[TxnOp] {
 /// Whether a compare holds for every key of its range; for a key that does not exist if there is none.
 fn holds(compare: &Compare, reader: &Reader<'_>) -> Result<bool, Failure> {
     let revision = reader.revision();
+    if compare.named().is_some_and(|number| tags::is_unknown(number, revision)) {
+        return Ok(false);
+    }
     let is_value = matches!(compare.target, CompareTarget::Value(_));
     let (mut any, mut all) = (false, true);
     reader.for_each(&compare.range, revision, !is_value, |pair| {
@@ -178,7 +188,7 @@ pub(super) fn check_put(put: &Put, reader: &Reader<'_>, lessor: &Lessor) -> Resu
     if put.lease.is_some() && !lessor.exists(put.lease) {
         return Err(Error::LeaseNotFound.into());
     }
-    if (put.ignore_value || put.ignore_lease) && !reader.exists(&put.key) {
+    if (put.ignore_value || put.ignore_lease) && !reader.exists(&put.key)? {
         return Err(Invalid::KeyNotFound.into());
     }
     Ok(())
@@ -189,7 +199,7 @@ fn check_range(range: &Range, reader: &Reader<'_>) -> Result<(), Failure> {
     if range.revision < 0 {
         return Err(Error::Compacted { compacted: reader.compacted() }.into());
     }
-    reader.resolve(range.revision)?;
+    reader.check(range)?;
     Ok(())
 }
 

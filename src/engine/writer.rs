@@ -28,6 +28,7 @@ use super::mvcc::{Latest, Mvcc, Reader, Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY, Sw
 use super::quota::cost;
 use super::replicated::Replicated;
 use super::restore::{COUNT_MAX, StoreMeta, restore};
+use super::tags;
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
@@ -36,7 +37,7 @@ use crate::storage::schema::{
 };
 use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
 use crate::time::{HybridClock, Now, Timestamp};
-use crate::types::{Alarm, KeyValue, LeaseId, MemberId, Origin, Revision};
+use crate::types::{Alarm, KeyValue, LeaseId, MemberId, Origin, Revision, TAG_MAX};
 
 /// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
@@ -73,6 +74,13 @@ pub struct Options {
     pub gc_age_millis: u64,
     /// Anything random: an old copy of a data directory must not come by a run that was there before.
     pub run_entropy: u64,
+    /// The tag of a store that has none yet, 1 to [`TAG_MAX`], if its member has anything to do with peers. Random, and
+    /// none of theirs.
+    ///
+    /// [`TAG_MAX`]: crate::types::TAG_MAX
+    pub tag: Option<u16>,
+    /// Anything random: where the revisions of a new store with a tag start.
+    pub revision_entropy: u64,
 }
 
 impl Options {
@@ -86,6 +94,8 @@ impl Options {
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             gc_age_millis: GC_AGE_MILLIS,
             run_entropy: 0,
+            tag: None,
+            revision_entropy: 0,
         }
     }
 }
@@ -156,12 +166,12 @@ pub struct Writer {
 impl Writer {
     /// Takes over a store: reads the log back into memory and starts a new run. Costs a read of the whole log.
     pub fn open(store: Store, options: &Options, now: Now) -> Result<Self, StoreError> {
-        let meta = StoreMeta::read(&store)?;
+        let mut meta = StoreMeta::read(&store)?;
+        meta.take_tag(options.tag);
         let identity = meta.identity.unwrap_or(options.identity);
-        let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes));
+        let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes, meta.tag));
         let lessor = Arc::new(Lessor::new(options.lease_ttl_seconds_min));
-        let end = restore(&mvcc, &lessor, &meta)?;
-        meta.check(&end)?;
+        let end = restore(&mvcc, &lessor, &mut meta, options.revision_entropy)?;
         let origin = meta.origins.next();
         let run = next_run(&meta, identity.member, options.run_entropy, now)?;
         let revision = end.newest.revision;
@@ -218,6 +228,10 @@ impl Writer {
             self.put_meta(Meta::Head(former, former_seq));
             self.replica.heads.insert(former, former_seq);
         }
+        if let Some(compacted) = meta.compacted.filter(|_| meta.takes_tag) {
+            self.put_meta(Meta::Tag(meta.tag));
+            self.put_meta(Meta::Compacted(compacted));
+        }
         self.put_meta(Meta::Origin(self.origin, origin));
         self.put_meta(Meta::Run(self.origin, self.entries_before));
         let batch = std::mem::take(&mut self.batch);
@@ -225,6 +239,7 @@ impl Writer {
         self.mvcc.origins().write().insert(self.origin, origin);
         self.mvcc.publish(self.revision);
         if let Some(compacted) = meta.compacted {
+            let compacted = compacted.with_tag(meta.tag);
             self.mvcc.set_compacted(compacted);
             self.reclaim = Some(Reclaim::begin(&self.mvcc, compacted, None));
         }
@@ -269,6 +284,39 @@ impl Writer {
     /// Entries that this member has accepted; never goes back while it runs.
     pub fn entries(&self) -> u64 {
         self.entries_before + self.seq
+    }
+
+    /// The tag of this member's revisions; zero if it has none.
+    pub fn tag(&self) -> u16 {
+        self.revision.tag()
+    }
+
+    /// The counter of the current revision, durable or not. A peer that has heard of a greater one under this tag has met
+    /// somebody else, or this member before its disk was put back: then it needs another tag.
+    pub fn counter(&self) -> u64 {
+        self.revision.counter()
+    }
+
+    /// Makes what is open durable, and takes another tag: all revisions are shown under it from now on, and the history ends
+    /// here. Reads that are under way fail as compacted, and all watchers end so. Takes time for each version in memory, in
+    /// which nobody reads.
+    pub fn retag(&mut self, tag: u16) -> Result<(), StoreError> {
+        assert!((1..=TAG_MAX).contains(&tag) && tag != self.tag(), "{tag} after {}", self.tag());
+        self.commit()?;
+        let revision = self.revision.with_tag(tag);
+        self.put_meta(Meta::Tag(tag));
+        self.put_meta(Meta::Compacted(revision));
+        let batch = std::mem::take(&mut self.batch);
+        self.store().commit(batch, Durability::Fsync)?;
+        self.mvcc.retag(tag);
+        self.revision = revision;
+        self.newest = self.newest.with_tag(tag);
+        self.durable = self.durable.with_tag(tag);
+        self.replaced.clear();
+        // In place of a walk that is under way, since this goes further.
+        self.reclaim = Some(Reclaim::begin(&self.mvcc, revision, self.reclaim.take()));
+        self.hub.retag(revision);
+        Ok(())
     }
 
     /// Whether writes are refused for want of space.
@@ -324,9 +372,9 @@ impl Writer {
     }
 
     fn execute_compact(&mut self, revision: i64) -> Result<Reply<CommandReply>, Failure> {
-        if let Some(compacting) =
-            self.compacting.filter(|compacting| revision <= compacting.shown())
-        {
+        let is_known = !tags::is_unknown(revision, self.revision);
+        let is_done = |compacting: &Revision| is_known && revision <= compacting.shown();
+        if let Some(compacting) = self.compacting.filter(is_done) {
             return Err(Error::Compacted { compacted: compacting }.into());
         }
         let revision = self.mvcc.check_compaction(revision, self.revision)?;
@@ -376,8 +424,7 @@ impl Writer {
         let name = (Table::Alarm, AlarmRecord::key(alarm));
         match (was_on, on) {
             (false, true) => {
-                let record = AlarmRecord { alarm, raised: self.revision };
-                self.put_record(name, record.value(), stamp, now)?;
+                self.put_record(name, AlarmRecord { alarm }.value(), stamp, now)?;
             }
             (true, false) => self.remove_record(name, stamp, now)?,
             _ => {}
@@ -553,7 +600,9 @@ impl Writer {
     /// The current entry shows: its rows stand under the next revision.
     pub(super) fn take_revision(&mut self) {
         self.entry_shows = true;
-        self.revision = self.revision.next();
+        let next = self.revision.next();
+        assert!(next.tag() == self.revision.tag(), "{next} is of another member");
+        self.revision = next;
         self.next_n = 0;
     }
 
@@ -661,8 +710,8 @@ impl Writer {
         self.record_sweep()?;
         let through =
             if self.collection.is_peered() { self.collection.settled() } else { self.clock.last() };
-        let floor = (self.mvcc.compacted(), through);
-        Ok(Some(Sweep::new(&self.mvcc, floor, rules, self.newest)))
+        let floor = (self.mvcc.compacted().with_tag(0), through);
+        Ok(Some(Sweep::new(&self.mvcc, floor, rules, self.newest.with_tag(0))))
     }
 
     /// Writes down what a sweep could take away: how far the own run has come, and what nobody can be given any more.
@@ -698,8 +747,9 @@ impl Writer {
 
     /// Whether the space of a compaction at `revision` has been given up, and all before it.
     pub fn is_reclaimed(&self, revision: Revision) -> bool {
-        self.reclaim.as_ref().is_none_or(|reclaim| reclaim.floor() < revision)
-            && self.compacting.is_none()
+        // By the counters: the tag may be another by now.
+        let is_before = |reclaim: &Reclaim| reclaim.floor().counter() < revision.counter();
+        self.reclaim.as_ref().is_none_or(is_before) && self.compacting.is_none()
     }
 
     /// Finds out whether there is room again. To be called now and then.

@@ -128,7 +128,7 @@ impl Member {
         let rows = store.rows(Space::Log, Bound::Unbounded, Bound::Unbounded);
         let rows = rows.map(|row| {
             let (key, value) = row.unwrap();
-            let place = Place::decode(&key).unwrap();
+            let place = Place::decode(&key, 0).unwrap();
             (place, Row::decode(place, value).unwrap())
         });
         rows.collect()

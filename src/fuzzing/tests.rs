@@ -183,11 +183,13 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     add("journal", "torn", journals(&one, &two[..two.len() - 20]));
     let story: Vec<u8> = (0..200_u8).map(|i| i.wrapping_mul(37)).collect();
     add("restore", "story", story);
-    let found: [(&str, &[u8]); 4] = [
+    let found: [(&str, &[u8]); 6] = [
         ("revision-zero", &[1, 0, 0, 1, b'k', 0, 0]),
         ("last-number", &[1, 2, 0xf1, 1, b'k', 0, 0]),
         ("last-run", &[0, 1, 1, 0xf0, 0]),
         ("compacted-ahead", &[0, 2, 200]),
+        ("tagged", &[0, 0xf0, 7, 0, 2, 2, 1, 2, 0, 1, b'k', 0, 0]),
+        ("tagged-not-compacted", &[0, 0xf0, 7]),
     ];
     for (name, bytes) in found {
         add("restore", name, bytes.to_vec());
@@ -287,6 +289,7 @@ fn metas() -> Vec<(&'static str, Meta)> {
         ("settled", Meta::Settled(Timestamp(99))),
         ("collected", Meta::Collected(Timestamp(98))),
         ("peered", Meta::Peered(Timestamp(97))),
+        ("tag", Meta::Tag(300)),
     ]
 }
 

@@ -53,18 +53,26 @@ impl Compactor {
 
     /// To be called now and then. Answers the revision to compact at, if it is time to.
     pub(super) fn tick(&mut self, now_millis: u64, current: Revision) -> Option<Revision> {
+        if current.tag() != self.compacted.tag() {
+            // What was remembered are numbers of nobody now.
+            self.samples.clear();
+            self.compacted = Revision(0).with_tag(current.tag());
+        }
         let candidate = match self.retention {
             Retention::Everything => return None,
             Retention::PeriodMillis(period) => {
                 self.sample(now_millis, current);
                 self.older_than(now_millis.checked_sub(period))
             }
-            Retention::Revisions(keep) => current.0.checked_sub(keep).map(Revision),
+            Retention::Revisions(keep) => {
+                let counter = current.counter().checked_sub(keep);
+                counter.map(|counter| Revision(counter).with_tag(current.tag()))
+            }
         };
         if now_millis < self.next_compaction_millis {
             return None;
         }
-        let revision = candidate.filter(|revision| *revision > self.compacted && revision.0 > 0)?;
+        let revision = candidate.filter(|revision| *revision > self.compacted)?;
         self.compacted = revision;
         self.next_compaction_millis = now_millis.saturating_add(interval_millis(self.retention));
         Some(revision)
@@ -150,6 +158,22 @@ mod tests {
             compactions.iter().all(|(seconds, revision)| seconds + 1 - revision == 100),
             "{compactions:?}"
         );
+    }
+
+    #[test]
+    fn another_tag_starts_anew() {
+        for retention in [Retention::PeriodMillis(10 * MINUTE_MILLIS), Retention::Revisions(100)] {
+            let mut compactor = Compactor::new(retention, 0);
+            let mut compactions = Vec::new();
+            for minute in 0..60 {
+                let tag = if minute < 30 { 7 } else { 3 };
+                let current = Revision(1000 + minute).with_tag(tag);
+                compactions.extend(compactor.tick(minute * MINUTE_MILLIS, current));
+            }
+            let tags: Vec<u16> = compactions.iter().map(|revision| revision.tag()).collect();
+            assert!(tags.is_sorted_by(|a, b| a >= b), "{tags:?}");
+            assert!(tags.contains(&7) && tags.contains(&3), "{tags:?}");
+        }
     }
 
     #[test]

@@ -221,7 +221,12 @@ impl Driver {
             return Ok(());
         }
         let start = Instant::now();
+        let before = self.replica.writer().tag();
         self.replica.commit(now)?;
+        let tag = self.replica.writer().tag();
+        if tag != before {
+            tracing::info!(tag, before, "revisions have another tag: watchers start anew");
+        }
         self.shared.metrics.commit_seconds.observe(start.elapsed().as_secs_f64());
         Ok(())
     }

@@ -16,6 +16,7 @@ mod driver;
 mod handle;
 mod home;
 mod peers;
+mod tags;
 
 use std::io;
 use std::sync::{Arc, mpsc};

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::entry::{Entry, Segment};
 use crate::time::{Stamp, Timestamp};
-use crate::types::{MemberId, Origin};
+use crate::types::{MemberId, Origin, Revision};
 
 /// How far someone holds an origin's entries: every one up to `seq`, durably.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +96,11 @@ pub struct Digest {
     pub moved: Vec<Head>,
     /// Whether the sender wants a digest in turn.
     pub reply: bool,
+    /// The sender's revision; zero if it is no news, or has no tag.
+    pub revision: Revision,
+    /// The greatest revision that the receiver told the sender of before its present process; zero if that was said already,
+    /// or if there is none.
+    pub former: Revision,
 }
 
 /// Entries.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::full::{Full, Setup};
 use super::network::{Network, NetworkOptions};
 use super::spread::member_id;
+use super::witness::Witness;
 use super::world::World;
 use crate::engine::Options;
 use crate::engine::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
@@ -45,6 +46,8 @@ pub(super) struct Cluster {
     /// Every entry that was ever durable at its origin.
     truth: BTreeMap<Origin, BTreeMap<u64, Arc<Entry>>>,
     shown: Vec<Shown>,
+    /// A client of each member that is up.
+    witnesses: BTreeMap<usize, Witness>,
     /// Who has been admitted, by whom, and when the admission is durable.
     admitted: Vec<(usize, usize, Admission, u64)>,
     /// Entries that were acknowledged by another member.
@@ -93,6 +96,7 @@ impl Cluster {
             dice,
             truth: BTreeMap::new(),
             shown: Vec::new(),
+            witnesses: BTreeMap::new(),
             admitted: Vec::new(),
             safe: BTreeSet::new(),
             next_contact: 0,
@@ -102,6 +106,18 @@ impl Cluster {
         };
         for number in 0..members {
             cluster.add(setup(number, members, cluster.dice.clone().roll()));
+        }
+        cluster
+    }
+
+    /// As [`Self::found`], but some of the members happen to take the same tag.
+    pub(super) fn found_with_tags(tags: &[u16], seed: u64) -> Self {
+        let mut cluster = Self::found(0, seed);
+        cluster.next_id = tags.len();
+        for (number, tag) in tags.iter().enumerate() {
+            let mut setup = setup(number, tags.len(), cluster.dice.roll());
+            setup.writer.tag = Some(*tag);
+            cluster.add(setup);
         }
         cluster
     }
@@ -116,7 +132,60 @@ impl Cluster {
     fn add(&mut self, setup: Setup) -> usize {
         let full = Full::new(setup, self.world.micros());
         self.shown.push(Shown::default());
-        self.world.add(full.member(), full)
+        let number = self.world.add(full.member(), full);
+        self.watch(number);
+        number
+    }
+
+    /// A client begins to watch a member.
+    fn watch(&mut self, number: usize) {
+        let replica = self.world.actors[number].replica.as_ref().expect("it is up");
+        self.witnesses.insert(number, Witness::new(replica));
+    }
+
+    /// What clients are told is what an etcd would tell them.
+    fn check_witnesses(&mut self) {
+        let checked = self.witnesses.iter_mut().map(|(number, witness)| (number, witness.check()));
+        let wrong: Vec<_> = checked.filter_map(|(number, it)| Some((*number, it.err()?))).collect();
+        if let Some((number, why)) = wrong.first() {
+            self.fail(&format!("the client of n{number}: {why}"));
+        }
+    }
+
+    /// How often the watchers of a member have ended since it was started last, because it had taken another tag.
+    pub(super) fn retags(&mut self, number: usize) -> u64 {
+        self.check_witnesses();
+        self.witnesses[&number].retags()
+    }
+
+    /// The tags of the members that are up.
+    pub(super) fn tags(&self) -> Vec<u16> {
+        let replicas = self.world.actors.iter().filter_map(|full| full.replica.as_ref());
+        replicas.map(|replica| replica.writer().tag()).collect()
+    }
+
+    /// Each member has a tag of its own, and all know which.
+    fn check_tags(&self) {
+        let tags = self.tags();
+        let distinct: BTreeSet<_> = tags.iter().filter(|tag| **tag > 0).collect();
+        if distinct.len() != tags.len() {
+            self.fail(&format!("the tags are {tags:?}"));
+        }
+        for number in self.up() {
+            let replica = self.world.actors[number].replica.as_ref().expect("it is up");
+            let Some(directory) = replica.directory() else { continue };
+            for other in self.up() {
+                let other = &self.world.actors[other];
+                let tag = other.replica.as_ref().map(|replica| replica.writer().tag());
+                let known = directory.members.get(&other.member()).map(|record| record.tag);
+                if known != tag {
+                    self.fail(&format!(
+                        "n{number} takes {known:?} for {}: {tag:?}",
+                        other.member()
+                    ));
+                }
+            }
+        }
     }
 
     /// A new member with an empty disk, that wants to join.
@@ -175,6 +244,7 @@ impl Cluster {
         if now >= self.next_check {
             self.next_check = now + CHECK_MICROS;
             self.check_settled();
+            self.check_witnesses();
         }
         let due: Vec<_> = self.admitted.extract_if(.., |(_, _, _, at)| *at <= now).collect();
         for (joiner, contact, admission, _) in due {
@@ -282,7 +352,12 @@ impl Cluster {
         }
         let shown = &mut self.shown[number];
         let revision = writer.mvcc().revision();
-        assert!(revision >= shown.revision, "n{number} went from {} to {revision}", shown.revision);
+        let is_retagged = revision.tag() != shown.revision.tag();
+        assert!(
+            revision >= shown.revision || is_retagged,
+            "n{number} went from {} to {revision}",
+            shown.revision
+        );
         shown.revision = revision;
         for Head { origin, seq } in heads {
             let before = shown.heads.insert(origin, seq).unwrap_or(0);
@@ -369,6 +444,7 @@ impl Cluster {
             self.shown[number].complete = Timestamp::default();
             self.shown[number].settled = Timestamp::default();
             self.shown[number].revision = Revision(0);
+            self.watch(number);
         }
     }
 
@@ -376,6 +452,7 @@ impl Cluster {
         if self.world.actors[number].replica.is_some() {
             self.tell(format!("n{number} loses power"));
             self.world.with(number, |full, _| full.crash());
+            self.witnesses.remove(&number);
         }
     }
 
@@ -386,6 +463,7 @@ impl Cluster {
         self.next_id += 1;
         self.world.with(number, |full, _| full.wipe(member));
         self.world.rename(number, member);
+        self.witnesses.remove(&number);
         self.shown[number] = Shown::default();
     }
 
@@ -396,6 +474,7 @@ impl Cluster {
             full.crash();
             full.disk = disk;
         });
+        self.witnesses.remove(&number);
         let rolled_back = self.shown.iter().map(|shown| shown.settled).max().unwrap_or_default();
         self.shown[number] = Shown { rolled_back, ..Shown::default() };
         self.start(number);
@@ -448,6 +527,8 @@ impl Cluster {
 
     /// After some calm all members hold the same, and exactly what they should.
     pub(super) fn check_converged(&mut self) {
+        self.check_tags();
+        self.check_witnesses();
         let up = self.up();
         let first = up[0];
         let heads = self.heads_of(first);

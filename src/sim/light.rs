@@ -192,6 +192,7 @@ impl Light {
                 | Output::Drop(_)
                 | Output::Seal(_)
                 | Output::Passed(_)
+                | Output::OldCopy
                 | Output::Swim(..) => unreachable!("light members neither leave nor collect"),
             }
         }

@@ -17,4 +17,6 @@ mod report;
 mod scenarios;
 pub mod spread;
 pub mod tool;
+#[cfg(test)]
+mod witness;
 pub mod world;

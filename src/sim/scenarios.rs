@@ -42,12 +42,15 @@ fn members_join_one_that_was_alone() {
     for seed in seeds(3) {
         let mut cluster = Cluster::alone(seed);
         busy(&mut cluster, 2 * SECOND);
+        assert_eq!(cluster.tags(), [0], "it never had a peer");
         for _ in 0..3 {
             cluster.join_new();
             busy(&mut cluster, 2 * SECOND);
         }
         cluster.run(10 * SECOND);
         cluster.check_converged();
+        let retags: Vec<_> = (0..4).map(|number| cluster.retags(number)).collect();
+        assert_eq!(retags, [1, 0, 0, 0], "seed {seed}");
     }
 }
 
@@ -76,6 +79,8 @@ fn members_lose_power_and_messages() {
             jitter_micros: 5000,
             ..NetworkOptions::lan()
         };
+        busy(&mut cluster, SECOND);
+        let tags = cluster.tags();
         for _ in 0..10 {
             busy(&mut cluster, SECOND);
             let number = usize::try_from(cluster.dice.below(3)).unwrap_or(0);
@@ -86,6 +91,7 @@ fn members_lose_power_and_messages() {
         cluster.calm();
         cluster.run(10 * SECOND);
         cluster.check_converged();
+        assert_eq!(cluster.tags(), tags, "seed {seed}: what was durable is there");
     }
 }
 
@@ -132,6 +138,78 @@ fn an_old_copy_of_a_disk_brings_nothing_back() {
         cluster.check_converged();
         // Once, or again with somebody who has forgotten more.
         assert!((1..=4).contains(&cluster.merges()), "seed {seed}: {}", cluster.merges());
+    }
+}
+
+/// Members that happen to have one tag both take others. So does whoever comes back with a tag that was given up so.
+#[test]
+fn a_tag_that_two_have_is_given_up_by_both() {
+    for seed in seeds(5) {
+        let mut cluster = Cluster::found_with_tags(&[77, 77, 78], seed);
+        let copy = cluster.world.actors[1].copy_of_disk();
+        busy(&mut cluster, 5 * SECOND);
+        cluster.run(5 * SECOND);
+        cluster.check_converged();
+        let tags = cluster.tags();
+        assert!(!tags.contains(&77) && tags[2] == 78, "seed {seed}: {tags:?}");
+        let retags: Vec<_> = (0..3).map(|number| cluster.retags(number)).collect();
+        assert_eq!(retags, [1, 1, 0], "seed {seed}");
+        cluster.roll_back(1, copy);
+        busy(&mut cluster, 2 * SECOND);
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+        assert!(![77, tags[1]].contains(&cluster.tags()[1]), "seed {seed}");
+    }
+}
+
+/// Both give it up, even if one of them hears of the other only when that has taken another tag already.
+#[test]
+fn a_tag_that_was_taken_twice_is_given_up_by_who_was_down() {
+    for seed in seeds(3) {
+        let mut cluster = Cluster::found_with_tags(&[77, 77, 78], seed);
+        cluster.world.network.part(&[1], &[0, 2]);
+        busy(&mut cluster, 3 * SECOND);
+        assert_eq!(cluster.tags(), [77, 77, 78]);
+        cluster.crash(0);
+        cluster.world.network.heal();
+        busy(&mut cluster, 3 * SECOND);
+        assert!(!cluster.tags().contains(&77), "seed {seed}: n2 has told n1 of n0");
+        cluster.start(0);
+        busy(&mut cluster, 3 * SECOND);
+        cluster.run(5 * SECOND);
+        cluster.check_converged();
+        assert!(!cluster.tags().contains(&77), "seed {seed}");
+    }
+}
+
+/// Its numbers were given away for something else before, by itself or for what others wrote.
+#[test]
+fn an_old_copy_of_a_disk_takes_another_tag() {
+    for (seed, writer) in seeds(5).into_iter().flat_map(|seed| [(seed, 1), (seed, 2)]) {
+        let mut cluster = Cluster::found(3, seed);
+        busy(&mut cluster, 5 * SECOND);
+        cluster.run(5 * SECOND);
+        let copy = cluster.world.actors[1].copy_of_disk();
+        for i in 0..10 {
+            cluster.put(writer, &Bytes::from(format!("later{i}")));
+            cluster.run(SECOND / 2);
+        }
+        let before = cluster.tags();
+        cluster.roll_back(1, copy);
+        busy(&mut cluster, 2 * SECOND);
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+        let after = cluster.tags();
+        assert_ne!(after[1], before[1], "seed {seed}, written by n{writer}");
+        assert_eq!((after[0], after[2]), (before[0], before[2]), "seed {seed}");
+        // What it is now is no old copy.
+        cluster.crash(1);
+        busy(&mut cluster, 2 * SECOND);
+        cluster.start(1);
+        busy(&mut cluster, 2 * SECOND);
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+        assert_eq!(cluster.tags(), after, "seed {seed}");
     }
 }
 

@@ -85,6 +85,10 @@ impl Reader {
         Ok(self.rest.split_to(len))
     }
 
+    pub(super) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Everything that is left.
     pub(super) fn rest(self) -> Bytes {
         self.rest

@@ -6,6 +6,9 @@
 //! what takes none (internal records, and entries of others that change nothing here) stands under the current
 //! revision with the next `n`.
 //!
+//! Of revisions only the counters are stored. Their tag is in one row of its own, so that a store can take another; whoever
+//! reads a place says under which tag to show it.
+//!
 //! `docs/storage-format.md` has the bytes. Change it, [`FORMAT_VERSION`] and this file together.
 
 pub mod member;
@@ -40,21 +43,36 @@ impl Place {
         Self { revision, n: 0 }
     }
 
+    /// The same place, shown under a tag.
+    #[must_use]
+    pub fn with_tag(self, tag: u16) -> Self {
+        Self { revision: self.revision.with_tag(tag), ..self }
+    }
+
     /// The key of the row.
     pub fn encode(self) -> Bytes {
         let mut key = [0; PLACE_BYTES];
-        key[..8].copy_from_slice(&self.revision.0.to_be_bytes());
+        key[..8].copy_from_slice(&self.revision.counter().to_be_bytes());
         key[8..].copy_from_slice(&self.n.to_be_bytes());
         Bytes::copy_from_slice(&key)
     }
 
-    /// Reads a key.
-    pub fn decode(key: &[u8]) -> Result<Self, StoreError> {
-        let (revision, n) =
+    /// Reads a key, and shows it under a tag.
+    pub fn decode(key: &[u8], tag: u16) -> Result<Self, StoreError> {
+        let (counter, n) =
             key.split_first_chunk().ok_or_else(|| corrupt("log key is too short"))?;
         let n = n.try_into().map_err(|_| corrupt("log key has the wrong length"))?;
-        Ok(Self { revision: Revision(u64::from_be_bytes(*revision)), n: u32::from_be_bytes(n) })
+        let revision = revision_of(u64::from_be_bytes(*counter))?.with_tag(tag);
+        Ok(Self { revision, n: u32::from_be_bytes(n) })
     }
+}
+
+/// The revision of a counter as it is stored, under the tag 0.
+fn revision_of(counter: u64) -> Result<Revision, StoreError> {
+    if counter < Revision::COUNTER_END {
+        return Ok(Revision(counter));
+    }
+    Err(corrupt("counter of a revision is out of range"))
 }
 
 /// An origin by its number in this store: see [`Meta::Origin`].
@@ -126,7 +144,7 @@ pub enum Op {
 pub enum Table {
     /// Leases: `id (i64 big-endian) -> ttl in seconds (varint)`.
     Lease = 1,
-    /// Alarms of clients: `kind (u8), member (u64 big-endian) -> revision at which it was raised (varint)`.
+    /// Alarms of clients: `kind (u8), member (u64 big-endian) -> 0`.
     Alarm = 2,
     /// Members: `id (u64 big-endian) -> who it is`.
     Member = 3,
@@ -309,8 +327,6 @@ impl LeaseRecord {
 pub struct AlarmRecord {
     /// Which.
     pub alarm: Alarm,
-    /// The revision at which it was raised.
-    pub raised: Revision,
 }
 
 impl AlarmRecord {
@@ -324,9 +340,8 @@ impl AlarmRecord {
 
     /// The value of this record.
     pub fn value(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        put_varint(&mut out, self.raised.0);
-        out.freeze()
+        // All is in the key. Members know each other's times, but not their revisions.
+        Bytes::from_static(&[0])
     }
 
     /// Reads the alarm out of a key.
@@ -344,9 +359,9 @@ impl AlarmRecord {
     /// Reads a record.
     pub fn decode(key: &[u8], value: Bytes) -> Result<Self, StoreError> {
         let mut reader = Reader::new(value);
-        let raised = Revision(reader.varint()?);
+        reader.varint()?;
         reader.end()?;
-        Ok(Self { alarm: Self::alarm(key)?, raised })
+        Ok(Self { alarm: Self::alarm(key)? })
     }
 }
 
@@ -357,12 +372,12 @@ pub enum Meta {
     Identity(Identity),
     /// An origin whose entries are here, by its number.
     Origin(OriginIndex, Origin),
-    /// The last compaction: older revisions cannot be read.
+    /// The last compaction: older revisions cannot be read. When it is read its tag is 0.
     Compacted(Revision),
     /// The newest run of this member, and how many entries it had accepted before.
     Run(OriginIndex, u64),
     /// Every row that a compaction at this revision gave up is gone from the disk if its entry is not younger than this,
-    /// but for tombstones: those below both hide nothing any more.
+    /// but for tombstones: those below both hide nothing any more. When it is read its tag is 0.
     Swept(Revision, Timestamp),
     /// Up to which seq the entries of an origin are here. That of the own run, as long as it lasts, is the last one in
     /// the log.
@@ -376,6 +391,8 @@ pub enum Meta {
     /// The last promise: every entry of this member up to the first time is in the log. And up to when this member held what
     /// anyone wrote.
     Promised(Timestamp, Timestamp),
+    /// The tag of the store's revisions, which is not 0. Without this row it is.
+    Tag(u16),
 }
 
 /// Whose store it is.
@@ -397,6 +414,7 @@ const META_SETTLED: u8 = 7;
 const META_COLLECTED: u8 = 8;
 const META_PEERED: u8 = 9;
 const META_PROMISED: u8 = 10;
+const META_TAG: u8 = 11;
 
 impl Meta {
     /// The key and value of the row.
@@ -416,7 +434,7 @@ impl Meta {
             }
             Self::Compacted(revision) => {
                 key.put_u8(META_COMPACTED);
-                value.put_u64_le(revision.0);
+                value.put_u64_le(revision.counter());
             }
             Self::Run(index, entries) => {
                 key.put_u8(META_RUN);
@@ -425,7 +443,7 @@ impl Meta {
             }
             Self::Swept(revision, settled) => {
                 key.put_u8(META_SWEPT);
-                value.put_u64_le(revision.0);
+                value.put_u64_le(revision.counter());
                 value.put_u64_le(settled.0);
             }
             Self::Head(index, seq) => {
@@ -450,6 +468,10 @@ impl Meta {
                 value.put_u64_le(time.0);
                 value.put_u64_le(complete.0);
             }
+            Self::Tag(tag) => {
+                key.put_u8(META_TAG);
+                put_varint(&mut value, u64::from(tag));
+            }
         }
         (key.freeze(), value.freeze())
     }
@@ -466,19 +488,25 @@ impl Meta {
                 let origin = Origin { member: MemberId(reader.u64()?), run: reader.u64()? };
                 Self::Origin(index_of(index)?, origin)
             }
-            [META_COMPACTED] => Self::Compacted(Revision(reader.u64()?)),
+            [META_COMPACTED] => Self::Compacted(revision_of(reader.u64()?)?),
             [META_RUN] => Self::Run(OriginIndex(take_u32(&mut reader)?), reader.u64()?),
-            [META_SWEPT] => Self::Swept(Revision(reader.u64()?), Timestamp(reader.u64()?)),
+            [META_SWEPT] => Self::Swept(revision_of(reader.u64()?)?, Timestamp(reader.u64()?)),
             [META_HEAD, index @ ..] => Self::Head(index_of(index)?, reader.u64()?),
             [META_SETTLED] => Self::Settled(Timestamp(reader.u64()?)),
             [META_COLLECTED] => Self::Collected(Timestamp(reader.u64()?)),
             [META_PEERED] => Self::Peered(Timestamp(reader.u64()?)),
             [META_PROMISED] => Self::Promised(Timestamp(reader.u64()?), Timestamp(reader.u64()?)),
+            [META_TAG] => Self::Tag(take_tag(&mut reader)?),
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
         reader.end()?;
         Ok(meta)
     }
+}
+
+/// Any number of that width: whether it is a tag of revisions, the engine says.
+fn take_tag(reader: &mut Reader) -> Result<u16, StoreError> {
+    u16::try_from(reader.varint()?).map_err(|_| corrupt("tag is out of range"))
 }
 
 fn index_of(key: &[u8]) -> Result<OriginIndex, StoreError> {

@@ -21,7 +21,7 @@ use crate::replication::message::{
     CatchUp, CatchUpPart, Cursor, Digest, Head, Message, Promise, Promises,
 };
 use crate::time::Timestamp;
-use crate::types::{MemberId, Origin};
+use crate::types::{MemberId, Origin, Revision};
 
 /// The version of what members say to each other. Members of different versions do not exchange anything.
 pub const PROTOCOL: u32 = 1;
@@ -331,7 +331,8 @@ fn decode_heads(heads: Option<pb::Heads>) -> Result<Vec<Head>, Malformed> {
 }
 
 fn encode_digest(digest: &Digest) -> pb::Digest {
-    let Digest { epoch, arrivals, root, told, after, until, moved, reply } = digest;
+    let Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former } =
+        digest;
     pb::Digest {
         epoch: *epoch,
         arrivals: *arrivals,
@@ -342,18 +343,21 @@ fn encode_digest(digest: &Digest) -> pb::Digest {
         moved_after: arrivals.wrapping_sub(*after),
         moved_until: arrivals.wrapping_sub(*until),
         reply: *reply,
+        revision: revision.0,
+        former: former.0,
     }
 }
 
 fn decode_digest(digest: pb::Digest) -> Result<Digest, Malformed> {
     let after = digest.arrivals.wrapping_sub(digest.moved_after);
     let until = digest.arrivals.wrapping_sub(digest.moved_until);
+    let (revision, former) = (Revision(digest.revision), Revision(digest.former));
     let pb::Digest { epoch, arrivals, root, told_epoch, told_arrivals, moved, reply, .. } = digest;
     if told_epoch.is_some() != told_arrivals.is_some() {
         return Err(Malformed("a half of what the sender was told"));
     }
     let (told, moved) = (told_epoch.zip(told_arrivals), decode_heads(moved)?);
-    Ok(Digest { epoch, arrivals, root, told, after, until, moved, reply })
+    Ok(Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former })
 }
 
 fn encode_promises(promises: &Promises) -> pb::Promises {

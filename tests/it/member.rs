@@ -71,18 +71,18 @@ impl Drop for Member {
 }
 
 fn node_options() -> NodeOptions {
+    let identity = Identity { member: MemberId(MEMBER), cluster: ClusterId(CLUSTER) };
     NodeOptions {
         name: "default".to_owned(),
         peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
         client_urls: vec!["http://127.0.0.1:2379".to_owned()],
         writer: Options {
-            identity: Identity { member: MemberId(MEMBER), cluster: ClusterId(CLUSTER) },
             quota_bytes: None,
             value_cache_bytes: 1 << 20,
             lease_ttl_seconds_min: 2,
             disk_reserve_bytes: 0,
             gc_age_millis: 0,
-            run_entropy: 0,
+            ..Options::new(identity)
         },
         request: RequestOptions {
             txn_ops_max: 128,

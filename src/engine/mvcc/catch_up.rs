@@ -42,6 +42,16 @@ impl Mvcc {
         cursor: Option<Cursor>,
         bytes_max: usize,
     ) -> Result<StatePart, StoreError> {
+        self.under_one_tag(|tag| self.catch_up_under(tag, heads, cursor, bytes_max))
+    }
+
+    fn catch_up_under(
+        &self,
+        tag: u16,
+        heads: &[Head],
+        cursor: Option<Cursor>,
+        bytes_max: usize,
+    ) -> Result<StatePart, StoreError> {
         let origins = self.origins.read().clone();
         let covered: std::collections::BTreeMap<OriginIndex, u64> =
             heads.iter().filter_map(|head| Some((origins.index(head.origin)?, head.seq))).collect();
@@ -53,7 +63,7 @@ impl Mvcc {
         let mut next = None;
         for (i, item) in self.store.rows(Space::Log, start, Bound::Unbounded).enumerate() {
             let (key, value) = item?;
-            let place = Place::decode(&key)?;
+            let place = Place::decode(&key, tag)?;
             let row = Row::decode(place, value)?;
             let entry = (row.stamp.origin, row.seq);
             let is_new = current.replace(entry) != Some(entry);
@@ -81,7 +91,7 @@ impl Mvcc {
             next: next.map(cursor_of),
             progress: next.map_or_else(
                 || progress(1, 1),
-                |place| progress(place.revision.0, self.revision().0),
+                |place| progress(place.revision.counter(), self.revision().counter()),
             ),
         })
     }
@@ -126,10 +136,11 @@ fn progress(done: u64, all: u64) -> u16 {
     u16::try_from(thousandths.min(u128::from(THOUSAND))).unwrap_or(u16::MAX)
 }
 
+/// Cursors have counters: revisions do not travel.
 fn place_of(cursor: Cursor) -> Place {
     Place { revision: Revision(cursor.revision), n: cursor.n }
 }
 
 fn cursor_of(place: Place) -> Cursor {
-    Cursor { revision: place.revision.0, n: place.n }
+    Cursor { revision: place.revision.counter(), n: place.n }
 }

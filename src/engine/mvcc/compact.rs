@@ -17,6 +17,7 @@ use super::{Era, Mvcc};
 use crate::engine::collection::Rules;
 use crate::engine::graves::Grave;
 use crate::engine::records::RowStanding;
+use crate::engine::tags;
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{Op, Place, Row, RowStamp};
 use crate::time::Timestamp;
@@ -97,7 +98,8 @@ impl Reclaim {
     }
 }
 
-/// A pass over the log that removes the rows nobody can read. It runs beside everything else.
+/// A pass over the log that removes the rows nobody can read. It runs beside everything else, a change of the tag too: so its
+/// revisions and places are those of the log, under the tag 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Sweep {
     /// Every version that a compaction here gave up has left the index.
@@ -140,7 +142,7 @@ impl Sweep {
         key: &[u8],
         value: &[u8],
     ) -> Result<bool, StoreError> {
-        let place = Place::decode(key)?;
+        let place = Place::decode(key, 0)?;
         if place >= self.newest {
             return Ok(false);
         }
@@ -149,14 +151,19 @@ impl Sweep {
         if !rules.allow(time) {
             return Ok(false);
         }
+        // As long as it is locked, all that is in memory has places of one tag.
+        let guarded = mvcc.guarded.read();
+        let shown = place.with_tag(mvcc.tag());
         Ok(match &row.op {
-            Op::Put(kv) => !mvcc.holds(&kv.key, place),
+            Op::Put(kv) => !guarded.holds(&kv.key, shown),
             Op::Delete { key, .. } if row.hidden => {
-                rules.allow_hidden_tombstone(time) || !mvcc.is_grave(key, place)
+                rules.allow_hidden_tombstone(time) || !mvcc.is_grave(key, shown)
             }
-            Op::Delete { key, .. } => rules.allow_tombstone(place, time) && !mvcc.holds(key, place),
+            Op::Delete { key, .. } => {
+                rules.allow_tombstone(place, time) && !guarded.holds(key, shown)
+            }
             Op::InternalPut { .. } | Op::InternalDelete { .. } if row.hidden => true,
-            op => match mvcc.standing_of_record(op, row.stamp, place) {
+            op => match mvcc.standing_of_record(op, row.stamp, shown) {
                 RowStanding::Current => false,
                 RowStanding::Superseded => true,
                 RowStanding::Removal { newest_put } => rules.allow_removal(place, time, newest_put),
@@ -172,6 +179,9 @@ impl Mvcc {
         revision: i64,
         current: Revision,
     ) -> Result<Revision, Error> {
+        if tags::is_unknown(revision, current) {
+            return Err(Error::Compacted { compacted: current });
+        }
         let mark = self.compacted_mark.load(Atomic::Acquire);
         match u64::try_from(revision) {
             Ok(revision) if revision >= mark && revision > current.0 => Err(Error::FutureRevision),
@@ -201,14 +211,16 @@ impl Mvcc {
     /// Takes note of a sweep that is complete.
     pub(in crate::engine) fn note_swept(&self, sweep: &Sweep) {
         self.guarded.write().dead_bytes -= sweep.dead_bytes;
-        let is_gone = |place, time, newest_put| {
+        let is_gone = |place: Place, time, newest_put| {
+            let place = place.with_tag(0);
             place < sweep.newest && sweep.rules.allow_removal(place, time, newest_put)
         };
         self.records
             .write()
             .retain(|stamp, place, newest_put| !is_gone(place, stamp.time, newest_put));
         self.graves.write().retain(|grave| {
-            let Grave { time, place, hidden, .. } = *grave;
+            let Grave { time, hidden, .. } = *grave;
+            let place = grave.place.with_tag(0);
             let may_go = if hidden {
                 sweep.rules.allow_hidden_tombstone(time)
             } else {
@@ -225,9 +237,5 @@ impl Mvcc {
 
     fn is_grave(&self, key: &[u8], place: Place) -> bool {
         self.graves.read().get(key).is_some_and(|grave| grave.place == place)
-    }
-
-    fn holds(&self, key: &[u8], place: Place) -> bool {
-        self.guarded.read().index.find(key).is_some_and(|history| history.holds(place))
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use super::{Failure, Reader};
-use crate::error::StoreError;
+use crate::error::{Error, StoreError};
 use crate::storage::Space;
 use crate::storage::schema::{Op, Place, Row};
 use crate::time::Stamp;
@@ -35,9 +35,9 @@ impl Reader<'_> {
         let origins = self.mvcc.origins.read().clone();
         for item in self.mvcc.store.rows(Space::Log, Bound::Unbounded, Bound::Excluded(&end)) {
             let (key, value) = item?;
-            let place = Place::decode(&key)?;
+            let place = Place::decode(&key, revision.tag())?;
             let row = Row::decode(place, value)?;
-            if self.is_current(place, &row, revision) {
+            if self.is_current(place, &row, revision)? {
                 hash = hash.wrapping_add(hash_of(&row, origins.stamp(row.stamp)));
             }
         }
@@ -54,11 +54,11 @@ impl Reader<'_> {
         Ok(hash)
     }
 
-    fn is_current(&self, place: Place, row: &Row, revision: Revision) -> bool {
-        let Op::Put(kv) = &row.op else { return false };
-        let guarded = self.index();
+    fn is_current(&self, place: Place, row: &Row, revision: Revision) -> Result<bool, Error> {
+        let Op::Put(kv) = &row.op else { return Ok(false) };
+        let guarded = self.index()?;
         let version = guarded.index.find(&kv.key).and_then(|history| history.at(revision));
-        version.is_some_and(|version| version.place() == place)
+        Ok(version.is_some_and(|version| version.place() == place))
     }
 }
 

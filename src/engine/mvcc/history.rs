@@ -34,7 +34,7 @@ impl Mvcc {
         let (mut revisions, mut bytes, mut current) = (0, 0, Revision(0));
         for item in self.store().rows(Space::Log, Bound::Included(&first), Bound::Excluded(&last)) {
             let (key, value) = item?;
-            let place = Place::decode(&key)?;
+            let place = Place::decode(&key, to.tag())?;
             let size = value.len();
             let Some(change) = change_of(place, Row::decode(place, value)?) else { continue };
             if place.revision != current {
@@ -60,7 +60,8 @@ impl Reader<'_> {
         revision: Revision,
     ) -> Result<Option<Pair>, StoreError> {
         let before = revision.prev();
-        if self.check_kept(before).is_err() {
+        // It may be of a tag that the store had before this reader.
+        if before > self.revision() || self.check_kept(before).is_err() {
             return Ok(None);
         }
         match self.get(key, before) {

@@ -134,6 +134,19 @@ impl History {
         self.latest.head.place() == place || older()
     }
 
+    /// Shows its revisions under another tag.
+    fn retag(&mut self, tag: u16) {
+        let latest = &mut self.latest;
+        // A tombstone has none.
+        if !latest.head.is_dead() {
+            latest.create_revision = latest.create_revision.with_tag(tag);
+        }
+        let older = self.older.as_deref_mut().into_iter().flatten();
+        for version in older.chain([&mut latest.head]) {
+            version.revision = version.revision.with_tag(tag);
+        }
+    }
+
     fn push(&mut self, latest: Latest) {
         let before = std::mem::replace(&mut self.latest, latest);
         assert!(before.head.place() < latest.head.place(), "{before:?} then {latest:?}");
@@ -390,6 +403,17 @@ impl Node {
         sum
     }
 
+    fn retag(&mut self, tag: u16) {
+        match self {
+            Self::Leaf(entries) => {
+                entries.items_mut().iter_mut().for_each(|entry| entry.history.retag(tag));
+            }
+            Self::Inner(children) => {
+                children.items_mut().iter_mut().for_each(|child| child.node.retag(tag));
+            }
+        }
+    }
+
     /// Prunes from `walk.from` on, as far as the budget goes.
     fn prune(&mut self, walk: &mut PruneWalk<'_>) {
         match self {
@@ -622,6 +646,11 @@ impl Index {
         };
         sum.replace(self.root.below(&range.start), Summary::default());
         sum
+    }
+
+    /// Shows all revisions under another tag. O(n).
+    pub(super) fn retag(&mut self, tag: u16) {
+        self.root.retag(tag);
     }
 
     /// Frees what compaction at `floor` gives up, looking at no more than `budget` keys from `from` on.

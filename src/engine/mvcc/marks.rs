@@ -14,7 +14,7 @@ use crate::storage::schema::{OriginIndex, Place};
 
 /// Each so many entries of an origin there is a mark.
 const ENTRIES_PER_MARK: u64 = 64;
-/// Before every row.
+/// Before every row, whatever the tag.
 const BEGINNING: Place = Place { revision: crate::types::Revision(0), n: 0 };
 
 #[derive(Clone, Debug)]
@@ -55,6 +55,16 @@ impl Marks {
     /// Starts with an origin of which entries up to `last` may stand anywhere.
     pub(in crate::engine) fn begin(&mut self, origin: OriginIndex, last: u64) {
         self.origins.insert(origin, OriginMarks::new(BEGINNING, last));
+    }
+
+    /// Shows all places under another tag.
+    pub(super) fn retag(&mut self, tag: u16) {
+        for marks in self.origins.values_mut() {
+            let marked = marks.marks.iter_mut().map(|(_, place)| place);
+            let places = marked.chain(marks.late.as_mut().map(|(_, place)| place));
+            places.for_each(|place| *place = place.with_tag(tag));
+        }
+        self.durable = self.durable.map(|place| place.with_tag(tag));
     }
 
     /// Takes note of an entry whose rows begin at `place`, behind all others.

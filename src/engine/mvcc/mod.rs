@@ -8,8 +8,13 @@
 //! A reader also holds on to the *era* in which it started. Compaction begins a new era and frees nothing before
 //! the last reader of the former one is done, so what a reader has found it can fetch.
 //!
+//! When the store takes another tag all revisions here are renumbered at once, under the lock around the index. A reader
+//! from before would find nonsense by its own numbers; so each look at the index compares the count of retags, and the
+//! read fails as if it were compacted. What was found before stays good: the log knows no tags. So a read is either
+//! what it would have been before, or an error, and the writer waits for nobody.
+//!
 //! Invariants
-//! * `compacted <= published`, and neither goes back.
+//! * `compacted <= published`, and neither goes back, but for a change of the tag. Both have the tag of all revisions here.
 //! * Every version in the index has a row in the log or in the writer's open batch.
 //! * `live_bytes` is the sum of the sizes of all versions in the index.
 
@@ -41,7 +46,7 @@ use super::command::{Filter, Range, RangeReply, Reply, SortTarget};
 use super::graves::{Grave, Graves};
 use super::origins::Origins;
 use super::records::Records;
-use super::{Failure, Pair};
+use super::{Failure, Pair, tags};
 use crate::error::{Error, StoreError};
 use crate::storage::schema::{Op, Place, Row, RowStamp};
 use crate::storage::{Space, Store};
@@ -110,6 +115,8 @@ struct Guarded {
     era: Arc<Era>,
     /// How many eras there were before.
     era_number: u64,
+    /// How often all revisions have been renumbered.
+    retags: u64,
     /// The latest births and deaths, oldest first.
     recent: VecDeque<Turn>,
     /// All births and deaths above this revision are in `recent`.
@@ -164,12 +171,13 @@ impl fmt::Debug for Mvcc {
 
 impl Mvcc {
     /// An empty keyspace on `store`, to be filled by [`Self::restore`]. `cache_bytes` bounds the values in memory.
-    pub(super) fn new(store: Store, cache_bytes: u64) -> Self {
+    pub(super) fn new(store: Store, cache_bytes: u64, tag: u16) -> Self {
         let items = usize::try_from(cache_bytes / CACHED_TYPICAL_BYTES).unwrap_or(usize::MAX);
         let guarded = Guarded {
             index: Index::new(),
             era: Arc::new(Era),
             era_number: 0,
+            retags: 0,
             recent: VecDeque::new(),
             recent_after: Revision(0),
             live_bytes: 0,
@@ -185,7 +193,7 @@ impl Mvcc {
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
             doorkeeper: Doorkeeper::new(),
-            published: AtomicU64::new(Revision::FIRST.0),
+            published: AtomicU64::new(Revision::FIRST.with_tag(tag).0),
             compacted_mark: AtomicU64::new(0),
         }
     }
@@ -193,6 +201,42 @@ impl Mvcc {
     /// The revision that readers see.
     pub fn revision(&self) -> Revision {
         Revision(self.published.load(Atomic::Acquire))
+    }
+
+    /// The tag of all revisions here.
+    pub fn tag(&self) -> u16 {
+        self.revision().tag()
+    }
+
+    /// Shows all revisions under another tag, and compacts at the current one. Takes as long as a walk over all versions.
+    pub(super) fn retag(&self, tag: u16) {
+        let revision = self.revision().with_tag(tag);
+        let mut guarded = self.guarded.write();
+        guarded.retag(tag);
+        self.graves.write().retag(tag);
+        self.records.write().retag(tag);
+        self.marks.write().retag(tag);
+        // In this order, since some look at them without the lock: what is compacted is not above what is published.
+        self.compacted_mark.store(0, Atomic::Release);
+        self.published.store(revision.0, Atomic::Release);
+        self.compacted_mark.store(revision.0 + 1, Atomic::Release);
+        drop(guarded);
+        // Under their former places nobody asks for them any more.
+        self.cache.clear();
+    }
+
+    /// Does what looks at memory and log in turn, once more if the revisions were renumbered meanwhile.
+    fn under_one_tag<T>(&self, f: impl Fn(u16) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        loop {
+            let (retags, tag) = {
+                let guarded = self.guarded.read();
+                (guarded.retags, self.tag())
+            };
+            let result = f(tag);
+            if self.guarded.read().retags == retags {
+                return result;
+            }
+        }
     }
 
     /// The last compaction; zero if there was none. It is the oldest revision that can be read.
@@ -422,7 +466,8 @@ impl Mvcc {
         // is marked before it ends the era: what this era keeps is all that this mark allows to be read.
         let compacted = self.compacted();
         let revision = self.revision();
-        Reader { mvcc: self, revision, compacted, era: Arc::clone(&guarded.era), open: &[] }
+        let era = Arc::clone(&guarded.era);
+        Reader { mvcc: self, revision, compacted, era, retags: guarded.retags, open: &[] }
     }
 
     /// A reader that also sees what the writer's open batch has: the rows, up to `revision`, and the compaction.
@@ -432,9 +477,12 @@ impl Mvcc {
         compacting: Option<Revision>,
         open: &'a [(Place, Row)],
     ) -> Reader<'a> {
-        let era = Arc::clone(&self.guarded.read().era);
+        let (era, retags) = {
+            let guarded = self.guarded.read();
+            (Arc::clone(&guarded.era), guarded.retags)
+        };
         let compacted = compacting.unwrap_or_else(|| self.compacted());
-        Reader { mvcc: self, revision, compacted, era, open }
+        Reader { mvcc: self, revision, compacted, era, retags, open }
     }
 }
 
@@ -459,6 +507,18 @@ impl Guarded {
             Some(latest)
         });
         self.live_bytes += u64::from(size);
+    }
+
+    fn retag(&mut self, tag: u16) {
+        self.index.retag(tag);
+        self.recent.iter_mut().for_each(|turn| turn.revision = turn.revision.with_tag(tag));
+        self.recent_after = self.recent_after.with_tag(tag);
+        self.retags += 1;
+        self.era_number += 1;
+    }
+
+    fn holds(&self, key: &[u8], place: Place) -> bool {
+        self.index.find(key).is_some_and(|history| history.holds(place))
     }
 
     fn add_dead(&mut self, bytes: u64, clock: Option<Timestamp>) {
@@ -512,6 +572,8 @@ pub struct Reader<'a> {
     /// Keeps compaction from freeing what this reader may still fetch.
     #[expect(dead_code, reason = "it is held, not read")]
     era: Arc<Era>,
+    /// Under which numbering of the revisions.
+    retags: u64,
     /// The rows of the writer's open batch, in order.
     open: &'a [(Place, Row)],
 }
@@ -528,11 +590,22 @@ impl<'a> Reader<'a> {
             Err(_) | Ok(0) => self.revision,
             Ok(revision) => Revision(revision),
         };
+        if tags::is_unknown(revision.shown(), self.revision) {
+            return Err(Error::Compacted { compacted: self.revision });
+        }
         if revision > self.revision {
             return Err(Error::FutureRevision);
         }
         self.check_kept(revision)?;
         Ok(revision)
+    }
+
+    /// Checks the revisions that a Range names. Answers the one that it asks for.
+    pub(super) fn check(&self, range: &Range) -> Result<Revision, Error> {
+        if range.filter.is_unknown(self.revision) {
+            return Err(Error::Compacted { compacted: self.revision });
+        }
+        self.resolve(range.revision)
     }
 
     /// Checks that a revision has not been compacted.
@@ -547,16 +620,16 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether a key lives at the reader's revision.
-    pub(super) fn exists(&self, key: &[u8]) -> bool {
-        let guarded = self.index();
+    pub(super) fn exists(&self, key: &[u8]) -> Result<bool, Error> {
+        let guarded = self.index()?;
         let version = guarded.index.find(key).and_then(|history| history.at(self.revision));
-        version.is_some_and(|version| !version.is_dead())
+        Ok(version.is_some_and(|version| !version.is_dead()))
     }
 
     /// One live pair at a revision that is kept.
     pub(super) fn get(&self, key: &[u8], revision: Revision) -> Result<Option<Pair>, Failure> {
         let place = {
-            let guarded = self.index();
+            let guarded = self.index()?;
             guarded.index.find(key).and_then(|history| history.at(revision))
         };
         match place {
@@ -643,8 +716,13 @@ impl<'a> Reader<'a> {
         Ok(pair_of(place, row)?)
     }
 
-    fn index(&self) -> RwLockReadGuard<'a, Guarded> {
-        self.mvcc.guarded.read()
+    /// The index, unless its revisions have been renumbered since this reader was made.
+    fn index(&self) -> Result<RwLockReadGuard<'a, Guarded>, Error> {
+        let guarded = self.mvcc.guarded.read();
+        if guarded.retags == self.retags {
+            return Ok(guarded);
+        }
+        Err(Error::Compacted { compacted: self.mvcc.compacted() })
     }
 }
 

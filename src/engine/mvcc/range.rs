@@ -10,6 +10,7 @@ use super::index::{History, Version};
 use super::{CHUNK_KEYS, Failure, Reader};
 use crate::engine::command::{Filter, Range, RangeReply, Sort, SortOrder, SortTarget};
 use crate::engine::pair::{Fields, Pair};
+use crate::error::Error;
 use crate::storage::schema::Place;
 use crate::types::{KeyRange, Revision};
 
@@ -50,7 +51,7 @@ impl Reader<'_> {
 
     /// Answers a Range that [`Self::range_at_once`] does not: of many keys, or in another order than theirs.
     pub fn range_in_chunks(&self, range: &Range) -> Result<RangeReply, Failure> {
-        let revision = self.resolve(range.revision)?;
+        let revision = self.check(range)?;
         let (kvs, more) = match (direction(range), range.sort) {
             (Some(way), _) => self.take(range, revision, way)?,
             (None, Some(Sort { target, order: None })) if range.filter == Filter::default() => {
@@ -61,19 +62,19 @@ impl Reader<'_> {
                 self.sort(range, revision, target, order.unwrap_or(SortOrder::Ascending))?
             }
         };
-        let count = self.index().count(&range.range, revision);
+        let count = self.index()?.count(&range.range, revision);
         Ok(RangeReply { kvs, more, count })
     }
 
     /// Answers a Range if it is one of few keys, at most [`CHUNK_KEYS`] to look at. `None` if it is not, or if that is
     /// not known without a look at all of them.
     pub fn range_at_once(&self, range: &Range) -> Result<Option<RangeReply>, Failure> {
-        let revision = self.resolve(range.revision)?;
+        let revision = self.check(range)?;
         if range.range.is_single() {
             return self.single(range, revision).map(Some);
         }
         if range.count_only {
-            let count = self.index().count(&range.range, revision);
+            let count = self.index()?.count(&range.range, revision);
             return Ok(Some(RangeReply { kvs: Vec::new(), more: false, count }));
         }
         let Some(way) = direction(range).filter(|_| range.filter == Filter::default()) else {
@@ -82,14 +83,14 @@ impl Reader<'_> {
         let limit = range.limit.unwrap_or(usize::MAX);
         let mut walk = Walk::new(range, revision, way, range.keys_only);
         // One more than wanted tells whether there are more; its row is not read.
-        let mut chunk = walk.next(self, limit.saturating_add(1)).unwrap_or_default();
+        let mut chunk = walk.next(self, limit.saturating_add(1))?.unwrap_or_default();
         let more = chunk.places.len() > limit;
         if !more && !walk.done {
             return Ok(None);
         }
         let count = match walk.done {
             true => chunk.places.len() as u64,
-            false => self.index().count(&range.range, revision),
+            false => self.index()?.count(&range.range, revision),
         };
         chunk.truncate(limit);
         Ok(Some(RangeReply { kvs: self.load(chunk, range.keys_only)?, more, count }))
@@ -99,7 +100,7 @@ impl Reader<'_> {
     fn single(&self, range: &Range, revision: Revision) -> Result<RangeReply, Failure> {
         let key = &range.range.start;
         let found = {
-            let guarded = self.index();
+            let guarded = self.index()?;
             let history = guarded.index.find(key);
             history.and_then(|history| {
                 let place = live_at(history, revision)?;
@@ -131,7 +132,7 @@ impl Reader<'_> {
         while !more {
             // One more than wanted tells whether there are more; its row is not read.
             let left = limit - kvs.len();
-            let Some(mut chunk) = walk.next(self, left.saturating_add(1)) else { break };
+            let Some(mut chunk) = walk.next(self, left.saturating_add(1))? else { break };
             if range.filter == Filter::default() {
                 more = chunk.places.len() > left;
                 chunk.truncate(left);
@@ -183,7 +184,7 @@ impl Reader<'_> {
         };
         let mut all: Vec<(Place, Pair)> = Vec::new();
         let mut walk = Walk::new(range, revision, Direction::Up, !with_value);
-        while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
+        while let Some(chunk) = walk.next(self, CHUNK_KEYS)? {
             let places = chunk.places.clone();
             let kvs = places.into_iter().zip(self.load(chunk, !with_value)?);
             all.extend(kvs.filter(|(_, kv)| range.filter.lets_through_create(kv)));
@@ -244,7 +245,7 @@ impl Reader<'_> {
     ) -> Result<(), Failure> {
         let range = Range::new(range.clone());
         let mut walk = Walk::new(&range, revision, Direction::Up, heads);
-        while let Some(chunk) = walk.next(self, CHUNK_KEYS) {
+        while let Some(chunk) = walk.next(self, CHUNK_KEYS)? {
             for pair in self.load(chunk, heads)? {
                 if f(pair.fields()).is_break() {
                     return Ok(());
@@ -274,9 +275,9 @@ impl<'a> Walk<'a> {
     }
 
     /// The next keys, about `wanted` of them; fewer if many are passed over, `None` at the end.
-    fn next(&mut self, reader: &Reader<'_>, wanted: usize) -> Option<Chunk> {
+    fn next(&mut self, reader: &Reader<'_>, wanted: usize) -> Result<Option<Chunk>, Error> {
         if self.done {
-            return None;
+            return Ok(None);
         }
         let Self { range, revision, heads, .. } = *self;
         let (mut chunk, mut seen, mut next) = (Chunk::default(), 0, None);
@@ -299,10 +300,10 @@ impl<'a> Walk<'a> {
         };
         match self.way {
             Direction::Up => {
-                reader.index().index.visit(&range.range, self.bound.as_deref(), &mut visit);
+                reader.index()?.index.visit(&range.range, self.bound.as_deref(), &mut visit);
             }
             Direction::Down => {
-                reader.index().index.visit_back(&range.range, self.bound.as_deref(), &mut visit);
+                reader.index()?.index.visit_back(&range.range, self.bound.as_deref(), &mut visit);
             }
         }
         match next {
@@ -314,7 +315,7 @@ impl<'a> Walk<'a> {
             }
             Some(key) => self.bound = Some(key),
         }
-        Some(chunk)
+        Ok(Some(chunk))
     }
 }
 

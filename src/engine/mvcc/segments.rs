@@ -146,6 +146,16 @@ impl Mvcc {
         heads: &[Head],
         bytes_max: usize,
     ) -> Result<Vec<Segment>, StoreError> {
+        self.under_one_tag(|tag| self.segments_under(tag, wants, heads, bytes_max))
+    }
+
+    fn segments_under(
+        &self,
+        tag: u16,
+        wants: &[Head],
+        heads: &[Head],
+        bytes_max: usize,
+    ) -> Result<Vec<Segment>, StoreError> {
         let origins = self.origins.read().clone();
         let mut pass = Pass {
             origins: &origins,
@@ -172,7 +182,7 @@ impl Mvcc {
             }
         }
         let to_end = match start {
-            Some(start) => self.pass(start, |place, row| pass.take(place, row))?,
+            Some(start) => self.pass(start, tag, |place, row| pass.take(place, row))?,
             None => true,
         };
         let collected = pass.collected.into_values();
@@ -183,12 +193,13 @@ impl Mvcc {
     fn pass(
         &self,
         start: Place,
+        tag: u16,
         mut take: impl FnMut(Place, &Row) -> bool,
     ) -> Result<bool, StoreError> {
         let start = start.encode();
         for item in self.store.rows(Space::Log, Bound::Included(&start), Bound::Unbounded) {
             let (key, value) = item?;
-            let place = Place::decode(&key)?;
+            let place = Place::decode(&key, tag)?;
             if !take(place, &Row::decode(place, value)?) {
                 return Ok(false);
             }

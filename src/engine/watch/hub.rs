@@ -47,6 +47,8 @@ struct Mail {
     bytes: usize,
     /// Everything from this revision on was dropped.
     dropped_from: Option<Revision>,
+    /// The member has taken another tag at this revision. Nothing else comes before the stream has taken note of it.
+    retagged: Option<Revision>,
 }
 
 /// The mailbox of a stream.
@@ -73,7 +75,7 @@ impl Mailbox {
 
     fn put(&self, delivery: Delivery) {
         let mut mail = self.mail.lock();
-        if mail.dropped_from.is_some() {
+        if mail.dropped_from.is_some() || mail.retagged.is_some() {
             return;
         }
         let bytes = bytes_of(&delivery.changes);
@@ -93,7 +95,18 @@ impl Mailbox {
 
     fn is_empty(&self) -> bool {
         let mail = self.mail.lock();
-        mail.queue.is_empty() && mail.dropped_from.is_none()
+        mail.queue.is_empty() && mail.dropped_from.is_none() && mail.retagged.is_none()
+    }
+
+    /// In place of all that waits here: its watchers end.
+    fn retag(&self, revision: Revision) {
+        *self.mail.lock() = Mail { retagged: Some(revision), ..Mail::default() };
+        (self.waker)();
+    }
+
+    /// The revision at which the member has taken another tag, once.
+    pub(super) fn take_retagged(&self) -> Option<Revision> {
+        self.mail.lock().retagged.take()
     }
 }
 
@@ -160,6 +173,13 @@ impl Hub {
                 mailbox.put(Delivery { changes: Arc::clone(&changes), hits, through });
             }
         }
+    }
+
+    /// The member has taken another tag, and is at `revision`: all watchers end.
+    pub(in crate::engine) fn retag(&self, revision: Revision) {
+        let mut state = self.state.lock();
+        state.published = revision;
+        state.streams.values().for_each(|mailbox| mailbox.retag(revision));
     }
 
     /// A new stream with an empty mailbox.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::hub::{Delivery, Hub, Mailbox, StreamId, Waker, Watcher as SyncedWatcher};
 use super::{Change, Event, EventKind, WatchCreate, WatchRefusal, WatchReply};
 use crate::engine::mvcc::{Mvcc, Reader};
+use crate::engine::tags;
 use crate::error::StoreError;
 use crate::types::Revision;
 
@@ -86,7 +87,12 @@ impl Stream {
 
     /// Adds a watcher. The reply says its id, or why there is none.
     pub fn create(&mut self, create: WatchCreate) {
+        // Those before it end, but not this one.
+        self.take_retagged();
         match self.check(&create) {
+            Ok(id) if tags::is_unknown(create.start_revision, self.mvcc.revision()) => {
+                self.refuse_start(id);
+            }
             Ok(id) => self.add(id, create),
             Err(reason) => {
                 self.ready
@@ -137,6 +143,28 @@ impl Stream {
         let watcher = Watcher { create, start, next, synced, serial, told_millis: self.now_millis };
         self.watchers.insert(id, watcher);
         self.ready.push_back(WatchReply::Created { id, revision });
+    }
+
+    /// What the watcher would start at is gone, if it ever was.
+    fn refuse_start(&mut self, id: i64) {
+        let revision = self.mvcc.revision();
+        self.ready.push_back(WatchReply::Created { id, revision });
+        self.end(id, revision);
+    }
+
+    /// Ends all watchers if the member has taken another tag.
+    fn take_retagged(&mut self) {
+        let Some(compacted) = self.mailbox.take_retagged() else { return };
+        let ids: Vec<i64> = self.watchers.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.end(id, compacted));
+        self.progress_asked = false;
+    }
+
+    /// Ends a watcher since what it needs next is compacted.
+    fn end(&mut self, id: i64, compacted: Revision) {
+        self.remove(id);
+        self.ended.insert(id);
+        self.ready.push_back(WatchReply::Compacted { id, compacted });
     }
 
     /// Ends a watcher. An unknown id is ignored.
@@ -192,6 +220,10 @@ impl Stream {
         loop {
             if let Some(reply) = self.ready.pop_front() {
                 return Ok(Some(reply));
+            }
+            self.take_retagged();
+            if !self.ready.is_empty() {
+                continue;
             }
             if let Some(delivery) = self.mailbox.take() {
                 self.deliver(&delivery)?;
@@ -280,11 +312,7 @@ impl Stream {
         let lost = |watcher: &Watcher| !watcher.synced && watcher.next < compacted;
         let lost: Vec<i64> =
             self.watchers.iter().filter(|(_, watcher)| lost(watcher)).map(|(id, _)| *id).collect();
-        for id in lost {
-            self.remove(id);
-            self.ended.insert(id);
-            self.ready.push_back(WatchReply::Compacted { id, compacted });
-        }
+        lost.into_iter().for_each(|id| self.end(id, compacted));
     }
 
     fn tell_history(

@@ -57,9 +57,10 @@ impl Gossip {
         };
         let (moved, until) = self.heads.moved_since(after, HEADS_MAX);
         let told = peer.told;
+        let (revision, former) = Self::revisions_for(peer, self.revision);
         let root = self.heads.root();
         let epoch = self.epoch;
-        Digest { epoch, arrivals, root, told, after, until, moved, reply }
+        Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former }
     }
 
     pub(super) fn compare(&mut self, from: MemberId, digest: Digest, now: Now) {
@@ -67,6 +68,7 @@ impl Gossip {
         for head in &digest.moved {
             self.learn(from, *head);
         }
+        let is_owed = self.hear_revisions(from, &digest);
         let is_equal = digest.root == self.heads.root();
         let (epoch, arrivals) = (self.epoch, self.heads.arrivals());
         let peer = self.peers.entry(from).or_default();
@@ -98,7 +100,7 @@ impl Gossip {
             }
             self.hurry(now);
         }
-        if digest.reply && !(is_equal && digest.told == Some((epoch, arrivals))) {
+        if is_owed || digest.reply && !(is_equal && digest.told == Some((epoch, arrivals))) {
             self.send_digest(from, false);
         }
     }

@@ -22,6 +22,7 @@ mod exchange;
 mod merge;
 mod peer;
 mod promise;
+mod revisions;
 mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +36,7 @@ use super::pulls::Pulls;
 use super::recent::Recent;
 use super::settled::{Frontier, Membership};
 use crate::time::{Now, Timestamp};
-use crate::types::{MemberId, Origin};
+use crate::types::{MemberId, Origin, Revision};
 use barrier::Barrier;
 use merge::Merging;
 use peer::Peer;
@@ -209,6 +210,8 @@ pub enum Output {
     Acknowledged(MemberId, u64),
     /// A read may go on.
     Passed(u64),
+    /// A peer has heard of later revisions of this member than its disk had: that is an old copy.
+    OldCopy,
     /// The failure detector has something to hear.
     Swim(MemberId, bytes::Bytes),
 }
@@ -245,6 +248,10 @@ pub struct Counts {
 #[derive(Clone, Debug)]
 pub struct Gossip {
     me: Origin,
+    /// What this member shows its clients.
+    revision: Revision,
+    /// What it showed first under its present tag.
+    first_revision: Revision,
     /// Names the count of arrivals of this process.
     epoch: u32,
     options: Options,
@@ -298,6 +305,8 @@ impl Gossip {
         let millis = now.monotonic_millis;
         Self {
             me,
+            revision: Revision(0),
+            first_revision: Revision(0),
             epoch,
             heads: own,
             recent: Recent::new(options.recent_bytes),

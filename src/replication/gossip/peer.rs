@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::revisions::Revisions;
+
 /// A peer, as far as digests and pushes are concerned.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
@@ -21,6 +23,8 @@ pub(super) struct Peer {
     pub(super) in_flight: VecDeque<(u64, usize)>,
     /// The bytes of all that.
     pub(super) in_flight_bytes: usize,
+    /// Its revisions, and ours.
+    pub(super) revisions: Revisions,
 }
 
 impl Peer {

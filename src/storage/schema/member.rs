@@ -9,6 +9,8 @@ use crate::types::{MemberId, Origin};
 
 /// Addresses of one member.
 const URLS_MAX: usize = 64;
+/// Tags that a member gave up, in its record.
+pub const FORMER_TAGS_MAX: usize = 16;
 
 const FLAG_LEARNER: u64 = 1;
 const FLAG_VOLATILE: u64 = 2;
@@ -34,6 +36,8 @@ pub struct MemberRecord {
     pub initial: bool,
     /// The number that its revisions carry.
     pub tag: u16,
+    /// The numbers that its revisions carried before, oldest first.
+    pub former_tags: Vec<u16>,
     /// Everything that it ever writes comes after this.
     pub joined: Timestamp,
 }
@@ -55,6 +59,11 @@ impl MemberRecord {
         !self.name.is_empty()
     }
 
+    /// Whether its revisions carry a tag, or did so before.
+    pub fn names(&self, tag: u16) -> bool {
+        self.tag == tag || self.former_tags.contains(&tag)
+    }
+
     /// The value of this record.
     pub fn value(&self) -> Bytes {
         let mut out = BytesMut::new();
@@ -70,6 +79,8 @@ impl MemberRecord {
             put_varint(&mut out, urls.len() as u64);
             urls.iter().for_each(|url| put_bytes(&mut out, url.as_bytes()));
         }
+        put_varint(&mut out, self.former_tags.len() as u64);
+        self.former_tags.iter().for_each(|tag| put_varint(&mut out, u64::from(*tag)));
         out.freeze()
     }
 
@@ -77,16 +88,41 @@ impl MemberRecord {
     pub fn decode(value: Bytes) -> Result<Self, StoreError> {
         let mut reader = Reader::new(value);
         let flags = reader.varint()?;
-        let tag = u16::try_from(reader.varint()?).map_err(|_| corrupt("tag is out of range"))?;
+        let tag = a_tag(&mut reader)?;
         let joined = Timestamp(reader.varint()?);
         let name = text(&mut reader)?;
         let zone = text(&mut reader)?;
         let peer_urls = texts(&mut reader)?;
         let client_urls = texts(&mut reader)?;
+        let former_tags = tags(&mut reader)?;
         let (learner, volatile) = (flags & FLAG_LEARNER != 0, flags & FLAG_VOLATILE != 0);
         let initial = flags & FLAG_INITIAL != 0;
-        Ok(Self { name, peer_urls, client_urls, zone, learner, volatile, initial, tag, joined })
+        Ok(Self {
+            name,
+            peer_urls,
+            client_urls,
+            zone,
+            learner,
+            volatile,
+            initial,
+            tag,
+            former_tags,
+            joined,
+        })
     }
+}
+
+fn a_tag(reader: &mut Reader) -> Result<u16, StoreError> {
+    u16::try_from(reader.varint()?).map_err(|_| corrupt("tag is out of range"))
+}
+
+/// Records from before there were any end here.
+fn tags(reader: &mut Reader) -> Result<Vec<u16>, StoreError> {
+    let count = if reader.is_at_end() { 0 } else { reader.varint()? };
+    if count > FORMER_TAGS_MAX as u64 {
+        return Err(corrupt("a member has had too many tags"));
+    }
+    (0..count).map(|_| a_tag(reader)).collect()
 }
 
 fn text(reader: &mut Reader) -> Result<String, StoreError> {
@@ -142,8 +178,11 @@ mod tests {
 
     fn record() -> impl Strategy<Value = MemberRecord> {
         let urls = || prop::collection::vec(".{0,20}", 0..3);
-        (".{0,9}", urls(), urls(), ".{0,9}", any::<(bool, bool, bool, u16, u64)>()).prop_map(
-            |(name, peer_urls, client_urls, zone, (learner, volatile, initial, tag, joined))| {
+        let tags = prop::collection::vec(any::<u16>(), 0..=FORMER_TAGS_MAX);
+        let others = (any::<(bool, bool, bool, u16, u64)>(), tags);
+        (".{0,9}", urls(), urls(), ".{0,9}", others).prop_map(
+            |(name, peer_urls, client_urls, zone, (others, former_tags))| {
+                let (learner, volatile, initial, tag, joined) = others;
                 MemberRecord {
                     name,
                     peer_urls,
@@ -153,6 +192,7 @@ mod tests {
                     volatile,
                     initial,
                     tag,
+                    former_tags,
                     joined: Timestamp(joined),
                 }
             },
@@ -168,6 +208,14 @@ mod tests {
             prop_assert_eq!(seal(&seal_key(origin, reporter))?, (origin, reporter));
             prop_assert_eq!(MemberRecord::member(&MemberRecord::key(reporter))?, reporter);
             prop_assert_eq!(number(number_value(origin.run))?, origin.run);
+        }
+
+        #[test]
+        fn records_from_before_there_were_former_tags_are_read(record in record()) {
+            let record = MemberRecord { former_tags: Vec::new(), ..record };
+            let mut value = record.value();
+            value.truncate(value.len() - 1);
+            prop_assert_eq!(MemberRecord::decode(value)?, record);
         }
 
         #[test]

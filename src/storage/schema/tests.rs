@@ -2,13 +2,19 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::types::TAG_MAX;
 
 fn any_bytes() -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), 0..200).prop_map(Bytes::from)
 }
 
 fn any_place() -> impl Strategy<Value = Place> {
-    (any::<u64>(), any::<u32>()).prop_map(|(revision, n)| Place { revision: Revision(revision), n })
+    (0..Revision::COUNTER_END, any::<u32>())
+        .prop_map(|(counter, n)| Place { revision: Revision(counter), n })
+}
+
+fn any_revision() -> impl Strategy<Value = Revision> {
+    (0..Revision::COUNTER_END).prop_map(Revision)
 }
 
 fn any_stamp() -> impl Strategy<Value = RowStamp> {
@@ -58,25 +64,42 @@ fn any_meta() -> impl Strategy<Value = Meta> {
             OriginIndex(index),
             Origin { member: MemberId(member), run }
         )),
-        any::<u64>().prop_map(|revision| Meta::Compacted(Revision(revision))),
+        any_revision().prop_map(Meta::Compacted),
         any::<(u32, u64)>().prop_map(|(index, entries)| Meta::Run(OriginIndex(index), entries)),
-        any::<(u64, u64)>()
-            .prop_map(|(revision, time)| Meta::Swept(Revision(revision), Timestamp(time))),
+        (any_revision(), any::<u64>())
+            .prop_map(|(revision, time)| Meta::Swept(revision, Timestamp(time))),
         any::<(u32, u64)>().prop_map(|(index, seq)| Meta::Head(OriginIndex(index), seq)),
         any::<u64>().prop_map(|time| Meta::Settled(Timestamp(time))),
         any::<u64>().prop_map(|time| Meta::Collected(Timestamp(time))),
         any::<u64>().prop_map(|time| Meta::Peered(Timestamp(time))),
         any::<(u64, u64)>()
             .prop_map(|(time, complete)| Meta::Promised(Timestamp(time), Timestamp(complete))),
+        any::<u16>().prop_map(Meta::Tag),
     ]
 }
 
 proptest! {
     #[test]
-    fn rows_come_back((place, row) in any_row()) {
+    fn rows_come_back((place, row) in any_row(), tag in 0..=TAG_MAX) {
         let bytes = row.encode(place);
         prop_assert_eq!(Row::decode(place, bytes)?, row);
-        prop_assert_eq!(Place::decode(&place.encode())?, place);
+        prop_assert_eq!(Place::decode(&place.encode(), 0)?, place);
+        let shown = place.with_tag(tag);
+        prop_assert_eq!((shown.revision.tag(), shown.revision.counter()), (tag, place.revision.0));
+        prop_assert_eq!(shown.encode(), place.encode());
+        prop_assert_eq!(Place::decode(&place.encode(), tag)?, shown);
+    }
+
+    /// Neither the key nor the value of a row changes when its store takes another tag.
+    #[test]
+    fn rows_do_not_tell_the_tag((place, row) in any_row(), tag in 0..=TAG_MAX) {
+        let mut shown = row.clone();
+        if let Op::Put(kv) = &mut shown.op {
+            kv.create_revision = kv.create_revision.with_tag(tag);
+            kv.mod_revision = kv.mod_revision.with_tag(tag);
+        }
+        prop_assert_eq!(shown.encode(place.with_tag(tag)), row.encode(place));
+        prop_assert_eq!(Row::decode(place.with_tag(tag), row.encode(place))?, shown);
     }
 
     #[test]
@@ -122,7 +145,7 @@ proptest! {
                 prop_assert_eq!(row.encode(place), bytes);
             }
         }
-        let _ = Place::decode(&key);
+        let _ = Place::decode(&key, 0);
         let _ = LeaseRecord::decode(&key, bytes.clone());
         let _ = AlarmRecord::decode(&key, bytes.clone());
         if let Ok(meta) = Meta::decode(&key, bytes.clone()) {
@@ -142,9 +165,9 @@ proptest! {
 fn places_have_one_length() {
     let place = Place { revision: Revision(7), n: 3 }.encode();
     for len in 0..PLACE_BYTES {
-        assert!(Place::decode(&place[..len]).is_err());
+        assert!(Place::decode(&place[..len], 0).is_err());
     }
-    assert!(Place::decode(&[&place[..], &[0]].concat()).is_err());
+    assert!(Place::decode(&[&place[..], &[0]].concat(), 0).is_err());
 }
 
 #[test]
@@ -214,6 +237,7 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("collected", Meta::Collected(time)),
         ("peered", Meta::Peered(time)),
         ("promised", Meta::Promised(time, time)),
+        ("tag", Meta::Tag(300)),
     ];
     let rows = [
         ("put", put),

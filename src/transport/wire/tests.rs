@@ -12,7 +12,7 @@ use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Compare, Compared, Dot, RangeSum, Segments, Span};
 use crate::storage::schema::Table;
 use crate::time::Stamp;
-use crate::types::LeaseId;
+use crate::types::{LeaseId, Revision};
 
 fn bytes(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), len).prop_map(Bytes::from)
@@ -106,16 +106,29 @@ fn promises() -> impl Strategy<Value = Promises> {
 
 fn digest() -> impl Strategy<Value = Digest> {
     let told = option::of((any::<u32>(), count()));
-    (any::<u32>(), (count(), count(), count()), any::<u64>(), told, heads(), any::<bool>())
-        .prop_map(|(epoch, (arrivals, after, until), root, told, moved, reply)| Digest {
-            epoch,
-            arrivals,
-            root,
-            told,
-            after,
-            until,
-            moved,
-            reply,
+    let revisions = any::<(u64, u64)>();
+    (
+        any::<u32>(),
+        (count(), count(), count()),
+        any::<u64>(),
+        told,
+        heads(),
+        any::<bool>(),
+        revisions,
+    )
+        .prop_map(|(epoch, (arrivals, after, until), root, told, moved, reply, revisions)| {
+            Digest {
+                epoch,
+                arrivals,
+                root,
+                told,
+                after,
+                until,
+                moved,
+                reply,
+                revision: Revision(revisions.0),
+                former: Revision(revisions.1),
+            }
         })
 }
 
