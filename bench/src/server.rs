@@ -146,6 +146,12 @@ impl Server {
         }
     }
 
+    /// Lets everybody else go before it. To be called at its start: only threads that start later are concerned.
+    pub fn step_back(&self, nice: i32) -> Outcome {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        Ok(rustix::process::setpriority_process(pid, nice)?)
+    }
+
     /// Its status, if it has ended by itself.
     pub fn ended(&mut self) -> Outcome<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

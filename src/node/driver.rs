@@ -102,6 +102,13 @@ pub(super) enum Task {
     Stop,
 }
 
+/// Whether clients go first.
+#[derive(Clone, Copy)]
+enum Urgency {
+    Soon,
+    Background,
+}
+
 /// The sending end of the queue.
 pub(super) type Queue = SyncSender<Task>;
 
@@ -239,7 +246,7 @@ impl Driver {
         };
         let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
         let run = move || {
-            step_back();
+            step_back(SWEEP_NICE);
             let result = sweep.run(&mvcc);
             drop(mvcc);
             // A driver that is gone needs no report.
@@ -434,6 +441,7 @@ impl Driver {
                     self.read_for_peer(
                         move |mvcc| Ok((to, Message::Compare(mvcc.compare(&spans, upto)?))),
                         None,
+                        Urgency::Background,
                     );
                 }
                 Effect::AnswerCompare(to, compare) => {
@@ -443,6 +451,7 @@ impl Driver {
                             Ok((to, Message::Compared(mvcc.answer_compare(&compare, &heads)?)))
                         },
                         Some(to),
+                        Urgency::Background,
                     );
                 }
                 Effect::Acknowledged(peer, seq) => self.acks.acknowledged(peer, seq),
@@ -480,7 +489,7 @@ impl Driver {
             let segments = mvcc.segments(&wants, &heads, bytes_max)?;
             Ok((to, Message::Segments(Segments { segments, collected, answers: true })))
         };
-        self.read_for_peer(read, Some(to));
+        self.read_for_peer(read, Some(to), Urgency::Soon);
     }
 
     /// Reads a part of the data for a peer.
@@ -495,7 +504,7 @@ impl Driver {
             let part = CatchUpPart { heads, complete, collected, entries, next, progress };
             Ok((to, Message::CatchUpPart(part)))
         };
-        self.read_for_peer(read, Some(to));
+        self.read_for_peer(read, Some(to), Urgency::Background);
     }
 
     /// Reads on another thread what a message to a peer needs, and sends it. `serves` is the peer whose turn it was.
@@ -503,11 +512,12 @@ impl Driver {
         &self,
         read: impl FnOnce(&Mvcc) -> Result<(MemberId, Message), StoreError> + Send + 'static,
         serves: Option<MemberId>,
+        urgency: Urgency,
     ) {
         let Some(peers) = &self.peers else { return };
         let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
-        peers.spawn_blocking(move || {
+        let work = move || {
             match read(&mvcc) {
                 // What gets lost is asked for again.
                 Ok((to, message)) => _ = transport.send(to, message),
@@ -516,7 +526,11 @@ impl Driver {
             if let Some(peer) = serves {
                 let _ = queue.send(Task::Loaded(peer));
             }
-        });
+        };
+        match urgency {
+            Urgency::Soon => peers.spawn_blocking(work),
+            Urgency::Background => peers.spawn_background(work),
+        }
     }
 
     /// After the commit: everybody gets an answer, and what readers see of the writer is renewed.
@@ -597,10 +611,10 @@ impl Driver {
     }
 }
 
-/// Lets all other threads of the system go first: nobody waits for this one.
-fn step_back() {
+/// Lets other threads of the system go before this one.
+pub(super) fn step_back(nice: i32) {
     let this = rustix::thread::gettid();
-    if let Err(error) = rustix::process::setpriority_process(Some(this), SWEEP_NICE) {
-        tracing::debug!(%error, "the sweep runs at full priority");
+    if let Err(error) = rustix::process::setpriority_process(Some(this), nice) {
+        tracing::debug!(%error, "a background thread runs at full priority");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::mpsc::TrySendError;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,7 +12,7 @@ use starling_proto::starling::peer::v1 as pb;
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::driver::{Queue, Task};
+use super::driver::{Queue, Task, step_back};
 use super::handle::Shared;
 use crate::engine::replica::{Admission, ClusterOptions, Refusal};
 use crate::replication::message::Message;
@@ -32,6 +32,11 @@ const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long another founder may take to say who it is. One without data does not serve before that.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Peers far behind that wait for their turn at most: the gossip lets fewer in at once.
+const BACKGROUND_MAX: usize = 16;
+/// The priority of serving them: about a tenth of a core remains where clients want all of it.
+const BACKGROUND_NICE: i32 = 10;
 
 /// How a member reaches its peers, and they it.
 #[derive(Debug)]
@@ -194,8 +199,12 @@ fn from_reply(reply: pb::JoinReply) -> Result<Admission, String> {
 pub(super) struct Peers {
     pub(super) transport: Transport,
     runtime: tokio::runtime::Runtime,
+    background: SyncSender<Work>,
     addresses: Arc<Mutex<Addresses>>,
 }
+
+/// Something that may take long and block.
+type Work = Box<dyn FnOnce() + Send>;
 
 impl Peers {
     /// Listens, and begins to look for those to be found.
@@ -237,8 +246,18 @@ impl Peers {
             discovery: options.discovery,
             record: options.cluster.record,
         };
+        let background = start_background().map_err(|error| format!("cannot start: {error}"))?;
         runtime.spawn(search.run());
-        Ok(Self { transport, runtime, addresses })
+        Ok(Self { transport, runtime, background, addresses })
+    }
+
+    /// Does something for a peer that is far behind: one such thing at a time, and clients go first.
+    pub(super) fn spawn_background(&self, work: impl FnOnce() + Send + 'static) {
+        if let Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) =
+            self.background.try_send(Box::new(work))
+        {
+            self.spawn_blocking(work);
+        }
     }
 
     /// Runs something that may take long and block, such as a read of the log.
@@ -270,6 +289,17 @@ impl Addresses {
         let all = self.members.iter().chain(met);
         all.map(|(member, urls)| PeerAddress { member: *member, urls: urls.clone() }).collect()
     }
+}
+
+/// A thread that steps back for all others. It ends when nobody can send it anything any more.
+fn start_background() -> std::io::Result<SyncSender<Work>> {
+    let (sender, works) = std::sync::mpsc::sync_channel::<Work>(BACKGROUND_MAX);
+    let run = move || {
+        step_back(BACKGROUND_NICE);
+        works.into_iter().for_each(|work| work());
+    };
+    std::thread::Builder::new().name("catch-up".to_owned()).spawn(run)?;
+    Ok(sender)
 }
 
 fn parse_all<'a>(urls: impl Iterator<Item = &'a String>) -> Vec<PeerUrl> {

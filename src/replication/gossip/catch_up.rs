@@ -5,10 +5,17 @@
 //! meanwhile is followed, later in the log, by what superseded it. Until then no head moves, so that a catch-up that
 //! breaks off claims nothing.
 
-use super::{CATCH_UP_PATIENCE_MILLIS, CatchingUp, Gossip, Output, PULL_BYTES_MAX};
+use super::{CatchingUp, Gossip, Output};
 use crate::replication::message::{CatchUp, CatchUpPart, Message};
 use crate::time::Now;
 use crate::types::MemberId;
+
+/// A part: small enough that neither side does anything else for long.
+const PART_BYTES_MAX: u64 = 1 << 20;
+/// Who has not answered at all after so long may not have got the question: it is asked again...
+const FIRST_PART_PATIENCE_MILLIS: u64 = 1000;
+/// ...and who has not sent a further part after so long.
+const PART_PATIENCE_MILLIS: u64 = 10_000;
 
 impl Gossip {
     /// Starts to take over a peer's data, unless that is under way with someone.
@@ -16,7 +23,7 @@ impl Gossip {
         if self.catching_up.is_some() || self.merging.is_some() {
             return;
         }
-        let deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+        let deadline_millis = now.monotonic_millis + FIRST_PART_PATIENCE_MILLIS;
         self.catching_up =
             Some(CatchingUp { from, claims: None, cursor: None, progress: 0, deadline_millis });
         self.had_data = self.had_data || !self.heads.all().is_empty();
@@ -26,14 +33,14 @@ impl Gossip {
     fn ask_for_part(&mut self) {
         let Some(CatchingUp { from, cursor, .. }) = self.catching_up else { return };
         let heads = self.heads.all();
-        self.send(from, Message::CatchUp(CatchUp { heads, cursor, bytes_max: PULL_BYTES_MAX }));
+        self.send(from, Message::CatchUp(CatchUp { heads, cursor, bytes_max: PART_BYTES_MAX }));
     }
 
     pub(super) fn serve_catch_up(&mut self, to: MemberId, request: CatchUp) {
         if !self.may_load(to) {
             return;
         }
-        let bytes_max = request.bytes_max.min(PULL_BYTES_MAX);
+        let bytes_max = request.bytes_max.min(PART_BYTES_MAX);
         self.outputs.push(Output::LoadCatchUp(to, CatchUp { bytes_max, ..request }));
     }
 
@@ -45,7 +52,7 @@ impl Gossip {
             // It came twice.
             return;
         }
-        catching_up.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+        catching_up.deadline_millis = now.monotonic_millis + PART_PATIENCE_MILLIS;
         catching_up.cursor = part.next;
         catching_up.progress = part.progress;
         let (heads, complete) =
@@ -76,7 +83,9 @@ impl Gossip {
         if catching_up.deadline_millis > now.monotonic_millis {
             return;
         }
-        catching_up.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+        let is_first = catching_up.claims.is_none();
+        let patience = if is_first { FIRST_PART_PATIENCE_MILLIS } else { PART_PATIENCE_MILLIS };
+        catching_up.deadline_millis = now.monotonic_millis + patience;
         let from = catching_up.from;
         if self.live.binary_search(&from).is_err()
             && let Some(other) = self.dice.pick(&self.live).copied()
