@@ -26,6 +26,7 @@ use crate::engine::{Failure, Writer, txn};
 use crate::error::{Error, Result, StoreError};
 use crate::metrics::Metrics;
 use crate::storage::schema::member::MemberRecord;
+use crate::transport::Transport;
 use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, ReadLevel, Revision, WriteAck};
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
@@ -277,6 +278,8 @@ pub struct Handle {
     pub(super) ack: WriteAck,
     /// Whom linearizable reads ask.
     pub(super) reads: ReadLevel,
+    /// The way to other members; `None` if there is none, and for what one of them has sent on.
+    pub(super) transport: Option<Transport>,
 }
 
 impl Handle {
