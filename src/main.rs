@@ -289,6 +289,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
             },
             initial: if joins { Vec::new() } else { others },
             joins,
+            lease_expiry: cluster.lease_expiry,
             seed: rand::random(),
             ..ClusterOptions::default()
         },

@@ -102,6 +102,11 @@ impl Handle {
         to == self.shared.member.id && self.shared.admits(by)
     }
 
+    /// Whether requests can be forwarded at all.
+    pub(super) fn can_forward(&self) -> bool {
+        self.transport.is_some()
+    }
+
     /// The same handle with a way to other members.
     pub(super) fn with_transport(&self, transport: Transport) -> Self {
         Self { transport: Some(transport), ..self.clone() }

@@ -16,6 +16,7 @@ mod driver;
 mod forward;
 mod handle;
 mod home;
+mod leases;
 mod peers;
 mod tags;
 
