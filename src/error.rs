@@ -43,6 +43,8 @@ pub enum Error {
     NotEnoughMembers,
     /// Only a learner can be promoted.
     NotLearner,
+    /// It was forwarded to this member, but another one has to answer it by now: ask again.
+    OwnerChanged,
     /// This member has joined, but has not got the data yet: go to another.
     NotReady,
     /// The member is stopping: go to another.
@@ -97,6 +99,7 @@ impl fmt::Display for Error {
             Self::PeerUrlExists => write!(f, "a member has this peer URL"),
             Self::NotEnoughMembers => write!(f, "no member would be left"),
             Self::NotLearner => write!(f, "not a learner"),
+            Self::OwnerChanged => write!(f, "another member has to answer it by now"),
             Self::NotReady => write!(f, "the data has not come yet"),
             Self::MemberNotFound => write!(f, "member not found"),
             Self::Stopped => write!(f, "server stopped"),

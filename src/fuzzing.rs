@@ -251,7 +251,8 @@ fn any_record(choices: &mut Choices<'_>) -> (Table, Bytes, Bytes) {
     match choices.byte() % 4 {
         0 | 1 => {
             let id = LeaseId(choices.number().cast_signed());
-            let lease = LeaseRecord { id, ttl_seconds: choices.number() };
+            let (ttl_seconds, owner) = (choices.number(), MemberId(choices.number()));
+            let lease = LeaseRecord { id, ttl_seconds, owner };
             (Table::Lease, LeaseRecord::key(id), lease.value())
         }
         2 => {

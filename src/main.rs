@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use starling::config::{self, Config, Invocation, ListenUrl};
 use starling::engine::Options as WriterOptions;
-use starling::http::{Listener, Server, ServerOptions};
+use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions, founding_cluster,
+    ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions, Services,
+    founding_cluster,
 };
 use starling::replication::gossip;
 use starling::sim::tool::{self, ToolError};
@@ -128,7 +129,7 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?)
     };
     let metrics = Arc::new(Metrics::new());
-    let peers = peer_options(config)?;
+    let peers = peer_options(config, &metrics)?;
     let node = Node::start(store.clone(), node_options(config), peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();
@@ -241,7 +242,8 @@ fn address(listener: &Listener) -> String {
 }
 
 /// How peers are to be reached, if there can be any.
-fn peer_options(config: &Config) -> Result<Option<PeerOptions>, String> {
+fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOptions>, String> {
+    let (metrics, max_request_bytes) = (Arc::clone(metrics), config.request_bytes_max);
     let cluster = &config.cluster;
     if cluster.listen_peer_urls.is_empty() {
         return Ok(None);
@@ -287,11 +289,15 @@ fn peer_options(config: &Config) -> Result<Option<PeerOptions>, String> {
             },
             initial: if joins { Vec::new() } else { others },
             joins,
+            lease_expiry: cluster.lease_expiry,
             seed: rand::random(),
             ..ClusterOptions::default()
         },
         join,
         discovery: discovery.map(|domain| (domain, name)),
+        services: Some(Services::new(move |handle| {
+            forwarded::router(handle, metrics, max_request_bytes)
+        })),
     }))
 }
 

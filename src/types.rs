@@ -190,6 +190,28 @@ impl std::str::FromStr for ReadLevel {
     }
 }
 
+/// Whom a member asks before it ends a lease, or takes one over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LeaseExpiry {
+    /// A majority of the members: without one leases stand still.
+    #[default]
+    Majority,
+    /// Nobody.
+    Local,
+}
+
+impl std::str::FromStr for LeaseExpiry {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "majority" => Ok(Self::Majority),
+            "local" => Ok(Self::Local),
+            _ => Err("expected majority or local".to_owned()),
+        }
+    }
+}
+
 /// A set of keys as etcd's requests describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRange {

@@ -6,7 +6,6 @@ use starling_proto::etcdserverpb::lease_server::Lease;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Context, header, status};
-use crate::engine::command::LeaseStatus;
 use crate::types::LeaseId;
 
 /// What etcd says is left of a lease that does not exist.
@@ -71,18 +70,17 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
-        let lease = self.context.node.lease_status(LeaseId(request.id), request.keys);
-        let lease = lease.unwrap_or(LeaseStatus {
-            remaining_seconds: NO_LEASE_TTL,
-            granted_seconds: 0,
-            keys: Vec::new(),
-        });
+        let lease = self.context.node.lease_status(LeaseId(request.id), request.keys).await?;
+        let (ttl, granted_ttl, keys) = match lease {
+            Some(lease) => (lease.remaining_seconds, lease.granted_seconds, lease.keys),
+            None => (NO_LEASE_TTL, 0, Vec::new()),
+        };
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
             header: Some(header::current(&self.context.node)),
             id: request.id,
-            ttl: lease.remaining_seconds,
-            granted_ttl: lease.granted_seconds,
-            keys: lease.keys,
+            ttl,
+            granted_ttl,
+            keys,
         }))
     }
 

@@ -50,6 +50,7 @@ fn code_and_text(error: &Error) -> (Code, String) {
         Error::NotLearner => {
             (Code::FailedPrecondition, "etcdserver: can only promote a learner member")
         }
+        Error::OwnerChanged => (Code::Unavailable, "etcdserver: leader changed"),
         // What clients try elsewhere, as they do when a learner does not answer.
         Error::NotReady => (Code::Unavailable, "etcdserver: no leader"),
         Error::Timeout => (Code::Unavailable, "etcdserver: request timed out"),
@@ -116,6 +117,7 @@ mod tests {
                 "etcdserver: re-configuration failed due to not enough started members",
             ),
             (Error::NotLearner, 9, "etcdserver: can only promote a learner member"),
+            (Error::OwnerChanged, 14, "etcdserver: leader changed"),
             (Error::NotReady, 14, "etcdserver: no leader"),
             (Error::Timeout, 14, "etcdserver: request timed out"),
             (Error::Unimplemented("Auth.UserAdd"), 12, "Auth.UserAdd is not implemented"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::parse::{self, ListenUrl};
 use super::{Settings, UsageError};
-use crate::types::{ReadLevel, WriteAck};
+use crate::types::{LeaseExpiry, ReadLevel, WriteAck};
 
 /// How a member takes part in a cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,8 @@ pub struct ClusterConfig {
     pub write_ack: WriteAck,
     /// What a linearizable read asks, unless it says otherwise.
     pub read_level: ReadLevel,
+    /// Whom a member asks before it ends a lease.
+    pub lease_expiry: LeaseExpiry,
     /// Whether nothing is kept on disk.
     pub volatile: bool,
     /// Where this member stands.
@@ -80,6 +82,7 @@ impl Settings {
             discovery_srv_name: self.text("discovery-srv-name").to_owned(),
             write_ack: self.choice("write-ack")?,
             read_level: self.choice("linearizable-reads")?,
+            lease_expiry: self.choice("lease-expiry")?,
             volatile: self.is_on("volatile"),
             zone: self.text("zone").to_owned(),
             direct_max: self.positive("direct-max")?,

@@ -120,6 +120,7 @@ pub const GROUPS: &[Group] = &[
         flag("join", Text, "", Honoured, "(starling) members of a cluster to join: host:port or URLs of peers, separated by commas"),
         flag("write-ack", Text, "one", Honoured, "(starling) who has a write on disk before it is answered: local, one, majority or all"),
         flag("linearizable-reads", Text, "local", Honoured, "(starling) whom such a read asks: local or majority"),
+        flag("lease-expiry", Text, "majority", Honoured, "(starling) whom a member asks before it ends a lease: majority or local"),
         flag("volatile", Bool, "false", Honoured, "(starling) keep nothing on disk; the peers have it"),
         flag("zone", Text, "", Honoured, "(starling) where this member stands, for the choice of peers"),
         flag("direct-max", Uint, "16", Honoured, "(starling) up to so many members, writes go straight to all"),

@@ -134,6 +134,7 @@ fn settings_that_cannot_be_are_refused() {
             "--initial-cluster default=http://a:1,b=http://b:1",
             "--initial-cluster has default=http://a:1 but missing from --initial-advertise-peer-urls=http://localhost:2380",
         ),
+        ("--lease-expiry some", "--lease-expiry=some: expected majority or local"),
         ("--write-ack some", "--write-ack=some: expected local, one, majority or all"),
         ("--peer-cert-file a", "--peer-cert-file and --peer-key-file are needed both"),
         (

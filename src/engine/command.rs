@@ -3,10 +3,12 @@
 //! The `api` layer turns etcd's messages into these: whatever is here has been checked for form. The fields
 //! mean what they mean in etcd's `rpc.proto`.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::Pair;
-use crate::types::{Alarm, KeyRange, LeaseId, Revision};
+use crate::types::{Alarm, KeyRange, LeaseId, MemberId, Revision};
 
 /// A change that goes through the one writer.
 #[derive(Clone, Debug, PartialEq)]
@@ -155,6 +157,17 @@ pub struct Txn {
 }
 
 impl Txn {
+    /// The leases that its puts name, whichever of them are done.
+    pub fn leases(&self) -> BTreeSet<LeaseId> {
+        let ops = self.success.iter().chain(&self.failure);
+        let leases = ops.flat_map(|op| match op {
+            TxnOp::Put(put) if put.lease.is_some() => BTreeSet::from([put.lease]),
+            TxnOp::Txn(txn) => txn.leases(),
+            _ => BTreeSet::new(),
+        });
+        leases.collect()
+    }
+
     /// Whether it can only read: both lists have nothing but ranges. As in etcd, a nested transaction counts as
     /// a write whatever is in it.
     pub fn is_read_only(&self) -> bool {
@@ -293,6 +306,8 @@ pub struct LeaseGrantReply {
 /// What is known of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseStatus {
+    /// The member that keeps its deadline.
+    pub owner: MemberId,
     /// What is left of it, in whole seconds; below zero when it is overdue.
     pub remaining_seconds: i64,
     /// What was granted.

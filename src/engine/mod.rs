@@ -28,6 +28,7 @@ pub mod directory;
 mod entries;
 mod graves;
 pub mod lease;
+pub mod lease_owner;
 pub mod mvcc;
 mod origins;
 mod pair;

@@ -72,9 +72,9 @@ impl Writer {
     fn show_record(&mut self, change: &RecordChange, now: Now) -> Result<(), StoreError> {
         match (change.table, &change.value) {
             (Table::Lease, Some(value)) => {
-                let LeaseRecord { id, ttl_seconds } =
+                let LeaseRecord { id, ttl_seconds, owner } =
                     LeaseRecord::decode(&change.key, value.clone())?;
-                self.lessor.grant(id, ttl_seconds, now);
+                self.lessor.grant(id, ttl_seconds, owner, now);
             }
             (Table::Lease, None) => {
                 // A lease that was revoked here has gone already.
@@ -94,7 +94,7 @@ impl Writer {
         let records = self.mvcc.records().read();
         for (key, put) in records.in_force(Table::Lease) {
             let lease = LeaseRecord::decode(key, put.value.clone())?;
-            self.lessor.grant(lease.id, lease.ttl_seconds, now);
+            self.lessor.grant(lease.id, lease.ttl_seconds, lease.owner, now);
         }
         for (key, _) in records.in_force(Table::Alarm) {
             self.alarms.raise(AlarmRecord::alarm(key)?);

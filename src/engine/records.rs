@@ -109,6 +109,11 @@ impl Records {
         self.get(table, key).map(Record::seen)
     }
 
+    /// The greatest removal of a record that is remembered.
+    pub(super) fn removed_at(&self, table: Table, key: &Bytes) -> Option<Stamp> {
+        self.get(table, key)?.removed_at()
+    }
+
     /// What a put would do.
     pub(super) fn judge_put(
         &self,

@@ -22,6 +22,7 @@ use bytes::Bytes;
 
 use super::command::{Command, CommandReply, Reply};
 use super::directory::Directory;
+use super::lease_owner::Duty;
 use super::{Conflict, Failure, Options, Outcome, RecordChange, RecordWrite, Writer};
 use crate::error::StoreError;
 use crate::replication::gossip::{self, Input, Output};
@@ -34,7 +35,7 @@ use crate::storage::Store;
 use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::{Identity, Table};
 use crate::time::{Now, Timestamp};
-use crate::types::{ClusterId, MemberId, Origin};
+use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin};
 
 /// Conflicts that are remembered.
 const CONFLICTS_MAX: usize = 1000;
@@ -93,6 +94,8 @@ pub struct ClusterOptions {
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
     pub joins: bool,
+    /// Whom it asks before it ends a lease.
+    pub lease_expiry: LeaseExpiry,
     /// Everything that is left to chance follows from it.
     pub seed: u64,
 }
@@ -166,6 +169,8 @@ pub struct Replica {
     dice: Dice,
     cluster: Option<Box<Cluster>>,
     effects: Vec<Effect>,
+    /// What it remembers of leases from look to look.
+    pub(super) duty: Duty,
 }
 
 impl Replica {
@@ -178,7 +183,9 @@ impl Replica {
     ) -> Result<Self, StoreError> {
         let mut dice = tags::dice(writer, &options);
         let writer = Writer::open(store, &tags::with_tag(writer, &options, &mut dice), now)?;
-        let mut replica = Self { writer, options, dice, cluster: None, effects: Vec::new() };
+        let duty = Duty::new(options.lease_expiry);
+        let (cluster, effects) = (None, Vec::new());
+        let mut replica = Self { writer, options, dice, cluster, effects, duty };
         if replica.writer.is_peered() {
             replica.enter(Timestamp::default(), now)?;
         } else if !replica.options.initial.is_empty() {
@@ -208,7 +215,7 @@ impl Replica {
     }
 
     /// Writes internal records, as an entry.
-    fn write(&mut self, writes: Vec<RecordWrite>, now: Now) -> Result<(), StoreError> {
+    pub(super) fn write(&mut self, writes: Vec<RecordWrite>, now: Now) -> Result<(), StoreError> {
         match self.writer.write_records(writes, now) {
             Ok(_) => Ok(()),
             Err(Failure::Broken(error)) => Err(error),
@@ -734,7 +741,11 @@ impl Replica {
                 self.write(writes.collect(), now)?;
             }
             Output::Settled(settled) => self.writer.set_settled(settled),
-            Output::Passed(id) => self.effects.push(Effect::Passed(id)),
+            Output::Passed(id) => {
+                if !self.duty.answer(id) {
+                    self.effects.push(Effect::Passed(id));
+                }
+            }
             Output::OldCopy => cluster.is_old_copy = true,
             Output::Swim(from, bytes) => {
                 let outputs = cluster.liveness.receive(&bytes, from, now);

@@ -337,7 +337,7 @@ mod tests {
         let lease = |ttl_seconds| Op::InternalPut {
             table: Table::Lease,
             key: LeaseRecord::key(LeaseId(7)),
-            value: LeaseRecord { id: LeaseId(7), ttl_seconds }.value(),
+            value: LeaseRecord { id: LeaseId(7), ttl_seconds, owner: MemberId(1) }.value(),
             seen: None,
         };
         let seen = |seen| Op::Delete { key: Bytes::from("key"), seen };

@@ -611,6 +611,7 @@ impl Runner {
         match self.writer.lessor().keep_alive(id, self.now()) {
             KeepAlive::Renewed(seconds) => format!("{} s more", seconds),
             KeepAlive::Expiring => "expiring".to_owned(),
+            KeepAlive::Elsewhere(owner) => format!("of member {owner}"),
             KeepAlive::Unknown => "unknown".to_owned(),
         }
     }

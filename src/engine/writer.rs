@@ -170,7 +170,7 @@ impl Writer {
         meta.take_tag(options.tag);
         let identity = meta.identity.unwrap_or(options.identity);
         let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes, meta.tag));
-        let lessor = Arc::new(Lessor::new(options.lease_ttl_seconds_min));
+        let lessor = Arc::new(Lessor::new(identity.member, options.lease_ttl_seconds_min));
         let end = restore(&mvcc, &lessor, &mut meta, options.revision_entropy)?;
         let origin = meta.origins.next();
         let run = next_run(&meta, identity.member, options.run_entropy, now)?;
@@ -391,7 +391,7 @@ impl Writer {
     ) -> Result<Reply<CommandReply>, Failure> {
         let ttl = self.lessor.check_grant(id, ttl_seconds)?;
         let stamp = self.begin_entry(now);
-        let record = LeaseRecord { id, ttl_seconds: ttl };
+        let record = LeaseRecord { id, ttl_seconds: ttl, owner: self.identity.member };
         let name = (Table::Lease, LeaseRecord::key(id));
         self.put_record(name, record.value(), stamp, now)?;
         let granted = LeaseGrantReply { id, ttl_seconds: i64::try_from(ttl).unwrap_or(i64::MAX) };

@@ -260,7 +260,7 @@ fn ops() -> Vec<(&'static str, Op)> {
     };
     let stamp = RowStamp { time: Timestamp(98), origin: OriginIndex(1) };
     let (table, key) = (Table::Lease, LeaseRecord::key(LeaseId(7)));
-    let value = LeaseRecord { id: LeaseId(7), ttl_seconds: 60 }.value();
+    let value = LeaseRecord { id: LeaseId(7), ttl_seconds: 60, owner: MemberId(1) }.value();
     vec![
         ("put", Op::Put(kv)),
         ("delete", Op::Delete { key: "key".into(), seen: stamp }),

@@ -10,6 +10,7 @@
 //! one runtime on several threads. What a connection may hold in memory is bounded by the constants of
 //! [`server`], and a client that is slow or silent only delays itself.
 
+pub mod forwarded;
 pub(crate) mod gateway;
 pub(crate) mod limit;
 pub(crate) mod paths;

@@ -19,13 +19,14 @@ use super::home::{Answer, Answers, Home, Outcome};
 use super::peers::Peers;
 use crate::engine::Failure;
 use crate::engine::command::{Command, CommandReply};
+use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
 use crate::engine::replica::{Admission, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
 use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
-use crate::types::{AlarmKind, MemberId, Origin, Revision, WriteAck};
+use crate::types::{MemberId, Origin, Revision, WriteAck};
 
 /// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
 pub(super) const QUEUE_MAX: usize = 8192;
@@ -37,16 +38,12 @@ const BATCH_BYTES_MAX: u64 = 8 << 20;
 const TICK: Duration = Duration::from_millis(100);
 /// How often leases are looked at (etcd: 500 ms).
 const EXPIRY_INTERVAL_MILLIS: u64 = 500;
-/// Leases that are revoked at one look (etcd: 1000 a second).
-const EXPIRY_MAX: usize = 500;
 /// How often the free space is looked at.
 const DISK_INTERVAL_MILLIS: u64 = 1000;
 /// The priority of a sweep: the least there is.
 const SWEEP_NICE: i32 = 19;
 /// How long a sweep that failed is not tried again.
 const SWEEP_RETRY_MILLIS: u64 = 60_000;
-/// A tick this late means that the whole process stood still: leases start anew instead of expiring.
-const LATE_MILLIS: u64 = 5000;
 
 /// What became of somebody's wish to join.
 type Admitted = Result<Admission, Refusal>;
@@ -553,17 +550,10 @@ impl Driver {
 
     fn tick(&mut self, now: Now) -> Result<(), StoreError> {
         let millis = now.monotonic_millis;
-        if millis > self.next_tick_millis + LATE_MILLIS {
-            tracing::warn!(
-                late_millis = millis - self.next_tick_millis,
-                "the process stood still: leases start anew"
-            );
-            self.replica.writer_mut().lessor().extend_all(now);
-        }
         self.next_tick_millis = millis + u64::try_from(TICK.as_millis()).unwrap_or(u64::MAX);
         if millis >= self.next_expiry_millis {
             self.next_expiry_millis = millis + EXPIRY_INTERVAL_MILLIS;
-            self.expire_leases(now)?;
+            self.look_at_leases(now)?;
         }
         if millis >= self.next_disk_millis {
             self.next_disk_millis = millis + DISK_INTERVAL_MILLIS;
@@ -572,15 +562,21 @@ impl Driver {
         self.auto_compact(now)
     }
 
-    fn expire_leases(&mut self, now: Now) -> Result<(), StoreError> {
-        if self.replica.writer_mut().alarms().is_raised(AlarmKind::Corrupt) {
-            // No revocation would be done, and what has run out is to be found again.
-            return Ok(());
+    fn look_at_leases(&mut self, now: Now) -> Result<(), StoreError> {
+        let look = self.replica.look_at_leases(now)?;
+        self.shared.metrics.leases_revoked.inc_by(look.ended as u64);
+        let LeaseLook { ended, taken_over, orphans, extended } = look;
+        if extended > 0 {
+            tracing::warn!(
+                leases = extended,
+                "this member stood still or was cut off: its leases start anew"
+            );
         }
-        for id in self.replica.writer_mut().lessor().take_expired(now, EXPIRY_MAX) {
-            tracing::debug!(lease = %id, "lease expired");
-            // It may have been revoked in this very batch.
-            let _ = self.execute(Command::LeaseRevoke { id }, now)?;
+        if taken_over > 0 {
+            tracing::info!(leases = taken_over, "took over the leases of a member that is gone");
+        }
+        if ended + orphans > 0 {
+            tracing::debug!(ended, orphans, "leases have ended");
         }
         Ok(())
     }

@@ -14,11 +14,11 @@ use super::driver::{Queue, Task};
 use super::home::Home;
 use crate::engine::alarm::Alarms;
 use crate::engine::command::{
-    Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, LeaseStatus, Put,
-    PutReply, Range, RangeReply, Reply, Txn, TxnOp, TxnReply,
+    Command, CommandReply, DeleteRange, DeleteRangeReply, Put, PutReply, Range, RangeReply, Reply,
+    Txn, TxnOp, TxnReply,
 };
 use crate::engine::directory::Directory;
-use crate::engine::lease::{KeepAlive, Lessor};
+use crate::engine::lease::Lessor;
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
 use crate::engine::replica::Replica;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
@@ -26,12 +26,11 @@ use crate::engine::{Failure, Writer, txn};
 use crate::error::{Error, Result, StoreError};
 use crate::metrics::Metrics;
 use crate::storage::schema::member::MemberRecord;
+use crate::transport::Transport;
 use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, ReadLevel, Revision, WriteAck};
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
 const INLINE_KEYS_MAX: u64 = 512;
-/// How long a keep-alive waits for the revocation of a lease that has run out.
-const REVOCATION_POLL: Duration = Duration::from_millis(20);
 /// How often a watch stream looks whether a progress notification is due, as a part of the interval.
 const PROGRESS_LOOKS: u32 = 10;
 const PROGRESS_LOOK_MIN: Duration = Duration::from_millis(10);
@@ -277,6 +276,8 @@ pub struct Handle {
     pub(super) ack: WriteAck,
     /// Whom linearizable reads ask.
     pub(super) reads: ReadLevel,
+    /// The way to other members; `None` if there is none, and for what one of them has sent on.
+    pub(super) transport: Option<Transport>,
 }
 
 impl Handle {
@@ -421,6 +422,7 @@ impl Handle {
 
     /// Writes a key. Returns after its fsync.
     pub async fn put(&self, put: Put) -> Result<Reply<PutReply>> {
+        self.await_lease(put.lease).await;
         match self.execute(Command::Put(put)).await? {
             Reply { revision, body: CommandReply::Put(body) } => Ok(Reply { revision, body }),
             other => unreachable!("a put got {other:?}"),
@@ -446,6 +448,9 @@ impl Handle {
             }
             let cost = txn_cost(&txn, &self.shared.mvcc);
             return self.read(cost, move |reader| txn::read_only(&txn, reader)).await;
+        }
+        for lease in txn.leases() {
+            self.await_lease(lease).await;
         }
         match self.execute(Command::Txn(txn)).await? {
             Reply { revision, body: CommandReply::Txn(body) } => Ok(Reply { revision, body }),
@@ -490,46 +495,6 @@ impl Handle {
         Ok(reply.revision)
     }
 
-    /// Grants a lease; id zero draws one.
-    pub async fn lease_grant(
-        &self,
-        id: LeaseId,
-        ttl_seconds: i64,
-    ) -> Result<Reply<LeaseGrantReply>> {
-        let id = if id.is_some() { id } else { draw_lease_id() };
-        match self.execute(Command::LeaseGrant { id, ttl_seconds }).await? {
-            Reply { revision, body: CommandReply::LeaseGrant(body) } => {
-                Ok(Reply { revision, body })
-            }
-            other => unreachable!("a grant got {other:?}"),
-        }
-    }
-
-    /// Revokes a lease and deletes its keys; answers the revision of that.
-    pub async fn lease_revoke(&self, id: LeaseId) -> Result<Revision> {
-        Ok(self.execute(Command::LeaseRevoke { id }).await?.revision)
-    }
-
-    /// Starts a lease's time anew; answers how many seconds that is, `None` for no such lease. For a lease that has just
-    /// run out it waits until that is settled.
-    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>> {
-        loop {
-            match self.shared.lessor.keep_alive(id, self.shared.clock.now()) {
-                KeepAlive::Renewed(seconds) => return Ok(Some(seconds)),
-                KeepAlive::Unknown => return Ok(None),
-                KeepAlive::Expiring if *self.shared.stopping.borrow() => {
-                    return Err(Error::Stopped);
-                }
-                KeepAlive::Expiring => tokio::time::sleep(REVOCATION_POLL).await,
-            }
-        }
-    }
-
-    /// What is known of a lease; its keys only if asked for. `None` for no such lease.
-    pub fn lease_status(&self, id: LeaseId, keys: bool) -> Option<LeaseStatus> {
-        self.shared.lessor.status(id, keys, self.shared.clock.now())
-    }
-
     /// Raises an alarm, or ends it. Answers whether it was on. The one that a store without room raises is not ended so.
     pub async fn set_alarm(&self, alarm: Alarm, on: bool) -> Result<bool> {
         match self.execute(Command::Alarm { alarm, on }).await? {
@@ -548,11 +513,6 @@ impl Handle {
             alarms.insert(place, own);
         }
         alarms
-    }
-
-    /// All leases.
-    pub fn leases(&self) -> Vec<LeaseId> {
-        self.shared.lessor.ids()
     }
 
     /// Hashes the live state at a revision (zero or less: the current one).
@@ -595,7 +555,7 @@ impl Handle {
         tokio::task::spawn_blocking(read).await.map_err(|_| Error::Stopped)?
     }
 
-    async fn execute(&self, command: Command) -> Result<Reply<CommandReply>> {
+    pub(super) async fn execute(&self, command: Command) -> Result<Reply<CommandReply>> {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
         }
@@ -626,7 +586,7 @@ fn txn_cost(txn: &Txn, mvcc: &Mvcc) -> u64 {
 }
 
 /// A random positive id, as etcd draws them.
-fn draw_lease_id() -> LeaseId {
+pub(super) fn draw_lease_id() -> LeaseId {
     LeaseId(rand::random_range(1..=i64::MAX))
 }
 

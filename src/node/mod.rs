@@ -13,8 +13,10 @@ mod acks;
 mod clock;
 mod compactor;
 mod driver;
+mod forward;
 mod handle;
 mod home;
+mod leases;
 mod peers;
 mod tags;
 
@@ -26,6 +28,7 @@ pub use crate::engine::replica::{ClusterOptions, founding_cluster};
 pub use crate::storage::schema::member::MemberRecord;
 pub use clock::SystemClock;
 pub use compactor::Retention;
+pub use forward::{FORWARDED_BY, FORWARDED_TO, Forward, Services};
 pub use handle::{Handle, Member, RequestOptions, Status, WatchStream};
 pub use peers::PeerOptions;
 
@@ -96,24 +99,27 @@ impl Node {
         let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
         let compactor = Compactor::new(options.retention, now.monotonic_millis);
         shared.observe_cluster(&replica);
+        let (home, ack) = (Home::nowhere(), options.ack);
+        let mut handle = Handle {
+            shared: Arc::clone(&shared),
+            queue: queue.clone(),
+            home,
+            ack,
+            reads: options.reads,
+            transport: None,
+        };
         let peers = match peers {
-            Some(peers) => Some(Peers::start(peers, &shared, &queue).map_err(io::Error::other)?),
+            Some(peers) => Some(Peers::start(peers, &handle).map_err(io::Error::other)?),
             None => None,
         };
-        let tasks = (queue.clone(), tasks);
-        let driver = Driver::new(replica, peers, tasks, Arc::clone(&shared), clock, compactor);
+        if let Some(peers) = &peers {
+            handle = handle.with_transport(peers.transport.clone());
+        }
+        let tasks = (queue, tasks);
+        let driver = Driver::new(replica, peers, tasks, shared, clock, compactor);
         let driver =
             std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
-        Ok(Self {
-            handle: Handle {
-                shared,
-                queue,
-                home: Home::nowhere(),
-                ack: options.ack,
-                reads: options.reads,
-            },
-            driver: Some(driver),
-        })
+        Ok(Self { handle, driver: Some(driver) })
     }
 
     /// A way in.

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::driver::{Queue, Task, step_back};
-use super::handle::Shared;
+use super::forward::Services;
+use super::handle::{Handle, Shared};
 use crate::engine::replica::{Admission, ClusterOptions, Refusal};
 use crate::replication::message::Message;
 use crate::storage::schema::member::MemberRecord;
@@ -53,6 +54,8 @@ pub struct PeerOptions {
     pub join: Vec<PeerUrl>,
     /// A domain, and the end of a service name, whose SRV records name members to join.
     pub discovery: Option<(String, String)>,
+    /// What answers requests that other members send on.
+    pub services: Option<Services>,
 }
 
 /// What peers and the shell both know of where members are.
@@ -208,11 +211,8 @@ type Work = Box<dyn FnOnce() + Send>;
 
 impl Peers {
     /// Listens, and begins to look for those to be found.
-    pub(super) fn start(
-        options: PeerOptions,
-        shared: &Arc<Shared>,
-        queue: &Queue,
-    ) -> Result<Self, String> {
+    pub(super) fn start(options: PeerOptions, handle: &Handle) -> Result<Self, String> {
+        let Handle { shared, queue, .. } = handle;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("peers")
@@ -232,8 +232,13 @@ impl Peers {
         let tls = options.listens_with_tls;
         let listeners =
             options.listeners.into_iter().map(|socket| PeerListener { socket, tls }).collect();
+        let mut router = transport.router();
+        if let Some(services) = options.services {
+            let _runtime = runtime.enter();
+            router = router.merge(services.router(handle.at_home()));
+        }
         transport
-            .serve(listeners, &transport.router())
+            .serve(listeners, &router)
             .map_err(|error| format!("cannot listen for peers: {error}"))?;
         let addresses = Arc::default();
         let search = Search {

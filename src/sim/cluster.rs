@@ -257,7 +257,7 @@ impl Cluster {
         }
     }
 
-    fn is_reachable(&self, from: usize, to: usize) -> bool {
+    pub(super) fn is_reachable(&self, from: usize, to: usize) -> bool {
         let network = &self.world.network;
         network.connects(from, to) && network.connects(to, from)
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::{Actor, now_at};
 use crate::engine::command::{Command, CommandReply, Reply};
+use crate::engine::lease::KeepAlive;
 use crate::engine::replica::{Admission, ClusterOptions, Effect, Refusal, Replica};
 use crate::engine::{Failure, Options};
 use crate::replication::message::{CatchUpPart, Message, Segments};
@@ -11,7 +12,10 @@ use crate::storage::schema::Identity;
 use crate::storage::schema::member::MemberRecord;
 use crate::storage::{Memory, Store};
 use crate::time::Now;
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, LeaseId, MemberId};
+
+/// How often a member looks at its leases.
+const LEASES_MICROS: u64 = 500_000;
 
 /// How a member is set up.
 #[derive(Clone, Debug)]
@@ -42,6 +46,8 @@ pub(super) struct Full {
     pub(super) acknowledged: BTreeMap<MemberId, u64>,
     /// Reads that need not wait any more.
     pub(super) passed: BTreeSet<u64>,
+    /// When it looks at its leases next.
+    next_leases: u64,
     /// What came while it stood still.
     waiting: Vec<(MemberId, Message)>,
 }
@@ -58,6 +64,7 @@ impl Full {
             sent: Vec::new(),
             acknowledged: BTreeMap::new(),
             passed: BTreeSet::new(),
+            next_leases: 0,
             waiting: Vec::new(),
         };
         full.start(micros);
@@ -84,6 +91,7 @@ impl Full {
         let replica = replica.expect("a store in memory does not fail by itself");
         self.replica = Some(replica);
         self.acknowledged.clear();
+        self.next_leases = micros + LEASES_MICROS;
         self.after(micros);
     }
 
@@ -125,6 +133,13 @@ impl Full {
         let reply = replica.execute(command, now);
         self.after(micros);
         Some(reply)
+    }
+
+    /// A client, or a member that it has asked, keeps a lease alive.
+    pub(super) fn keep_alive(&mut self, micros: u64, id: LeaseId) -> Option<KeepAlive> {
+        let now = self.now(micros);
+        let replica = self.replica.as_ref().filter(|replica| replica.is_ready())?;
+        (self.paused_until <= micros).then(|| replica.writer().lessor().keep_alive(id, now))
     }
 
     /// Admits someone.
@@ -266,11 +281,16 @@ impl Actor for Full {
             replica.tick(now).expect("no fault");
             self.after(micros);
         }
+        if self.next_leases <= micros {
+            self.next_leases = micros + LEASES_MICROS;
+            self.with(micros, |replica, now| replica.look_at_leases(now).expect("no fault"));
+        }
     }
 
     fn wake_at(&self) -> u64 {
         let Some(replica) = &self.replica else { return u64::MAX };
         let wake = replica.wake_at().saturating_mul(1000);
+        let wake = wake.min(self.next_leases);
         self.commit_at.unwrap_or(u64::MAX).min(wake).max(self.paused_until)
     }
 

@@ -5,6 +5,8 @@
 mod cluster;
 #[cfg(test)]
 mod full;
+#[cfg(test)]
+mod leases;
 mod light;
 #[cfg(test)]
 mod liveness_tests;

@@ -142,7 +142,7 @@ pub enum Op {
 /// The kinds of internal records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
-    /// Leases: `id (i64 big-endian) -> ttl in seconds (varint)`.
+    /// Leases: `id (i64 big-endian) -> ttl in seconds (varint), owner (u64 little-endian)`.
     Lease = 1,
     /// Alarms of clients: `kind (u8), member (u64 big-endian) -> 0`.
     Alarm = 2,
@@ -292,6 +292,8 @@ pub struct LeaseRecord {
     pub id: LeaseId,
     /// Its time to live, in seconds, as granted.
     pub ttl_seconds: u64,
+    /// The member that keeps its deadline.
+    pub owner: MemberId,
 }
 
 impl LeaseRecord {
@@ -304,6 +306,7 @@ impl LeaseRecord {
     pub fn value(&self) -> Bytes {
         let mut out = BytesMut::new();
         put_varint(&mut out, self.ttl_seconds);
+        out.put_u64_le(self.owner.0);
         out.freeze()
     }
 
@@ -316,7 +319,8 @@ impl LeaseRecord {
     /// Reads a record.
     pub fn decode(key: &[u8], value: Bytes) -> Result<Self, StoreError> {
         let mut reader = Reader::new(value);
-        let record = Self { id: Self::id(key)?, ttl_seconds: reader.varint()? };
+        let (id, ttl_seconds) = (Self::id(key)?, reader.varint()?);
+        let record = Self { id, ttl_seconds, owner: MemberId(reader.u64()?) };
         reader.end()?;
         Ok(record)
     }

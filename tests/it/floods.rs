@@ -451,7 +451,7 @@ fn leases_cost_little_and_go() {
 #[ignore = "run in a process of its own by leases_cost_little_and_go"]
 async fn child_with_many_leases() {
     const LEASES: usize = 5000;
-    const BYTES_EACH_MAX: usize = 3584;
+    const BYTES_EACH_MAX: usize = 4096;
     let member = Member::start();
     serves(&member).await;
     let before = resident_bytes();

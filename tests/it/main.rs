@@ -9,6 +9,7 @@ mod disk;
 mod floods;
 mod gateway;
 mod hostile;
+mod leases;
 mod member;
 mod process;
 mod tidy;

@@ -1,13 +1,16 @@
 //! A member that runs within the test, served on a free port, with its data in memory.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use starling::engine::Options;
-use starling::http::{Listener, Server, ServerOptions};
+use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
-use starling::node::{Handle, Node, NodeOptions, RequestOptions, Retention};
+use starling::node::{
+    ClusterOptions, Handle, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions,
+    Retention, Services, founding_cluster,
+};
 use starling::storage::schema::Identity;
 use starling::storage::{Memory, Store};
 use starling::types::{ClusterId, MemberId, ReadLevel, WriteAck};
@@ -31,10 +34,36 @@ impl Member {
     }
 
     /// Serves on more listeners than the one on a free port.
-    pub(crate) fn start_with(options: &ServerOptions, mut listeners: Vec<Listener>) -> Self {
+    pub(crate) fn start_with(options: &ServerOptions, listeners: Vec<Listener>) -> Self {
+        let identity = Identity { member: MemberId(MEMBER), cluster: ClusterId(CLUSTER) };
+        Self::start_node(options, listeners, node_options(identity), None)
+    }
+
+    /// Members that found a cluster together.
+    pub(crate) fn found(members: u64) -> Vec<Self> {
+        let sockets: Vec<_> = (0..members).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
+        let sockets: Vec<_> = sockets.into_iter().map(|it| it.expect("a free port")).collect();
+        let url = |socket: &TcpListener| format!("http://{}", socket.local_addr().expect("bound"));
+        let urls: Vec<_> = sockets.iter().map(url).collect();
+        let cluster = founding_cluster("test", &urls);
+        let options = ServerOptions { worker_threads: 1, ..ServerOptions::default() };
+        let members = (1..).zip(sockets).map(|(member, socket)| {
+            let identity = Identity { member: MemberId(member), cluster };
+            let peers = peer_options(member, socket, &urls);
+            Self::start_node(&options, vec![], node_options(identity), Some(peers))
+        });
+        members.collect()
+    }
+
+    fn start_node(
+        options: &ServerOptions,
+        mut listeners: Vec<Listener>,
+        node: NodeOptions,
+        peers: Option<PeerOptions>,
+    ) -> Self {
         let metrics = Arc::new(Metrics::new());
         let store = Store::Memory(Memory::new());
-        let node = Node::start(store, node_options(), None, Arc::clone(&metrics));
+        let node = Node::start(store, node, peers, Arc::clone(&metrics));
         let node = node.expect("an empty store opens");
         let listener = Listener::tcp("127.0.0.1:0").expect("there is a free port");
         let address = listener.address().expect("it listens on TCP");
@@ -70,8 +99,31 @@ impl Drop for Member {
     }
 }
 
-fn node_options() -> NodeOptions {
-    let identity = Identity { member: MemberId(MEMBER), cluster: ClusterId(CLUSTER) };
+fn peer_options(member: u64, socket: TcpListener, urls: &[String]) -> PeerOptions {
+    let own = format!("http://{}", socket.local_addr().expect("bound"));
+    let others = urls.iter().filter(|url| **url != own).map(|url| vec![url.clone()]);
+    let services = |handle| forwarded::router(handle, Arc::new(Metrics::new()), 1 << 20);
+    PeerOptions {
+        listeners: vec![socket],
+        listens_with_tls: false,
+        tls: None,
+        cluster: ClusterOptions {
+            initial: others.collect(),
+            record: MemberRecord {
+                name: format!("m{member}"),
+                peer_urls: vec![own],
+                ..MemberRecord::default()
+            },
+            seed: member,
+            ..ClusterOptions::default()
+        },
+        join: vec![],
+        discovery: None,
+        services: Some(Services::new(services)),
+    }
+}
+
+fn node_options(identity: Identity) -> NodeOptions {
     NodeOptions {
         name: "default".to_owned(),
         peer_urls: vec!["http://127.0.0.1:2380".to_owned()],

@@ -116,8 +116,8 @@ proptest! {
     }
 
     #[test]
-    fn leases_come_back(id: i64, ttl_seconds: u64) {
-        let record = LeaseRecord { id: LeaseId(id), ttl_seconds };
+    fn leases_come_back(id: i64, ttl_seconds: u64, owner: u64) {
+        let record = LeaseRecord { id: LeaseId(id), ttl_seconds, owner: MemberId(owner) };
         prop_assert_eq!(LeaseRecord::decode(&LeaseRecord::key(record.id), record.value())?, record);
     }
 
@@ -208,7 +208,7 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         }),
     );
     let delete = row(6, 0, 301, Op::Delete { key, seen: stamp(300) });
-    let lease = LeaseRecord { id: LeaseId(7), ttl_seconds: 60 };
+    let lease = LeaseRecord { id: LeaseId(7), ttl_seconds: 60, owner: MemberId(0x11) };
     let (table, id) = (Table::Lease, LeaseRecord::key(lease.id));
     let grant = |seen| Op::InternalPut { table, key: id.clone(), value: lease.value(), seen };
     let internal_put = row(6, 1, 302, grant(None));

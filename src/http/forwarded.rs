@@ -1,0 +1,76 @@
+//! The port for members, as far as it answers requests of clients: those that another member has sent on.
+//!
+//! They are etcd's own services, behind a handle that has no way to other members. Who does not say that it is a member is
+//! not served: clients have a port of their own.
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use http::HeaderMap;
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::AnswerBody;
+use super::limit::MessageLimit;
+use crate::api::Context;
+use crate::api::router::{self, Router};
+use crate::metrics::Metrics;
+use crate::node::{FORWARDED_BY, FORWARDED_TO, Handle};
+use crate::types::MemberId;
+
+/// What each call needs.
+struct Services {
+    router: Router,
+    node: Handle,
+    max_message_bytes: usize,
+    /// As long as this is here, streams go on until the member stops.
+    _closing: watch::Sender<bool>,
+}
+
+/// etcd's services, for requests that other members send on.
+pub fn router(node: Handle, metrics: Arc<Metrics>, max_request_bytes: usize) -> axum::Router {
+    let (closing_sender, closing) = watch::channel(false);
+    let context = Context { node: node.clone(), metrics, max_request_bytes, closing };
+    let services = Arc::new(Services {
+        router: Router::new(&context),
+        node,
+        max_message_bytes: context.max_message_bytes(),
+        _closing: closing_sender,
+    });
+    axum::Router::new().fallback(move |request: Request| {
+        let services = Arc::clone(&services);
+        async move { services.answer(request).await }
+    })
+}
+
+impl Services {
+    async fn answer(&self, request: Request) -> http::Response<AnswerBody> {
+        if let Err(refusal) = self.check(&request) {
+            return refusal.into_http();
+        }
+        let limit = self.max_message_bytes;
+        let Ok(response) =
+            self.router.call(request.map(|body| MessageLimit::new(body, limit))).await;
+        response
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Status> {
+        if !router::is_grpc(request) {
+            return Err(Status::invalid_argument("members speak gRPC"));
+        }
+        let marks = member(request.headers(), FORWARDED_BY)
+            .zip(member(request.headers(), FORWARDED_TO))
+            .ok_or_else(|| Status::permission_denied("only members are served here"))?;
+        let (by, to) = marks;
+        if !self.node.takes_forwarded(by, to) {
+            return Err(Status::permission_denied(format!(
+                "a request of {by} for {to} is not taken"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn member(headers: &HeaderMap, name: &str) -> Option<MemberId> {
+    headers.get(name)?.to_str().ok()?.parse().ok().map(MemberId)
+}

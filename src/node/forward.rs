@@ -1,0 +1,114 @@
+//! Requests that are another member's to answer: the way there.
+//!
+//! They are etcd's own requests, sent to the port for members over a connection of their own. Each is marked with the member
+//! that sends it on and the one that it is for. Over there it gets a handle that has no way on, so what was forwarded is
+//! never forwarded again.
+//!
+//! ```text
+//! let forward = handle.forward(member)?;
+//! let mut kv = KvClient::new(forward.channel());
+//! let reply = forward.answer(kv.range(forward.request(range))).await?;
+//! ```
+
+use std::fmt;
+use std::time::Duration;
+
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use super::handle::Handle;
+use crate::error::{Error, Result};
+use crate::transport::Transport;
+use crate::types::MemberId;
+
+/// The metadata that names the member which sends a request on.
+pub const FORWARDED_BY: &str = "starling-forwarded-by";
+/// The metadata that names the member which it is for: an address may be somebody else's by now.
+pub const FORWARDED_TO: &str = "starling-forwarded-to";
+
+/// What serves the requests that other members send on, given the handle for it.
+pub struct Services(Box<dyn FnOnce(Handle) -> axum::Router + Send>);
+
+impl Services {
+    /// Services at their paths.
+    pub fn new(services: impl FnOnce(Handle) -> axum::Router + Send + 'static) -> Self {
+        Self(Box::new(services))
+    }
+
+    pub(super) fn router(self, handle: Handle) -> axum::Router {
+        (self.0)(handle)
+    }
+}
+
+impl fmt::Debug for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Services").finish_non_exhaustive()
+    }
+}
+
+/// The way to one other member.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    channel: Channel,
+    by: MemberId,
+    to: MemberId,
+    timeout: Duration,
+}
+
+impl Forward {
+    /// Where the request goes, for a client of the service in question.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Marks a request, which keeps what else is said of it.
+    pub fn mark(&self, metadata: &mut MetadataMap) {
+        metadata.insert(FORWARDED_BY, AsciiMetadataValue::from(self.by.0));
+        metadata.insert(FORWARDED_TO, AsciiMetadataValue::from(self.to.0));
+    }
+
+    /// A request of nobody but this member, marked.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        self.mark(request.metadata_mut());
+        request
+    }
+
+    /// Waits for an answer as long as a request may take, and no longer.
+    pub async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::deadline_exceeded("the member does not answer")),
+        }
+    }
+}
+
+impl Handle {
+    /// The way to a member, for a request that is its to answer. There is none for what was forwarded already, and none to
+    /// members that nobody knows.
+    pub fn forward(&self, to: MemberId) -> Result<Forward> {
+        let transport = self.transport.as_ref().ok_or(Error::OwnerChanged)?;
+        let channel = transport.channel(to).ok_or(Error::Timeout)?;
+        let (by, timeout) = (self.shared.member.id, self.shared.options.timeout);
+        Ok(Forward { channel, by, to, timeout })
+    }
+
+    /// Whether a member may send requests for another one on to this one.
+    pub fn takes_forwarded(&self, by: MemberId, to: MemberId) -> bool {
+        to == self.shared.member.id && self.shared.admits(by)
+    }
+
+    /// Whether requests can be forwarded at all.
+    pub(super) fn can_forward(&self) -> bool {
+        self.transport.is_some()
+    }
+
+    /// The same handle with a way to other members.
+    pub(super) fn with_transport(&self, transport: Transport) -> Self {
+        Self { transport: Some(transport), ..self.clone() }
+    }
+}
