@@ -37,7 +37,7 @@ fn from_answer_to_everywhere() {
         } else {
             (tools::starling().to_owned(), "whatever build the tests run")
         };
-        for (members, level) in [(3, "local"), (3, "one"), (5, "one")] {
+        for (members, level) in [(3, "local"), (3, "one"), (5, "one"), (16, "one")] {
             measure(&program, build, members, level).await;
         }
     });
