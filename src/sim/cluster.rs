@@ -263,7 +263,7 @@ impl Cluster {
     }
 
     /// Members connect to those whose addresses they know: here, to all that they reach.
-    fn introduce(&mut self) {
+    pub(super) fn introduce(&mut self) {
         let now = self.world.micros();
         for number in self.up() {
             let others = self.up().into_iter().filter(|other| {

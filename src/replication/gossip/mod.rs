@@ -49,6 +49,8 @@ const INTRODUCTION_HEADS_MAX: usize = 64;
 const SEGMENTS_BYTES_MAX: usize = 1 << 20;
 /// What a peer may ask for at once.
 const PULL_BYTES_MAX: u64 = 4 << 20;
+/// Up to so many members promises are renewed as often as the settings say.
+const PROMISED_MEMBERS: u64 = 4096;
 /// Peers that are served from the disk at the same time.
 const LOADS_MAX: usize = 3;
 /// When others may ask again.
@@ -615,6 +617,12 @@ impl Gossip {
         }
     }
 
+    /// In very large clusters promises become rarer, so that what a member spends on them does not grow with the cluster.
+    fn promise_interval(&self) -> u64 {
+        let members = self.membership.members.len() as u64;
+        self.options.promise_millis * members.max(PROMISED_MEMBERS) / PROMISED_MEMBERS
+    }
+
     fn live_changed(&mut self, mut live: Vec<MemberId>, now: Now) {
         live.retain(|peer| *peer != self.me.member);
         live.sort_unstable();
@@ -630,6 +638,9 @@ impl Gossip {
         if self.is_direct() {
             for peer in new.copied().collect::<Vec<_>>() {
                 self.send_digest(peer, true);
+                // What is there now is in the digest: it asks for that itself.
+                let head = self.heads.seq(self.me);
+                self.peers.entry(peer).or_default().pushed = Some(head);
             }
         }
         self.hurry(now);
@@ -655,7 +666,7 @@ impl Gossip {
             self.begin_exchange(now);
         }
         if millis >= self.next_promise {
-            self.next_promise = millis + self.dice.jitter(self.options.promise_millis);
+            self.next_promise = millis + self.dice.jitter(self.promise_interval());
             self.conclude();
             if !self.membership.members.is_empty() {
                 let complete = self.frontier.complete();
