@@ -17,6 +17,7 @@ impl Gossip {
         let dead_too = self.live.is_empty() || self.dice.below(DEAD_PEER_EXCHANGES) == 0;
         let peer = if dead_too { self.anybody() } else { self.dice.pick(&self.live).copied() };
         if let Some(peer) = peer {
+            self.counts.rounds += 1;
             self.send_digest(peer, true);
         }
     }
