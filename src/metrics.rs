@@ -41,6 +41,10 @@ const USER_HZ: f64 = 100.0;
 const COMMIT_SECONDS_FIRST: f64 = 0.001;
 const COMMIT_BUCKETS: u16 = 14;
 
+/// The same for replication, up to two minutes. Entries are stamped in milliseconds.
+const REPLICATION_SECONDS_FIRST: f64 = 0.001;
+const REPLICATION_BUCKETS: u16 = 18;
+
 /// Whether an RPC has streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "gRPC's names say it")]
@@ -81,6 +85,8 @@ pub struct Metrics {
     pub leases_revoked: Counter,
     /// How long each commit took, its fsync included, in seconds.
     pub commit_seconds: Histogram,
+    /// How long entries of other members took until they were durable here, in seconds.
+    pub replication_seconds: Histogram,
     /// Bytes that clients sent.
     pub received_bytes: Counter,
     /// Bytes that were sent to clients.
@@ -150,6 +156,11 @@ impl Metrics {
                 COMMIT_SECONDS_FIRST,
                 2.0,
                 COMMIT_BUCKETS,
+            )),
+            replication_seconds: Histogram::new(exponential_buckets(
+                REPLICATION_SECONDS_FIRST,
+                2.0,
+                REPLICATION_BUCKETS,
             )),
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),

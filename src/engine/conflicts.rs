@@ -122,7 +122,8 @@ mod tests {
     fn memory_is_bounded() {
         let mut conflicts = Conflicts::new(ME);
         for time in 0..=CONFLICTS_MAX as u64 {
-            conflicts.note(&conflict(vec![b'k'; 2 * KEY_BYTES_MAX], stamp(2, time), stamp(1, 0)), 9);
+            conflicts
+                .note(&conflict(vec![b'k'; 2 * KEY_BYTES_MAX], stamp(2, time), stamp(1, 0)), 9);
         }
         let newest: Vec<_> = conflicts.newest().collect();
         assert_eq!((newest.len(), conflicts.total()), (CONFLICTS_MAX, CONFLICTS_MAX as u64 + 1));
