@@ -26,6 +26,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 pub use crate::engine::replica::{ClusterOptions, founding_cluster};
+pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;
 pub use clock::SystemClock;
