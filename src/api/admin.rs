@@ -38,7 +38,7 @@ impl AdminService {
             keys: state.keys,
             live_bytes: state.live_bytes,
             log_bytes: state.disk_bytes,
-            log_entries: state.entries,
+            log_entries: if status.has_peers { facts.entries } else { state.entries },
             head: facts.head,
             ready: node.is_ready(),
             catch_up: facts.catch_up.map(|catch_up| pb::CatchUp {

@@ -26,7 +26,8 @@ fn help() -> String {
     format!(
         "\
 Which writes were lost to others that had not seen them? A member lists what it has noticed since it started: two puts of
-one key, accepted by two members before either had heard of the other. The later one counts, on all members.
+one key, accepted by two members, of which the later one counts everywhere. Entries do not say what their authors had
+seen, so a put that overwrites another member's within a second is listed, too.
 
 Usage:
   starling conflicts [flags]
@@ -161,7 +162,7 @@ mod tests {
 
     #[test]
     fn conflicts_are_a_table() {
-        let rule = "\u{2500}".repeat(78);
+        let rule = "\u{2500}".repeat(81);
         let reply = pb::ConflictsReply { conflicts: vec![conflict("k\n1")], total: 1200 };
         let expected = format!(
             "

@@ -239,13 +239,13 @@ fn state(member: &pb::Member, is_me: bool) -> (String, Look) {
 /// What else there is to know, in lines.
 fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
     let this = reply.this.clone().unwrap_or_default();
-    let pb::This { name, run, revision, keys, live_bytes, log_bytes, log_entries, .. } = this;
+    let pb::This { name, revision, keys, live_bytes, log_bytes, log_entries, .. } = this;
     let revision = count(u64::try_from(revision).unwrap_or(0));
     let mut lines = vec![
         (
             "this member",
             format!(
-                "{name}, run {run}, Starling {}; revision {revision}, {} of {}",
+                "{name}, Starling {}; revision {revision}, {} of {}",
                 this.version,
                 counted(keys, "key", "keys"),
                 size(live_bytes),
@@ -260,14 +260,11 @@ fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
         return lines;
     }
     let ago = |age: Option<u64>| {
-        age.map_or_else(|| "unknown".to_owned(), |age| format!("{} ago", span(age)))
+        age.map_or_else(|| "not known yet".to_owned(), |age| format!("{} ago", span(age)))
     };
     let (complete, settled) = (ago(reply.complete_age_millis), ago(reply.settled_age_millis));
     let is_held = if reply.held_back.is_some() { ", held back" } else { "" };
-    lines.push((
-        "complete",
-        format!("here up to {complete}; settled everywhere up to {settled}{is_held}"),
-    ));
+    lines.push(("complete", format!("here: {complete}; everywhere (settled): {settled}{is_held}")));
     lines.extend(gossip_lines(reply.gossip.as_ref().unwrap_or(&pb::Gossip::default())));
     let waiting = reply.acks_waiting.unwrap_or_default();
     let pb::AcksWaiting { one, majority, all } = waiting;
@@ -290,7 +287,7 @@ fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
         match reply.conflicts {
             0 => "none".to_owned(),
             _ => format!(
-                "{conflicts} lost to others that had not seen them; starling conflicts lists them"
+                "{conflicts} lost to others that had probably not seen them; see starling conflicts"
             ),
         },
     ));
@@ -505,20 +502,20 @@ mod tests {
 
     #[test]
     fn a_status_is_a_verdict_a_table_and_some_lines() {
-        let rule = "\u{2500}".repeat(95);
+        let rule = "\u{2500}".repeat(90);
         let expected = format!(
             "
   \u{25cf} 3 of 3 members alive, all equal up to 7.4 s ago
 
-  member  id  state         heard  entries  we lack  it lacks   complete     sent  received
+  member  id  state          heard  entries  we lack  it lacks   complete     sent  received
   {rule}
-  a       a1  this one          -    1,234        -         -  6.1 s ago        -         -
-  b       b2  alive    400 ms ago    1,234        0         0  6.1 s ago  45.6 kB    1.2 kB
-  c       c3  alive     2 min ago    1,234        0        78  6.1 s ago  45.6 kB    1.2 kB
+  a       a1  this one           -    1,234        -         -  6.1 s ago        -         -
+  b       b2  alive     400 ms ago    1,234        0         0  6.1 s ago  45.6 kB    1.2 kB
+  c       c3  alive      2 min ago    1,234        0        78  6.1 s ago  45.6 kB    1.2 kB
 
-  this member  a, run 3, Starling 0.1.0; revision 12,345, 10,000 keys of 2.6 MB
+  this member  a, Starling 0.1.0; revision 12,345, 10,000 keys of 2.6 MB
   log          3.1 MB on disk, 12,400 entries
-  complete     here up to 6.1 s ago; settled everywhere up to 7.4 s ago
+  complete     here: 6.1 s ago; everywhere (settled): 7.4 s ago
   gossip       1,203 rounds, 0 digests compared, 0 of them differed, 1 pull
   entries      0 taken from others, 0 came twice, 0 known to be missing here, 1 catch-up
   writes       none waits for others; majority 2 of those who vote

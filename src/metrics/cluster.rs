@@ -146,7 +146,11 @@ fn register_gossip(now: &mut Registry, state: &ClusterState) {
         ("starling_entries_twice", "Entries of others that were here already", state.entries_twice),
         ("starling_catch_ups", "Catch-ups from others that have ended", state.catch_ups),
         ("starling_state_merges", "State merges that have ended", state.merges),
-        ("starling_conflicts", "Writes lost to others that had not seen them", state.conflicts),
+        (
+            "starling_conflicts",
+            "Writes lost to others that had probably not seen them",
+            state.conflicts,
+        ),
     ] {
         now.register(name, help, ConstCounter::new(count));
     }

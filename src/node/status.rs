@@ -105,6 +105,8 @@ pub struct Facts {
     pub gathered_millis: u64,
     /// The last entry of this run.
     pub head: u64,
+    /// Entries of all members that have come here.
+    pub entries: u64,
     /// A catch-up that is under way.
     pub catch_up: Option<CatchUp>,
     /// Whether it is being looked for what is here too much.
@@ -181,11 +183,40 @@ impl ClusterStatus {
     }
 }
 
+/// What the log says of who holds `settled` back.
+#[derive(Debug, Default)]
+struct Blame {
+    /// Who, why, and since when.
+    held: Option<(MemberId, Reason, u64)>,
+    is_told: bool,
+}
+
+impl Blame {
+    /// Answers what is to be said, if anything: who it is, or that it is nobody any more. What soon passes is not worth it.
+    fn step(&mut self, held: Option<HeldBack>, now_millis: u64) -> Option<Option<HeldBack>> {
+        let Some(HeldBack { member, reason, .. }) = held else {
+            let was_told = std::mem::take(self).is_told;
+            return was_told.then_some(None);
+        };
+        match self.held {
+            Some((who, why, since)) if (who, why) == (member, reason) => {
+                let is_due = !self.is_told && now_millis >= since + SETTLED_LAG_MILLIS;
+                self.is_told |= is_due;
+                is_due.then_some(held)
+            }
+            _ => {
+                *self = Self { held: Some((member, reason, now_millis)), is_told: false };
+                None
+            }
+        }
+    }
+}
+
 /// Gathers facts, and logs what operators should know of them.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
     next_millis: u64,
-    held_back: Option<HeldBack>,
+    blame: Blame,
     progress: Progress,
     /// The conflicts that were logged.
     conflicts: u64,
@@ -226,22 +257,18 @@ impl Observer {
             Some(Told::Ended(millis)) => tracing::info!(millis, "caught up"),
             None => {}
         }
-        let who = |held: &HeldBack| (held.member, held.reason);
-        if facts.held_back.as_ref().map(who) == self.held_back.as_ref().map(who) {
-            return;
-        }
-        match facts.held_back {
-            Some(HeldBack { member, reason: Reason::Behind | Reason::RunNotClosed, .. }) => {
-                tracing::info!(member = name(member), "deleted keys cannot be forgotten yet");
+        match self.blame.step(facts.held_back, now.monotonic_millis) {
+            Some(Some(HeldBack { member, reason: Reason::Dead | Reason::NeverMet, .. })) => {
+                let member = name(member);
+                tracing::warn!(member, "deleted keys stay until this member is back, or removed");
             }
-            Some(HeldBack { member, reason, .. }) => tracing::warn!(
-                member = name(member),
-                ?reason,
-                "deleted keys cannot be forgotten before the member is back or removed"
-            ),
-            None => tracing::info!("deleted keys can be forgotten again"),
+            Some(Some(HeldBack { member, reason, .. })) => {
+                let (member, reason) = (name(member), reason.label());
+                tracing::warn!(member, reason, "deleted keys cannot be forgotten yet");
+            }
+            Some(None) => tracing::info!("deleted keys can be forgotten again"),
+            None => {}
         }
-        self.held_back = facts.held_back;
     }
 
     fn log_conflicts(&mut self, replica: &Replica) {
@@ -279,6 +306,7 @@ fn gather(
     Some(Facts {
         gathered_millis: now.monotonic_millis,
         head,
+        entries: gossip.heads().all().iter().map(|head| head.seq).sum(),
         catch_up,
         is_merging: gossip.is_merging(),
         majority: directory.majority(),
@@ -519,6 +547,21 @@ mod tests {
         let started = Now { monotonic_millis: 100, ..now(1000) };
         assert_eq!(old.held_back(started), None);
         assert_eq!(old.held_back(now(1000)), held(B, Reason::Dead, 10));
+    }
+
+    #[test]
+    fn who_holds_things_back_is_told_when_it_lasts() {
+        let mut blame = Blame::default();
+        let (dead, behind) = (held(C, Reason::Dead, 1), held(C, Reason::Behind, 1));
+        assert_eq!(blame.step(behind, 0), None);
+        assert_eq!(blame.step(None, 1000), None, "it was not worth it");
+        assert_eq!(blame.step(behind, 2000), None);
+        assert_eq!(blame.step(dead, 3000), None);
+        assert_eq!(blame.step(dead, 32_999), None);
+        assert_eq!(blame.step(dead, 33_000), Some(dead));
+        assert_eq!(blame.step(dead, 99_000), None, "once");
+        assert_eq!(blame.step(None, 99_001), Some(None));
+        assert_eq!(blame.step(None, 99_002), None);
     }
 
     #[test]
