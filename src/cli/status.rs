@@ -240,7 +240,6 @@ fn state(member: &pb::Member, is_me: bool) -> (String, Look) {
 fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
     let this = reply.this.clone().unwrap_or_default();
     let pb::This { name, revision, keys, live_bytes, log_bytes, log_entries, .. } = this;
-    let revision = count(u64::try_from(revision).unwrap_or(0));
     let mut lines = vec![
         (
             "this member",
@@ -513,7 +512,7 @@ mod tests {
   b       b2  alive     400 ms ago    1,234        0         0  6.1 s ago  45.6 kB    1.2 kB
   c       c3  alive      2 min ago    1,234        0        78  6.1 s ago  45.6 kB    1.2 kB
 
-  this member  a, Starling 0.1.0; revision 12,345, 10,000 keys of 2.6 MB
+  this member  a, Starling 0.1.0; revision 12345, 10,000 keys of 2.6 MB
   log          3.1 MB on disk, 12,400 entries
   complete     here: 6.1 s ago; everywhere (settled): 7.4 s ago
   gossip       1,203 rounds, 0 digests compared, 0 of them differed, 1 pull
