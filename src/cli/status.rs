@@ -121,7 +121,8 @@ fn verdict(reply: &pb::StatusReply) -> (Look, String) {
     let (voters, majority) = (reply.voters_alive, reply.majority);
     if voters < majority {
         let missing = format!("{alive}, no majority: {voters} of the {majority} that it takes");
-        return (Look::Bad, held.map_or(missing.clone(), |held| format!("{missing}; {held}")));
+        let held = held.map(|held| format!("; {held}")).unwrap_or_default();
+        return (Look::Bad, missing + &held);
     }
     if let Some(held) = held {
         return (Look::Doubtful, format!("{alive}; {held}"));
@@ -264,7 +265,7 @@ fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
     let (complete, settled) = (ago(reply.complete_age_millis), ago(reply.settled_age_millis));
     let is_held = if reply.held_back.is_some() { ", held back" } else { "" };
     lines.push(("complete", format!("here: {complete}; everywhere (settled): {settled}{is_held}")));
-    lines.extend(gossip_lines(reply.gossip.as_ref().unwrap_or(&pb::Gossip::default())));
+    lines.extend(gossip_lines(&reply.gossip.unwrap_or_default()));
     let waiting = reply.acks_waiting.unwrap_or_default();
     let pb::AcksWaiting { one, majority, all } = waiting;
     let voters = format!("majority {} of those who vote", reply.majority);
