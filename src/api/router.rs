@@ -44,6 +44,8 @@ pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
 const WRITE_ACK: &str = "starling-write-ack";
 /// Overrides `--linearizable-reads` for one request.
 const READ: &str = "starling-read";
+/// Where what is for operators begins.
+const OPERATORS_PATH: &str = "/starling.admin.";
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// Which API a client was made for. Any text will do.
@@ -506,6 +508,11 @@ impl Body for StreamBody {
         let mut trailers = HeaderMap::new();
         Poll::Ready(Some(stopped.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
+}
+
+/// Whether a path is one of the services that etcd has not.
+pub(crate) fn is_for_operators(path: &str) -> bool {
+    path.starts_with(OPERATORS_PATH)
 }
 
 /// Whether a request is one for gRPC, as grpc-go decides it.
