@@ -1,5 +1,5 @@
 //! Compiles the protos, without protoc: the vendored ones of etcd, to Rust types and to a description of them, and what
-//! members say to each other, to types only.
+//! members say to each other and to operators, to types only.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use protox::Compiler;
 const PROTOS: &[&str] =
     &["kv.proto", "auth.proto", "rpc.proto", "v3lock.proto", "v3election.proto"];
 
-const PEER_PROTO: &str = "peer.proto";
+const OWN_PROTOS: &[&str] = &["peer.proto", "admin.proto"];
 
 /// Annotations say which path of the JSON gateway is for which method. They are in the description, and no types.
 const ANNOTATIONS: &str = "google/";
@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     files.file.retain(|file| !file.name().starts_with(ANNOTATIONS));
     tonic_prost_build::configure().bytes(".").include_file("etcd.rs").compile_fds(files)?;
 
-    let peer = protox::compile([PEER_PROTO], [package.join("starling")])?;
-    tonic_prost_build::configure().bytes(".").include_file("peer.rs").compile_fds(peer)?;
+    let own = protox::compile(OWN_PROTOS, [package.join("starling")])?;
+    tonic_prost_build::configure().bytes(".").include_file("starling.rs").compile_fds(own)?;
 
     let mut compiler = Compiler::new(&roots)?;
     compiler.include_imports(true).include_source_info(false).open_files(PROTOS)?;

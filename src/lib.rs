@@ -11,11 +11,13 @@
 //! * [`transport`]: moves messages between members, and decides nothing.
 //! * [`node`]: the runtime around it: the one writer, clocks, background work.
 //! * [`api`] and [`http`]: etcd's gRPC services, and the plain HTTP paths on the same port.
+//! * [`cli`], [`sim`]: the commands of the program that are no member.
 //! * [`config`], [`logging`]: etcd's flags, environment and configuration file; the log.
 //!
 //! `docs/architecture.md` has the map with its invariants.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use starling::config::{self, Config, Invocation, ListenUrl};
+use starling::cli::{self, ToolError};
+use starling::config::{self, Command, Config, Invocation, ListenUrl};
 use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
@@ -15,7 +16,7 @@ use starling::node::{
     founding_cluster,
 };
 use starling::replication::gossip;
-use starling::sim::tool::{self, ToolError};
+use starling::sim::tool;
 use starling::storage::schema::Identity;
 use starling::storage::{Disk, DiskOptions, Memory, Store};
 use starling::transport::TlsFiles;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     match invocation {
         Ok(Invocation::Version) => print(&version()),
         Ok(Invocation::Help) => print(&config::help()),
-        Ok(Invocation::Sim(args)) => simulate(&args),
+        Ok(Invocation::Command(command, args)) => run(command, &args),
         Ok(Invocation::Run(config, warnings)) => match serve(&config, &warnings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => refuse(&error, 1),
@@ -72,14 +73,30 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-fn simulate(args: &[String]) -> ExitCode {
-    let mut terminal = io::stderr();
-    let progress = terminal.is_terminal().then_some(&mut terminal as &mut dyn Write);
-    match tool::run(args, &mut io::stdout(), progress) {
+fn run(command: Command, args: &[String]) -> ExitCode {
+    let mut stdout = io::stdout();
+    let mut output = cli::Output {
+        is_terminal: stdout.is_terminal(),
+        // See no-color.org.
+        has_colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        to: &mut stdout,
+    };
+    let (outcome, name) = match command {
+        Command::Sim => (simulate(args, output.to), "sim"),
+        Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
+        Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(ToolError::Usage(text)) => refuse(&format!("{text}; see starling sim --help"), 2),
+        Err(ToolError::Usage(text)) => refuse(&format!("{text}; see starling {name} --help"), 2),
         Err(ToolError::Failed(text)) => refuse(&text, 1),
     }
+}
+
+fn simulate(args: &[String], out: &mut dyn Write) -> Result<(), ToolError> {
+    let mut terminal = io::stderr();
+    let progress = terminal.is_terminal().then_some(&mut terminal as &mut dyn Write);
+    tool::run(args, out, progress)
 }
 
 #[expect(clippy::print_stderr, reason = "there may be no log yet")]

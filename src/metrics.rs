@@ -1,5 +1,9 @@
 //! What a member counts, under the names that etcd's dashboards and alerts know.
 
+mod cluster;
+
+pub use cluster::{ClusterState, PeerState};
+
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -41,6 +45,10 @@ const USER_HZ: f64 = 100.0;
 const COMMIT_SECONDS_FIRST: f64 = 0.001;
 const COMMIT_BUCKETS: u16 = 14;
 
+/// The same for replication, up to two minutes. Entries are stamped in milliseconds.
+const REPLICATION_SECONDS_FIRST: f64 = 0.001;
+const REPLICATION_BUCKETS: u16 = 18;
+
 /// Whether an RPC has streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "gRPC's names say it")]
@@ -81,6 +89,8 @@ pub struct Metrics {
     pub leases_revoked: Counter,
     /// How long each commit took, its fsync included, in seconds.
     pub commit_seconds: Histogram,
+    /// How long entries of other members took until they were durable here, in seconds.
+    pub replication_seconds: Histogram,
     /// Bytes that clients sent.
     pub received_bytes: Counter,
     /// Bytes that were sent to clients.
@@ -106,6 +116,8 @@ pub struct State {
     pub watch_streams: u64,
     pub watchers: u64,
     pub entries: u64,
+    /// For a member that has or had peers.
+    pub cluster: Option<ClusterState>,
 }
 
 /// The counters of one RPC, looked up once.
@@ -150,6 +162,11 @@ impl Metrics {
                 COMMIT_SECONDS_FIRST,
                 2.0,
                 COMMIT_BUCKETS,
+            )),
+            replication_seconds: Histogram::new(exponential_buckets(
+                REPLICATION_SECONDS_FIRST,
+                2.0,
+                REPLICATION_BUCKETS,
             )),
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
@@ -213,6 +230,9 @@ impl Metrics {
     pub fn encode(&self, state: &State) -> String {
         let mut now = Registry::default();
         register_state(&mut now, state);
+        if let Some(cluster) = &state.cluster {
+            cluster::register(&mut now, cluster, &self.replication_seconds);
+        }
         self.register_process(&mut now);
         let mut text = String::new();
         for registry in [&self.registry, &now] {
@@ -379,6 +399,45 @@ mod tests {
             &format!("grpc_server_handled_total{{grpc_code=\"InvalidArgument\",{labels}}} 1"),
         );
         has_line(&text, &format!("grpc_server_handled_total{{grpc_code=\"OK\",{labels}}} 0"));
+    }
+
+    #[test]
+    fn a_cluster_shows_its_peers() {
+        let peer = |name: &str| PeerState {
+            name: name.to_owned(),
+            missing_there: 7,
+            sent_bytes: 1234,
+            heard_age_millis: Some(1500),
+            ..PeerState::default()
+        };
+        let cluster = ClusterState {
+            peers: [1, 0, 1],
+            acks_waiting: [0, 5, 0],
+            settled_age_millis: Some(90_000),
+            held_back: Some(("c".to_owned(), "dead")),
+            conflicts: 3,
+            per_peer: vec![peer("b"), peer("c")],
+            ..ClusterState::default()
+        };
+        let metrics = Metrics::new();
+        metrics.replication_seconds.observe(0.003);
+        let text = metrics.encode(&State { cluster: Some(cluster), ..State::default() });
+        for line in [
+            "starling_peers{state=\"dead\"} 1",
+            "starling_acks_waiting{level=\"majority\"} 5",
+            "starling_settled_age_seconds 90.0",
+            "starling_settled_held_back{peer=\"c\",reason=\"dead\"} 1",
+            "# TYPE starling_conflicts_total counter",
+            "starling_conflicts_total 3",
+            "starling_peer_missing_there_entries{peer=\"b\"} 7",
+            "starling_peer_sent_bytes_total{peer=\"c\"} 1234",
+            "starling_peer_heard_age_seconds{peer=\"c\"} 1.5",
+            "starling_replication_delay_seconds_bucket{le=\"0.002\"} 0",
+            "starling_replication_delay_seconds_bucket{le=\"0.004\"} 1",
+        ] {
+            has_line(&text, line);
+        }
+        assert!(!text.contains("starling_complete_age") && !scrape().contains("starling_"));
     }
 
     #[test]

@@ -22,6 +22,11 @@ impl Timestamp {
         Self(millis << COUNTER_BITS)
     }
 
+    /// What counts within the millisecond.
+    pub fn counter(self) -> u32 {
+        u32::try_from(self.0 & ((1 << COUNTER_BITS) - 1)).expect("it has few bits")
+    }
+
     /// The wall-clock part, in milliseconds since 1970.
     pub fn millis(self) -> u64 {
         self.0 >> COUNTER_BITS
@@ -30,7 +35,7 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.millis(), self.0 & ((1 << COUNTER_BITS) - 1))
+        write!(f, "{}.{}", self.millis(), self.counter())
     }
 }
 

@@ -1,4 +1,4 @@
-//! etcd's gRPC services.
+//! etcd's gRPC services, and one of our own for operators.
 //!
 //! A request is parsed into the types of [`crate::engine::command`] ([`convert`]), handed to the member
 //! ([`crate::node::Handle`]), and its answer dressed as etcd's. Errors get etcd's code and exact text in one
@@ -9,12 +9,14 @@
 //! |---|---|
 //! | [`router`] | which service and method a path names, and what unknown ones answer |
 //! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health` | a service of etcd each |
+//! | `admin` | what a member tells its operators, which etcd has not |
 //! | `lock`, `election` | the same, after one recipe: `ownership` |
 //! | [`convert`] | etcd's messages to commands, and replies back |
 //! | `unary`, `events`, `wire` | messages in and answers out where that is hot: calls of KV, replies of watches, framing |
 //! | [`header`] | the header of every answer |
 //! | [`status`] | errors as gRPC statuses |
 
+mod admin;
 mod auth;
 mod cluster;
 pub(crate) mod convert;

@@ -18,12 +18,14 @@ use starling_proto::etcdserverpb::cluster_server::ClusterServer;
 use starling_proto::etcdserverpb::kv_server::{Kv as _, KvServer};
 use starling_proto::etcdserverpb::lease_server::LeaseServer;
 use starling_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use starling_proto::starling::admin::v1::cluster_server::ClusterServer as AdminServer;
 use starling_proto::v3electionpb::election_server::ElectionServer;
 use starling_proto::v3lockpb::lock_server::LockServer;
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 
+use super::admin::AdminService;
 use super::auth::AuthService;
 use super::cluster::ClusterService;
 use super::election::ElectionService;
@@ -42,6 +44,8 @@ pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
 const WRITE_ACK: &str = "starling-write-ack";
 /// Overrides `--linearizable-reads` for one request.
 const READ: &str = "starling-read";
+/// Where what is for operators begins.
+const OPERATORS_PATH: &str = "/starling.admin.";
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// Which API a client was made for. Any text will do.
@@ -60,6 +64,7 @@ enum ServiceName {
     Lock,
     Election,
     Health,
+    Admin,
 }
 
 /// A service as paths name it, and its methods.
@@ -165,6 +170,12 @@ const SERVICES: &[Service] = &[
         unary: &["Check"],
         streams: &[("Watch", RpcKind::ServerStream)],
     },
+    Service {
+        service: ServiceName::Admin,
+        name: "starling.admin.v1.Cluster",
+        unary: &["Status", "Conflicts"],
+        streams: &[],
+    },
 ];
 
 type Answering = BoxFuture<'static, Result<Response<tonic::body::Body>, Infallible>>;
@@ -190,6 +201,7 @@ pub(crate) struct Router {
     lock: LockServer<LockService>,
     election: ElectionServer<ElectionService>,
     health: HealthServer<HealthService>,
+    admin: AdminServer<AdminService>,
 }
 
 impl Router {
@@ -215,6 +227,7 @@ impl Router {
             election: ElectionServer::new(ElectionService::new(context.clone()))
                 .max_decoding_message_size(unlimited),
             health: HealthServer::new(HealthService),
+            admin: AdminServer::new(AdminService::new(context.clone())),
             context,
         }
     }
@@ -251,6 +264,7 @@ impl Router {
             ServiceName::Lock => self.lock.clone().call(request),
             ServiceName::Election => self.election.clone().call(request),
             ServiceName::Health => self.health.clone().call(request),
+            ServiceName::Admin => self.admin.clone().call(request),
         };
         method.metrics.started();
         let context = (method.kind != RpcKind::Unary).then(|| self.context.clone());
@@ -494,6 +508,11 @@ impl Body for StreamBody {
         let mut trailers = HeaderMap::new();
         Poll::Ready(Some(stopped.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
+}
+
+/// Whether a path is one of the services that etcd has not.
+pub(crate) fn is_for_operators(path: &str) -> bool {
+    path.starts_with(OPERATORS_PATH)
 }
 
 /// Whether a request is one for gRPC, as grpc-go decides it.

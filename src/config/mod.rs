@@ -27,8 +27,9 @@ const ENV_PREFIX: &str = "ETCD_";
 const CONFIG_FILE_VARIABLE: &str = "ETCD_CONFIG_FILE";
 /// The program name under which starling stands in for etcd.
 const ETCD: &str = "etcd";
-/// The command that tries how writes spread.
-const SIM: &str = "sim";
+/// Our own commands, by what they are called by.
+const COMMANDS: &[(&str, Command)] =
+    &[("sim", Command::Sim), ("cluster", Command::Cluster), ("conflicts", Command::Conflicts)];
 /// etcd's quota if none is set.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 /// etcd's bound on the election timeout.
@@ -129,8 +130,19 @@ pub enum Invocation {
     Help,
     /// Print the version.
     Version,
-    /// Try how writes spread, in virtual time, with these arguments.
-    Sim(Vec<String>),
+    /// Do something else than run a member, with these arguments.
+    Command(Command, Vec<String>),
+}
+
+/// What is no member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Try how writes spread, in virtual time.
+    Sim,
+    /// Ask a member how its cluster is.
+    Cluster,
+    /// Ask a member which writes were lost.
+    Conflicts,
 }
 
 /// Why there is no [`Config`].
@@ -161,10 +173,11 @@ pub fn load(
 ) -> Result<Invocation, UsageError> {
     let is_etcd = program.rsplit('/').next() == Some(ETCD);
     // etcd knows none of our commands, and so says whoever stands in for it.
-    if let Some((SIM, rest)) = args.split_first().map(|(first, rest)| (first.as_str(), rest))
+    if let Some((first, rest)) = args.split_first()
+        && let Some((_, command)) = COMMANDS.iter().find(|(name, _)| name == first)
         && !is_etcd
     {
-        return Ok(Invocation::Sim(rest.to_vec()));
+        return Ok(Invocation::Command(*command, rest.to_vec()));
     }
     let line = parse::command_line(args)?;
     if line.version {
@@ -511,8 +524,10 @@ pub fn help() -> String {
 Starling, an etcd v3 server without a leader.
 
 Usage:
-  starling [flags]      serve; without flags on localhost:2379, with the data in default.starling
-  starling sim [flags]  try how fast writes spread in a cluster of some size; see starling sim --help
+  starling [flags]                  serve; without flags on localhost:2379, with the data in default.starling
+  starling cluster status [flags]   ask a member how its cluster is; each command has its own --help
+  starling conflicts [flags]        ask a member which writes were lost to others
+  starling sim [flags]              try how fast writes spread in a cluster of some size
   starling --version
   starling --help
 

@@ -282,7 +282,10 @@ fn under_the_name_of_etcd_the_data_is_where_etcd_has_it() {
 fn the_first_word_may_be_a_command_but_not_of_etcd() {
     let args = words("sim --members 3 --help");
     let load = |program, args: &[String]| load(program, args, [], |_| Ok(String::new()));
-    assert_eq!(load("/usr/bin/starling", &args), Ok(Invocation::Sim(args[1..].to_vec())));
+    assert_eq!(
+        load("/usr/bin/starling", &args),
+        Ok(Invocation::Command(Command::Sim, args[1..].to_vec()))
+    );
     let error = load("/usr/bin/etcd", &args).unwrap_err();
     assert_eq!((error.text.as_str(), error.code), ("\"sim\" is not a valid flag", 1));
     let error = load("starling", &words("--name a sim")).unwrap_err();

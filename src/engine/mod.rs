@@ -24,6 +24,7 @@ pub mod alarm;
 mod apply;
 mod collection;
 pub mod command;
+pub mod conflicts;
 pub mod directory;
 mod entries;
 mod graves;

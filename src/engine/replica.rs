@@ -15,12 +15,13 @@
 
 mod tags;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::command::{Command, CommandReply, Reply};
+use super::conflicts::Conflicts;
 use super::directory::Directory;
 use super::lease_owner::Duty;
 use super::{Conflict, Failure, Options, Outcome, RecordChange, RecordWrite, Writer};
@@ -37,8 +38,6 @@ use crate::storage::schema::{Identity, Table};
 use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin};
 
-/// Conflicts that are remembered.
-const CONFLICTS_MAX: usize = 1000;
 /// Peers that are kept in touch with before their records have come.
 const ACQUAINTANCES_MAX: usize = 1024;
 
@@ -156,8 +155,9 @@ struct Cluster {
     /// Whether this turns out to be an old copy of the member's disk: it needs another tag.
     is_old_copy: bool,
     collected: Timestamp,
-    conflicts: VecDeque<Conflict>,
-    conflict_count: u64,
+    conflicts: Conflicts,
+    /// When the entries of others in the last commit had been accepted.
+    arrived: Vec<Timestamp>,
     /// The last own entry that peers may have got.
     offered: u64,
 }
@@ -260,8 +260,8 @@ impl Replica {
             announced: false,
             is_old_copy: false,
             collected: Timestamp::default(),
-            conflicts: VecDeque::new(),
-            conflict_count: 0,
+            conflicts: Conflicts::new(me.member),
+            arrived: Vec::new(),
             offered: 0,
         }));
         let collected = self.writer.collected();
@@ -279,6 +279,7 @@ impl Replica {
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let me = self.writer.identity().member;
         let is_member = directory.members.contains_key(&me);
+        cluster.conflicts.keep_members(|peer| directory.members.contains_key(&peer));
         cluster.directory = directory;
         let membership = Arc::clone(&cluster.directory.membership);
         let announces = is_member && !std::mem::replace(&mut cluster.announced, is_member);
@@ -404,11 +405,19 @@ impl Replica {
         self.cluster.as_ref().map(|cluster| &cluster.gossip)
     }
 
-    /// Writes that were lost to others, newest last, and how many there were in this run.
-    pub fn conflicts(&self) -> (impl Iterator<Item = &Conflict>, u64) {
-        let cluster = self.cluster.as_ref();
-        let count = cluster.map_or(0, |cluster| cluster.conflict_count);
-        (cluster.into_iter().flat_map(|cluster| &cluster.conflicts), count)
+    /// Writes that were lost to others in this run; `None` for a member that never had a peer.
+    pub fn conflicts(&self) -> Option<&Conflicts> {
+        self.cluster.as_ref().map(|cluster| &cluster.conflicts)
+    }
+
+    /// Who seems alive, if this member has or had peers.
+    pub fn liveness(&self) -> Option<&Liveness> {
+        self.cluster.as_ref().map(|cluster| &cluster.liveness)
+    }
+
+    /// When the entries of others that the last commit made durable had been accepted.
+    pub fn arrived(&self) -> &[Timestamp] {
+        self.cluster.as_ref().map_or(&[], |cluster| &cluster.arrived)
     }
 
     /// Whether clients may be served: a member that has just joined has to get the data first.
@@ -639,6 +648,10 @@ impl Replica {
         self.show_revision();
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let entries = self.writer.take_committed();
+        let me = self.writer.identity().member;
+        let others = entries.iter().filter(|(origin, _)| origin.member != me);
+        cluster.arrived.clear();
+        cluster.arrived.extend(others.map(|(_, entry)| entry.time));
         let records = self.writer.take_changed_records();
         let pledge = match cluster.pledge {
             Pledge::Open { time, seq } => {
@@ -707,11 +720,11 @@ impl Replica {
                 } else {
                     self.step(Input::NotTaken(from, origin), now)?;
                 }
-                self.note_conflicts(applied.conflicts);
+                self.note_conflicts(applied.conflicts, now);
             }
             Output::ApplyCatchUp(entries) => {
                 let applied = self.writer.apply_catch_up(&entries, now)?;
-                self.note_conflicts(applied.conflicts);
+                self.note_conflicts(applied.conflicts, now);
             }
             Output::Observe(time) => self.writer.observe(time),
             Output::FinishCatchUp { heads, collected } => {
@@ -755,14 +768,10 @@ impl Replica {
         Ok(())
     }
 
-    fn note_conflicts(&mut self, conflicts: Vec<Conflict>) {
+    fn note_conflicts(&mut self, conflicts: Vec<Conflict>, now: Now) {
         let Some(cluster) = &mut self.cluster else { return };
-        for conflict in conflicts {
-            cluster.conflict_count += 1;
-            if cluster.conflicts.len() == CONFLICTS_MAX {
-                cluster.conflicts.pop_front();
-            }
-            cluster.conflicts.push_back(conflict);
+        for conflict in &conflicts {
+            cluster.conflicts.note(conflict, now.wall_millis);
         }
     }
 }

@@ -67,6 +67,10 @@ impl Services {
                 "a request of {by} for {to} is not taken"
             )));
         }
+        // They ask a member about itself.
+        if router::is_for_operators(request.uri().path()) {
+            return Err(Status::unimplemented("operators are served on the port for clients"));
+        }
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use crate::api::{CLUSTER_VERSION, Context, ETCD_VERSION, convert};
 use crate::engine::command::Range;
 use crate::error::Error;
 use crate::metrics;
+use crate::node::{ClusterStatus, Handle, State};
 use crate::types::{AlarmKind, KeyRange};
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
@@ -225,8 +226,66 @@ fn metrics(context: &Context) -> Response<AnswerBody> {
         watch_streams: status.watch_streams,
         watchers: status.watchers,
         entries: status.entries,
+        cluster: cluster(&context.node),
     };
     answer(context.metrics.encode(&state), metrics::CONTENT_TYPE)
+}
+
+/// What is shown of the cluster, if there is or was one.
+fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
+    let status = node.cluster_status();
+    if !status.has_peers {
+        return None;
+    }
+    let facts = &status.facts;
+    let peers = |state| facts.peers.values().filter(|peer| peer.state == state).count() as u64;
+    let (counts, acks) = (facts.counts, facts.acks);
+    let held_back = facts.held_back.map(|held| (status.label(held.member), held.reason.label()));
+    Some(metrics::ClusterState {
+        members: status.members.len() as u64,
+        unstarted: peers(None),
+        majority: facts.majority as u64,
+        voters_alive: facts.voters_alive as u64,
+        peers: [State::Alive, State::Suspect, State::Dead].map(|state| peers(Some(state))),
+        is_ready: node.is_ready(),
+        catch_up: facts.catch_up.map(|catch_up| catch_up.thousandths),
+        complete_age_millis: status.age(facts.complete),
+        settled_age_millis: status.age(facts.settled),
+        held_back,
+        rounds: counts.rounds,
+        exchanges: counts.exchanges,
+        mismatches: counts.mismatches,
+        pulls: counts.pulls,
+        pull_timeouts: counts.timeouts,
+        entries_taken: counts.taken,
+        entries_twice: counts.duplicates,
+        entries_missing: facts.missing,
+        catch_ups: counts.catch_ups,
+        merges: counts.merges,
+        conflicts: facts.conflicts,
+        acks_waiting: [acks.one, acks.majority, acks.all],
+        per_peer: if facts.is_direct { per_peer(&status) } else { Vec::new() },
+    })
+}
+
+/// The peers that were ever started. Those without series of their own are too many for a dashboard, too.
+fn per_peer(status: &ClusterStatus) -> Vec<metrics::PeerState> {
+    let started = status.facts.peers.iter().filter(|(_, peer)| peer.state.is_some());
+    let shown = started.map(|(member, peer)| metrics::PeerState {
+        name: status.label(*member),
+        is_alive: peer.state != Some(State::Dead),
+        heard_age_millis: peer.heard_millis.map(|millis| status.since(millis)),
+        missing_here: peer.missing_here,
+        missing_there: peer.missing_there,
+        sent_messages: peer.traffic.sent,
+        sent_bytes: peer.traffic.sent_bytes,
+        received_messages: peer.traffic.received,
+        received_bytes: peer.traffic.received_bytes,
+        dropped_messages: peer.traffic.lost + peer.traffic.refused,
+        failures: peer.traffic.failures,
+        conflicts: peer.conflicts,
+    });
+    shown.collect()
 }
 
 pub(super) fn not_found() -> Response<AnswerBody> {

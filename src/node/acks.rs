@@ -45,6 +45,17 @@ pub(super) struct Acks {
     voters: Voters,
 }
 
+/// How many writes wait for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AcksWaiting {
+    /// For one other member.
+    pub one: u64,
+    /// For a majority.
+    pub majority: u64,
+    /// For all that are alive.
+    pub all: u64,
+}
+
 /// When a write came, and when nobody waits for it any more, in monotonic milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Period {
@@ -147,6 +158,13 @@ impl Acks {
         released
     }
 
+    /// How many wait for one other member, for a majority, and for all.
+    pub(super) fn waiting(&self) -> AcksWaiting {
+        let [one, majority, all] =
+            [&self.one, &self.majority, &self.all].map(|queue| queue.len() as u64);
+        AcksWaiting { one, majority, all }
+    }
+
     /// Whether nobody waits.
     fn is_idle(&self) -> bool {
         self.one.is_empty() && self.majority.is_empty() && self.all.is_empty()
@@ -197,6 +215,7 @@ mod tests {
         three.heard(MemberId(1), 5001);
         three.heard(MemberId(2), 4999);
         assert_eq!(three.release(7, 5999).len(), 0);
+        assert_eq!(three.waiting(), AcksWaiting { all: 1, ..AcksWaiting::default() });
         assert_eq!(three.release(6, 6000).len(), 0, "not durable here");
         assert_eq!(three.release(7, 6000).len(), 1, "the second has had its second");
         assert_eq!(reached(&three), [7, 7, 7]);

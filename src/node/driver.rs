@@ -17,8 +17,10 @@ use super::compactor::Compactor;
 use super::handle::Shared;
 use super::home::{Answer, Answers, Home, Outcome};
 use super::peers::Peers;
+use super::status::Observer;
 use crate::engine::Failure;
 use crate::engine::command::{Command, CommandReply};
+use crate::engine::conflicts::{Conflicts, Noted};
 use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
 use crate::engine::replica::{Admission, Effect, Refusal, Replica};
@@ -87,6 +89,8 @@ pub(super) enum Task {
         /// Tells when it is done.
         done: oneshot::Sender<()>,
     },
+    /// Tell of so many conflicts, the newest first, and how many there were.
+    Conflicts(usize, oneshot::Sender<(Vec<Noted>, u64)>),
     /// Tell when everything is here that a majority of the members holds now.
     Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
@@ -131,6 +135,7 @@ pub(super) struct Driver {
     /// Answers that have waited for peers.
     released: Answers,
     awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
+    observer: Observer,
     /// For sweeps to report back.
     queue: Queue,
     sweeper: Option<JoinHandle<()>>,
@@ -167,6 +172,7 @@ impl Driver {
             answers: Answers::default(),
             released: Answers::default(),
             awaiting_reclaim: Vec::new(),
+            observer: Observer::default(),
             queue,
             sweeper: None,
             next_tick_millis: now_millis,
@@ -232,6 +238,14 @@ impl Driver {
             tracing::info!(tag, before, "revisions have another tag: watchers start anew");
         }
         self.shared.metrics.commit_seconds.observe(start.elapsed().as_secs_f64());
+        let arrived = self.replica.arrived();
+        if !arrived.is_empty() {
+            let wall_millis = self.clock.now().wall_millis;
+            for time in arrived {
+                let delay = Duration::from_millis(wall_millis.saturating_sub(time.millis()));
+                self.shared.metrics.replication_seconds.observe(delay.as_secs_f64());
+            }
+        }
         Ok(())
     }
 
@@ -341,6 +355,12 @@ impl Driver {
             Task::Adopt { admission, contact, done } => {
                 self.replica.adopt(&admission, contact, now)?;
                 let _ = done.send(());
+            }
+            Task::Conflicts(max, reply) => {
+                let conflicts = self.replica.conflicts();
+                let newest = conflicts.into_iter().flat_map(|conflicts| conflicts.newest());
+                let total = conflicts.map_or(0, Conflicts::total);
+                let _ = reply.send((newest.take(max).cloned().collect(), total));
             }
             Task::Read(reader) => {
                 // Readers that have gone away are forgotten.
@@ -558,6 +578,10 @@ impl Driver {
         if millis >= self.next_disk_millis {
             self.next_disk_millis = millis + DISK_INTERVAL_MILLIS;
             self.check_disk()?;
+        }
+        let transport = self.peers.as_ref().map(|peers| &peers.transport);
+        if let Some(facts) = self.observer.tick(&self.replica, &self.acks, transport, now) {
+            self.shared.set_facts(facts);
         }
         self.auto_compact(now)
     }

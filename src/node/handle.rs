@@ -12,11 +12,13 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use super::home::Home;
+use super::status::{ClusterStatus, Facts};
 use crate::engine::alarm::Alarms;
 use crate::engine::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, Put, PutReply, Range, RangeReply, Reply,
     Txn, TxnOp, TxnReply,
 };
+use crate::engine::conflicts::Noted;
 use crate::engine::directory::Directory;
 use crate::engine::lease::Lessor;
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
@@ -107,6 +109,8 @@ pub(super) struct Shared {
     directory: RwLock<Option<Arc<Directory>>>,
     /// Who of them seems alive.
     live: RwLock<Arc<[MemberId]>>,
+    /// What the driver has found out about the cluster.
+    facts: RwLock<Arc<Facts>>,
     /// Whether clients may be served.
     ready: AtomicBool,
     /// Whether this member has no data, and does not know yet whether the other founders have.
@@ -142,6 +146,7 @@ impl Shared {
             cluster: AtomicU64::new(writer.identity().cluster.0),
             directory: RwLock::new(None),
             live: RwLock::new(Arc::new([])),
+            facts: RwLock::default(),
             ready: AtomicBool::new(true),
             looks_around: AtomicBool::new(false),
             entries: AtomicU64::new(writer.entries()),
@@ -193,6 +198,10 @@ impl Shared {
                 self.look_around(false);
             }
         }
+    }
+
+    pub(super) fn set_facts(&self, facts: Facts) {
+        *self.facts.write() = Arc::new(facts);
     }
 
     pub(super) fn set_live(&self, live: &[MemberId]) {
@@ -342,6 +351,32 @@ impl Handle {
             ..MemberRecord::default()
         };
         BTreeMap::from([(own.id, record)])
+    }
+
+    /// What is known of the cluster, as of a moment ago.
+    pub fn cluster_status(&self) -> ClusterStatus {
+        ClusterStatus {
+            facts: Arc::clone(&self.shared.facts.read()),
+            members: self.members(),
+            has_peers: self.shared.directory.read().is_some(),
+            now: self.shared.clock.now(),
+        }
+    }
+
+    /// Writes that were lost to others that had not seen them: the newest first, and how many there were.
+    pub async fn conflicts(&self, max: usize) -> Result<(Vec<Noted>, u64)> {
+        let (reply, wait) = oneshot::channel();
+        self.send(Task::Conflicts(max, reply))?;
+        match tokio::time::timeout(self.shared.options.timeout, wait).await {
+            Ok(Ok(conflicts)) => Ok(conflicts),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// This start of the member, as others name it.
+    pub fn run(&self) -> u64 {
+        self.shared.run
     }
 
     /// Changes the records of members; `None` removes one. Returns after its fsync.

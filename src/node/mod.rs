@@ -18,6 +18,7 @@ mod handle;
 mod home;
 mod leases;
 mod peers;
+mod status;
 mod tags;
 
 use std::io;
@@ -25,12 +26,15 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 pub use crate::engine::replica::{ClusterOptions, founding_cluster};
+pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
+pub use acks::AcksWaiting;
 pub use clock::SystemClock;
 pub use compactor::Retention;
 pub use forward::{FORWARDED_BY, FORWARDED_TO, Forward, Services};
 pub use handle::{Handle, Member, RequestOptions, Status, WatchStream};
 pub use peers::PeerOptions;
+pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};
 
 pub use crate::engine::mvcc::StateHash as HashKv;
 

@@ -220,6 +220,19 @@ impl Liveness {
         if is_suspect { State::Suspect } else { State::Alive }
     }
 
+    /// The peers that do not answer and may still object.
+    pub fn suspects(&self) -> BTreeSet<MemberId> {
+        let known = self.foca.iter_membership_state();
+        let suspects = known.filter(|known| known.state() == foca::State::Suspect);
+        let live = &self.effects.live;
+        suspects.map(|known| known.id().member()).filter(|peer| live.contains(peer)).collect()
+    }
+
+    /// When anything last came from a peer, in monotonic milliseconds.
+    pub fn heard_at(&self, member: MemberId) -> Option<u64> {
+        self.peers.get(&member).and_then(|peer| peer.heard_at)
+    }
+
     /// Counters.
     pub fn counts(&self) -> Counts {
         Counts {
@@ -347,10 +360,6 @@ impl Liveness {
         }
         let result = self.foca.handle_timer(timer, &mut self.effects);
         self.note(result);
-    }
-
-    fn heard_at(&self, member: MemberId) -> Option<u64> {
-        self.peers.get(&member).and_then(|peer| peer.heard_at)
     }
 
     /// If anything has come from the member being probed since then, that is as good as its answer.

@@ -213,6 +213,16 @@ impl Pulls {
             |(origin, lack): (&Origin, &Lack)| lack.through.saturating_sub(heads.applied(*origin));
         self.lacks.iter().map(missing).sum()
     }
+
+    /// The same by the members that wrote them; those of whom nothing is missing are left out.
+    pub(super) fn lags(&self, heads: &Heads) -> BTreeMap<MemberId, u64> {
+        let mut lags = BTreeMap::new();
+        for (origin, lack) in &self.lacks {
+            *lags.entry(origin.member).or_default() +=
+                lack.through.saturating_sub(heads.applied(*origin));
+        }
+        lags
+    }
 }
 
 #[cfg(test)]
@@ -237,6 +247,7 @@ mod tests {
         assert_eq!(pulls.due(0, &heads), [(A, vec![head(Y, 0)]), (B, vec![head(X, 0)])]);
         assert_eq!(pulls.due(1, &heads), []);
         assert_eq!(pulls.lag(&heads), 7);
+        assert_eq!(pulls.lags(&heads), BTreeMap::from([(X.member, 5), (Y.member, 2)]));
     }
 
     #[test]

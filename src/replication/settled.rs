@@ -265,9 +265,14 @@ impl Frontier {
         })
     }
 
-    /// Runs that have ended but are not closed yet: they hold `complete` back.
-    pub fn ending(&self) -> impl Iterator<Item = Origin> {
-        self.ending.keys().copied()
+    /// Runs that have ended but are not closed yet, and up to when they are held: they hold `complete` back.
+    pub fn ending(&self) -> impl Iterator<Item = (Origin, Timestamp)> {
+        self.ending.iter().map(|(origin, covered)| (*origin, *covered))
+    }
+
+    /// Up to when the current run of each member is held here, in the order of the members.
+    pub fn covered(&self) -> impl Iterator<Item = Timestamp> {
+        self.standings.iter().map(|standing| standing.covered)
     }
 
     /// Up to when each member says that it is complete, in the order of the members.

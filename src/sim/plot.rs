@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::report;
 use super::tool::Run;
+use crate::cli::figures;
 
 const WIDTH: f64 = 760.0;
 const PANEL_HEIGHT: f64 = 380.0;
@@ -234,7 +234,7 @@ fn cost(svg: &mut String, runs: &[Run]) {
         y: Axis::log(idle.iter().chain(&busy).map(|(_, bytes)| *bytes)),
         x_title: "members",
         x_label: |members| format!("{members:.0}"),
-        y_label: report::bytes,
+        y_label: figures::bytes,
     };
     panel.draw(svg);
     let mut names = Vec::new();

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::tool::{Request, Run};
+use crate::cli::figures::bytes;
 
 const MICROS_PER_SECOND: f64 = 1e6;
 const MICROS_PER_MILLI: f64 = 1e3;
@@ -89,16 +90,6 @@ fn delay(micros: Option<u32>) -> String {
     }
 }
 
-/// An amount with its unit, decimal.
-pub(super) fn bytes(bytes: f64) -> String {
-    match bytes {
-        bytes if bytes < 1e3 => format!("{bytes:.0} B"),
-        bytes if bytes < 1e6 => format!("{:.1} kB", bytes / 1e3),
-        bytes if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
-        bytes => format!("{:.1} GB", bytes / 1e9),
-    }
-}
-
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 fn virtual_seconds(run: &Run) -> f64 {
     run.outcome.virtual_micros as f64 / MICROS_PER_SECOND
@@ -156,6 +147,5 @@ mod tests {
         assert_eq!(delay(Some(117_954)), "118 ms");
         assert_eq!(delay(Some(12_000_000)), "12.0 s");
         assert_eq!(delay(None), "never");
-        assert_eq!(bytes(1746.0), "1.7 kB");
     }
 }

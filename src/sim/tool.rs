@@ -1,13 +1,13 @@
 //! `starling sim`: experiments on the command line, with a table, JSON and plots of what came of them.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Instant;
 
 use super::network::NetworkOptions;
 use super::spread::{Experiment, Outcome, Quiet};
 use super::{plot, report};
+use crate::cli::flags::{self, Flag, Values, flag};
+use crate::cli::{ToolError, show};
 use crate::replication::gossip;
 
 /// Members of one experiment: what each knows of all takes the square of that.
@@ -29,17 +29,6 @@ const CLEAR_LINE: &[u8] = b"\r\x1b[K";
 /// Where a file is named, this means the standard output.
 const STDOUT: &str = "-";
 
-/// A flag, which always takes a value.
-struct Flag {
-    name: &'static str,
-    default: &'static str,
-    help: &'static str,
-}
-
-const fn flag(name: &'static str, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, default, help }
-}
-
 #[rustfmt::skip]
 const FLAGS: &[Flag] = &[
     flag("members", "1000", "how many members; several numbers, separated by commas, for one experiment each"),
@@ -56,15 +45,6 @@ const FLAGS: &[Flag] = &[
     flag("json", "", "a file for all results, or - for standard output, without the table then"),
     flag("svg", "", "a file for a picture: who has a write after which time, and with several --members what it costs"),
 ];
-
-/// Why nothing, or not everything, was done.
-#[derive(Debug, PartialEq, Eq)]
-pub enum ToolError {
-    /// This is no command line.
-    Usage(String),
-    /// A file cannot be written.
-    Failed(String),
-}
 
 /// What was asked for.
 #[derive(Debug)]
@@ -130,16 +110,6 @@ pub fn run(
     Ok(())
 }
 
-fn show(out: &mut dyn Write, text: &str) -> Result<(), ToolError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Whoever reads it may stop early.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(ToolError::Failed(format!("cannot write: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn write(path: &str, text: &str, out: &mut dyn Write) -> Result<(), ToolError> {
     if path == STDOUT {
         return show(out, text);
@@ -150,149 +120,68 @@ fn write(path: &str, text: &str, out: &mut dyn Write) -> Result<(), ToolError> {
 
 /// The help text.
 fn help() -> String {
-    let mut text = "\
+    format!(
+        "\
 How fast, and at what cost, do writes reach everybody in a cluster of this size? Tried in virtual time, with the gossip
 that members use, on a network that loses and delays. The same flags give the same results.
 
 Usage:
   starling sim [flags]
 
-Flags:
-"
-    .to_owned();
-    for Flag { name, default, help } in FLAGS {
-        let _ = fmt::Write::write_fmt(
-            &mut text,
-            format_args!("  --{name} '{default}'\n        {help}\n"),
-        );
-    }
-    text.push_str(
-        "
+{}
 Examples:
   starling sim --members 10,100,1000 --svg spread.svg
   starling sim --members 50 --latency 40 --jitter 20 --loss 5 --json -
   starling sim --members 10000 --writers 256      (takes minutes, and 8 GB of memory)
 ",
-    );
-    text
+        flags::list(FLAGS)
+    )
 }
 
 /// Reads the arguments. `None` if help is wanted.
 pub(super) fn parse(args: &[String]) -> Result<Option<Request>, ToolError> {
-    let mut values: BTreeMap<&str, &str> =
-        FLAGS.iter().map(|flag| (flag.name, flag.default)).collect();
-    let mut rest = args.iter();
-    while let Some(arg) = rest.next() {
-        let Some(body) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')) else {
-            return Err(ToolError::Usage(format!("{arg:?} is not a valid flag")));
-        };
-        let (name, value) = match body.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (body, None),
-        };
-        if matches!(name, "h" | "help") {
-            return Ok(None);
-        }
-        let Some(flag) = FLAGS.iter().find(|flag| flag.name == name) else {
-            return Err(ToolError::Usage(format!("flag provided but not defined: -{name}")));
-        };
-        let value = value.or_else(|| rest.next().map(String::as_str));
-        let missing = || ToolError::Usage(format!("flag needs an argument: -{name}"));
-        values.insert(flag.name, value.ok_or_else(missing)?);
-    }
-    Values(values).request().map(Some)
+    flags::parse(FLAGS, args)?.map(|values| request(&values)).transpose()
 }
 
-struct Values<'a>(BTreeMap<&'a str, &'a str>);
-
-impl Values<'_> {
-    fn text(&self, name: &str) -> &str {
-        self.0.get(name).copied().unwrap_or_default()
-    }
-
-    fn path(&self, name: &str) -> Option<String> {
-        Some(self.text(name)).filter(|path| !path.is_empty()).map(str::to_owned)
-    }
-
-    /// A whole number within bounds.
-    fn number(&self, name: &str, text: &str, (min, max): (u64, u64)) -> Result<u64, ToolError> {
-        let number = text.parse().ok().filter(|number| (min..=max).contains(number));
-        number.ok_or_else(|| {
-            ToolError::Usage(format!("--{name} takes numbers from {min} to {max}, not {text:?}"))
-        })
-    }
-
-    fn whole(&self, name: &str, bounds: (u64, u64)) -> Result<u64, ToolError> {
-        self.number(name, self.text(name), bounds)
-    }
-
-    /// A number with up to three digits behind the point, in thousandths.
-    fn thousandths(&self, name: &str, max: u64) -> Result<u64, ToolError> {
-        let text = self.text(name);
-        thousandths(text).filter(|number| *number <= max).ok_or_else(|| {
-            let max = max / 1000;
-            ToolError::Usage(format!(
-                "--{name} takes numbers from 0 to {max} with up to three digits behind the point, not {text:?}"
-            ))
-        })
-    }
-
-    fn request(&self) -> Result<Request, ToolError> {
-        let members: Result<Vec<_>, _> = self
-            .text("members")
-            .split(',')
-            .map(|text| self.number("members", text.trim(), (2, MEMBERS_MAX)))
-            .collect();
-        let experiments: Result<_, _> =
-            members?.into_iter().map(|members| self.experiment(members)).collect();
-        Ok(Request { experiments: experiments?, json: self.path("json"), svg: self.path("svg") })
-    }
-
-    fn experiment(&self, members: u64) -> Result<Experiment, ToolError> {
-        let millis_max = SECONDS_MAX * 1000 * MICROS_PER_MILLI;
-        let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        let writes_per_second = self.whole("writes-per-second", (1, WRITES_MAX))?;
-        let seconds = self.whole("seconds", (1, SECONDS_MAX))?;
-        let writes = writes_per_second.saturating_mul(seconds);
-        if writes > WRITES_MAX || writes.saturating_mul(members) > DELIVERIES_MAX {
-            return Err(ToolError::Usage(format!(
-                "{writes} writes to {members} members are too many to remember all"
-            )));
-        }
-        Ok(Experiment {
-            members: count(members),
-            writers: count(self.whole("writers", (1, MEMBERS_MAX))?),
-            writes_per_second,
-            seconds,
-            value_bytes: count(self.whole("value-size", (0, VALUE_BYTES_MAX))?),
-            // A thousandth of a millisecond is a microsecond.
-            network: NetworkOptions {
-                latency_micros: self.thousandths("latency", millis_max)?,
-                jitter_micros: self.thousandths("jitter", millis_max)?,
-                loss_ppm: self.thousandths("loss", PERCENT_MAX)? * PPM_PER_THOUSANDTH_PERCENT,
-                ..NetworkOptions::lan()
-            },
-            commit_micros: self.thousandths("commit", millis_max)?,
-            options: gossip::Options {
-                direct_max: count(self.whole("direct-max", (0, MEMBERS_MAX))?),
-                ..gossip::Options::default()
-            },
-            quiet: Quiet::default(),
-            seed: self.whole("seed", (0, u64::MAX))?,
-        })
-    }
+fn request(values: &Values) -> Result<Request, ToolError> {
+    let members = values.list("members", (2, MEMBERS_MAX))?;
+    let experiments: Result<_, _> =
+        members.into_iter().map(|members| experiment(values, members)).collect();
+    Ok(Request { experiments: experiments?, json: values.path("json"), svg: values.path("svg") })
 }
 
-/// Reads `1`, `0.25` or `.5` as thousandths.
-fn thousandths(text: &str) -> Option<u64> {
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
-    if !is_number(whole) || !is_number(part) || part.len() > 3 || whole.len() + part.len() == 0 {
-        return None;
+fn experiment(values: &Values, members: u64) -> Result<Experiment, ToolError> {
+    let millis_max = SECONDS_MAX * 1000 * MICROS_PER_MILLI;
+    let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let writes_per_second = values.whole("writes-per-second", (1, WRITES_MAX))?;
+    let seconds = values.whole("seconds", (1, SECONDS_MAX))?;
+    let writes = writes_per_second.saturating_mul(seconds);
+    if writes > WRITES_MAX || writes.saturating_mul(members) > DELIVERIES_MAX {
+        return Err(ToolError::Usage(format!(
+            "{writes} writes to {members} members are too many to remember all"
+        )));
     }
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    let part: u64 = format!("{part:0<3}").parse().ok()?;
-    whole.checked_mul(1000)?.checked_add(part)
+    Ok(Experiment {
+        members: count(members),
+        writers: count(values.whole("writers", (1, MEMBERS_MAX))?),
+        writes_per_second,
+        seconds,
+        value_bytes: count(values.whole("value-size", (0, VALUE_BYTES_MAX))?),
+        // A thousandth of a millisecond is a microsecond.
+        network: NetworkOptions {
+            latency_micros: values.thousandths("latency", millis_max)?,
+            jitter_micros: values.thousandths("jitter", millis_max)?,
+            loss_ppm: values.thousandths("loss", PERCENT_MAX)? * PPM_PER_THOUSANDTH_PERCENT,
+            ..NetworkOptions::lan()
+        },
+        commit_micros: values.thousandths("commit", millis_max)?,
+        options: gossip::Options {
+            direct_max: count(values.whole("direct-max", (0, MEMBERS_MAX))?),
+            ..gossip::Options::default()
+        },
+        quiet: Quiet::default(),
+        seed: values.whole("seed", (0, u64::MAX))?,
+    })
 }
 
 #[cfg(test)]
@@ -307,24 +196,6 @@ mod tests {
         match parse(&words(line)) {
             Err(ToolError::Usage(text)) => text,
             other => panic!("{line}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn decimals_are_read_without_rounding() {
-        let cases = [
-            ("1", Some(1000)),
-            ("0.25", Some(250)),
-            (".5", Some(500)),
-            ("7.", Some(7000)),
-            ("0.0001", None),
-            ("", None),
-            (".", None),
-            ("-1", None),
-            ("1e3", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(thousandths(text), expected, "{text}");
         }
     }
 

@@ -137,6 +137,8 @@ pub(super) struct Counters {
     lost: AtomicU64,
     pub(super) refused: AtomicU64,
     failures: AtomicU64,
+    pub(super) received: AtomicU64,
+    pub(super) received_bytes: AtomicU64,
 }
 
 impl Peer {
@@ -167,13 +169,16 @@ impl Peer {
 
     pub(super) fn stats(&self) -> PeerStats {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters { sent, sent_bytes, lost, refused, failures } = &self.counters;
+        let Counters { sent, sent_bytes, lost, refused, failures, received, received_bytes } =
+            &self.counters;
         PeerStats {
             sent: count(sent),
             sent_bytes: count(sent_bytes),
             lost: count(lost),
             refused: count(refused),
             failures: count(failures),
+            received: count(received),
+            received_bytes: count(received_bytes),
         }
     }
 

@@ -172,7 +172,7 @@ pub trait PeerHandler: Send + Sync + 'static {
     }
 }
 
-/// What became of the messages to one peer.
+/// What became of the messages to one peer, and what came from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerStats {
     /// Messages that were sent. Some may not have arrived.
@@ -185,6 +185,10 @@ pub struct PeerStats {
     pub refused: u64,
     /// How often it was not reached, or the stream was broken off.
     pub failures: u64,
+    /// Messages that came from it.
+    pub received: u64,
+    /// What they took.
+    pub received_bytes: u64,
 }
 
 /// Moves messages. Copies are handles of the same; with the last one it stops.
@@ -349,7 +353,7 @@ impl Transport {
         peers.get(&to).map(|task| task.peer.channel(&self.shared.dialer))
     }
 
-    /// What became of the messages to each peer.
+    /// What became of the messages to each peer, and what came from it, since it is known where it is.
     pub fn stats(&self) -> BTreeMap<MemberId, PeerStats> {
         let peers = self.shared.peers.read();
         peers.iter().map(|(member, task)| (*member, task.peer.stats())).collect()

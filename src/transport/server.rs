@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use prost::Message as _;
 use starling_proto::starling::peer::v1 as pb;
 use starling_proto::starling::peer::v1::peer_server::{Peer as PeerService, PeerServer};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::socket::Socket;
 use super::wire::{self, Assembler};
-use super::{Identity, PeerHandler, Shared};
+use super::{Identity, Shared};
 use crate::types::{ClusterId, MemberId};
 
 /// What a member may send on a stream, and on all of them, before it is read.
@@ -264,7 +265,7 @@ impl PeerService for Service {
             _ = identity.changed() => {
                 Err(Status::failed_precondition("the member has got another identity"))
             }
-            end = take_all(&mut frames, from, run, &*shared.handler) => end.map(Response::new),
+            end = take_all(&mut frames, from, run, shared) => end.map(Response::new),
         }
     }
 
@@ -315,21 +316,33 @@ fn check(greeting: &pb::Greeting, receiver: Identity) -> Result<(MemberId, u64),
     Ok((MemberId(member_id), run))
 }
 
+/// Counts what has come from a member, if it is known where that is.
+fn count_received(shared: &Shared, from: MemberId, messages: u64, bytes: u64) {
+    if let Some(task) = shared.peers.read().get(&from) {
+        let counters = &task.peer.counters;
+        counters.received.fetch_add(messages, Ordering::Relaxed);
+        counters.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// Hands on messages until the stream ends.
 async fn take_all(
     frames: &mut Streaming<pb::Frame>,
     from: MemberId,
     run: u64,
-    handler: &dyn PeerHandler,
+    shared: &Shared,
 ) -> Result<pb::ExchangeEnd, Status> {
     let mut assembler = Assembler::default();
     let mut messages = 0;
     while let Some(frame) = frames.message().await? {
+        let bytes = frame.encoded_len() as u64;
         let taken = assembler.take(frame).inspect_err(|error| {
             tracing::warn!(member = %from, %error, "a member sends what it must not");
         });
-        if let Some(message) = taken.map_err(|error| Status::invalid_argument(error.to_string()))? {
-            handler.deliver(from, run, message).await;
+        let message = taken.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        count_received(shared, from, u64::from(message.is_some()), bytes);
+        if let Some(message) = message {
+            shared.handler.deliver(from, run, message).await;
             messages += 1;
         }
     }

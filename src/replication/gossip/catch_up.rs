@@ -64,6 +64,7 @@ impl Gossip {
             return;
         }
         self.catching_up = None;
+        self.counts.catch_ups += 1;
         for head in &heads {
             self.heads.note_applied(head.origin, head.seq);
             self.pulls.satisfy(head.origin, &self.heads);

@@ -17,6 +17,7 @@ impl Gossip {
         let dead_too = self.live.is_empty() || self.dice.below(DEAD_PEER_EXCHANGES) == 0;
         let peer = if dead_too { self.anybody() } else { self.dice.pick(&self.live).copied() };
         if let Some(peer) = peer {
+            self.counts.rounds += 1;
             self.send_digest(peer, true);
         }
     }
@@ -84,6 +85,8 @@ impl Gossip {
         }
         if is_equal {
             peer.mismatch = None;
+            // It will not name our head any more, and its acknowledgement may have been lost.
+            self.acknowledged_by(from, self.heads.seq(self.me));
         } else {
             self.counts.mismatches += 1;
             let both = (arrivals, digest.arrivals);
@@ -128,5 +131,54 @@ impl Gossip {
         if heads.len() < HEADS_MAX {
             self.peers.entry(from).or_default().told = Some(told);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::super::{Input, Options, Output};
+    use super::*;
+    use crate::replication::heads::Heads;
+    use crate::replication::message::Head;
+    use crate::replication::settled::{Frontier, Membership};
+    use crate::time::Timestamp;
+    use crate::types::{Origin, Revision};
+
+    const ME: Origin = Origin { member: MemberId(1), run: 1 };
+    const PEER: MemberId = MemberId(2);
+
+    #[test]
+    fn who_holds_the_same_has_acknowledged_all_of_it() {
+        let now = Now { wall_millis: 0, monotonic_millis: 0 };
+        let frontier = Frontier::new(ME.member, Timestamp::default(), Timestamp::default());
+        let head = Head { origin: ME, seq: 5 };
+        let mut gossip = Gossip::new(ME, Options::default(), 1, &[head], frontier, now);
+        let members = [ME.member, PEER].map(|member| (member, Timestamp::default()));
+        let membership = Membership::new(members.into(), BTreeMap::new());
+        gossip.step(now, Input::Membership(Arc::new(membership)));
+        let mut hear = |root| {
+            let digest = Digest {
+                epoch: 7,
+                arrivals: 3,
+                root,
+                told: None,
+                after: 3,
+                until: 3,
+                moved: Vec::new(),
+                reply: false,
+                revision: Revision::default(),
+                former: Revision::default(),
+            };
+            gossip.step(now, Input::Receive(PEER, Message::Digest(digest)))
+        };
+        let acknowledged = Output::Acknowledged(PEER, 5);
+        assert!(!hear(1).contains(&acknowledged), "it holds something else");
+        let mut same = Heads::new();
+        same.advance(head);
+        assert!(hear(same.root()).contains(&acknowledged));
+        assert!(!hear(same.root()).contains(&acknowledged), "that is no news");
     }
 }

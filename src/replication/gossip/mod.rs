@@ -232,6 +232,8 @@ struct CatchingUp {
 /// Counters of the gossip, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Comparisons with a random peer that were begun.
+    pub rounds: u64,
     /// Digests compared with a peer.
     pub exchanges: u64,
     /// Of those, with different roots.
@@ -240,8 +242,12 @@ pub struct Counts {
     pub duplicates: u64,
     /// Entries taken.
     pub taken: u64,
-    /// Pulls that were not answered in time.
+    /// Requests for entries.
+    pub pulls: u64,
+    /// Of those, not answered in time.
     pub timeouts: u64,
+    /// Catch-ups from others that have come to an end.
+    pub catch_ups: u64,
     /// State merges that have come to an end.
     pub merges: u64,
 }
@@ -406,6 +412,21 @@ impl Gossip {
         self.pulls.lag(&self.heads)
     }
 
+    /// The same by the members that wrote them; those of whom nothing is missing are left out.
+    pub fn lags(&self) -> BTreeMap<MemberId, u64> {
+        self.pulls.lags(&self.heads)
+    }
+
+    /// Whether it is being looked for what is here too much.
+    pub fn is_merging(&self) -> bool {
+        self.merging.is_some()
+    }
+
+    /// Whether entries go straight to everybody.
+    pub fn is_direct(&self) -> bool {
+        self.membership.members.len() <= self.options.direct_max
+    }
+
     /// From whom the data as a whole is being taken over, and how much of it is there, in thousandths.
     pub fn catching_up(&self) -> Option<(MemberId, u16)> {
         self.catching_up.as_ref().map(|catching_up| (catching_up.from, catching_up.progress))
@@ -458,6 +479,7 @@ impl Gossip {
             return;
         }
         for (peer, wants) in self.pulls.due(now.monotonic_millis, &self.heads) {
+            self.counts.pulls += 1;
             self.send(peer, Message::Pull { wants, bytes_max: PULL_BYTES_MAX });
         }
     }
@@ -673,10 +695,5 @@ impl Gossip {
                 self.outputs.push(Output::Promise { complete });
             }
         }
-    }
-
-    /// Whether entries go straight to everybody.
-    fn is_direct(&self) -> bool {
-        self.membership.members.len() <= self.options.direct_max
     }
 }

@@ -31,9 +31,12 @@ async fn messages_arrive_in_order_between_all() {
         }
     }
     let stats = members[0].transport.stats()[&MemberId(2)];
-    let bytes = stats.sent_bytes;
-    assert_eq!(stats, PeerStats { sent: COUNT, sent_bytes: bytes, ..PeerStats::default() });
-    assert!(bytes > 4 * COUNT && bytes < 10 * COUNT, "{bytes}");
+    let PeerStats { sent_bytes, received_bytes, .. } = stats;
+    let counted = PeerStats { sent: COUNT, received: COUNT, sent_bytes, received_bytes, ..stats };
+    assert_eq!(stats, PeerStats { lost: 0, refused: 0, failures: 0, ..counted });
+    for bytes in [sent_bytes, received_bytes] {
+        assert!(bytes > 4 * COUNT && bytes < 10 * COUNT, "{bytes}");
+    }
 }
 
 #[tokio::test]
