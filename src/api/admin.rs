@@ -168,6 +168,8 @@ fn gossip(status: &ClusterStatus) -> pb::Gossip {
         entries_twice: counts.duplicates,
         catch_ups: counts.catch_ups,
         merges: counts.merges,
+        scrubs: counts.scrubs,
+        differences: counts.differences,
         entries_missing: status.facts.missing,
     }
 }
@@ -201,7 +203,7 @@ impl Cluster for AdminService {
                 all: waiting.all,
             }),
             conflicts: facts.conflicts,
-            last_scrub_age_millis: None,
+            last_scrub_age_millis: facts.last_scrub_millis.map(|at| status.since(at)),
             gathered_age_millis: if status.has_peers {
                 status.since(facts.gathered_millis)
             } else {

@@ -309,6 +309,8 @@ fn gossip_lines(gossip: &pb::Gossip) -> [(&'static str, String); 2] {
     for (number, one, many) in [
         (gossip.catch_ups, "catch-up", "catch-ups"),
         (gossip.merges, "state merge", "state merges"),
+        (gossip.scrubs, "scrub", "scrubs"),
+        (gossip.differences, "put written anew", "puts written anew"),
     ] {
         if number > 0 {
             entries.push_str(&format!(", {}", counted(number, one, many)));
@@ -379,6 +381,8 @@ fn json(reply: &pb::StatusReply) -> Value {
             "entries_missing": gossip.entries_missing,
             "catch_ups": gossip.catch_ups,
             "merges": gossip.merges,
+            "scrubs": gossip.scrubs,
+            "differences": gossip.differences,
         },
         "acks_waiting": { "one": waiting.one, "majority": waiting.majority, "all": waiting.all },
         "conflicts": reply.conflicts,

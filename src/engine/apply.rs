@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Writer;
 use super::graves::Grave;
 use super::mvcc::Standing;
 use super::records::{self, Effect};
 use super::restore::{COUNT_MAX, TIME_MAX};
 use super::writer::Visibility;
+use super::{Failure, Writer};
 use crate::error::StoreError;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Dot, Head};
@@ -158,6 +158,26 @@ impl Writer {
             if self.mvcc.origins().read().stamp(latest.stamp) == dot.stamp() {
                 self.delete(dot.key.clone(), latest, latest.stamp, stamp);
             }
+        }
+        let _ = self.end_entry_alone();
+        Ok(())
+    }
+
+    /// Writes puts anew that somebody has lost, by an entry of this member, where they still stand.
+    pub fn rewrite_puts(&mut self, dots: &[Dot], now: Now) -> Result<(), StoreError> {
+        let stamp = self.begin_entry(now);
+        for dot in dots {
+            let Some(latest) = self.mvcc.latest(&dot.key) else { continue };
+            if self.mvcc.origins().read().stamp(latest.stamp) != dot.stamp() {
+                continue;
+            }
+            let pair = match self.reader().fetch(latest.head.place()) {
+                Ok(pair) => KeyValue::from(&pair),
+                Err(Failure::Broken(error)) => return Err(error),
+                // There is nothing to write anew.
+                Err(Failure::Refused(_)) => continue,
+            };
+            self.put_version((pair.key, pair.value, pair.lease), Some(latest), stamp);
         }
         let _ = self.end_entry_alone();
         Ok(())

@@ -744,6 +744,15 @@ impl Replica {
                 self.effects.push(Effect::AnswerCompare(to, compare));
             }
             Output::Drop(dots) => self.writer.drop_puts(&dots, now)?,
+            Output::Differ(peer, dots) => {
+                tracing::error!(
+                    %peer,
+                    keys = dots.len(),
+                    first = %dots[0].key.escape_ascii(),
+                    "a peer has lost what it once had, or this member has: it is written anew"
+                );
+                self.writer.rewrite_puts(&dots, now)?;
+            }
             Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
             Output::Seal(heads) => {
                 let me = self.writer.identity().member;

@@ -623,7 +623,7 @@ impl Writer {
     }
 
     /// Reads the state after everything executed, the current entry's changes included.
-    fn reader(&self) -> Reader<'_> {
+    pub(super) fn reader(&self) -> Reader<'_> {
         self.mvcc.reader_of_open(self.revision, self.compacting, &self.open)
     }
 

@@ -262,6 +262,8 @@ fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
         entries_missing: facts.missing,
         catch_ups: counts.catch_ups,
         merges: counts.merges,
+        scrubs: counts.scrubs,
+        differences: counts.differences,
         conflicts: facts.conflicts,
         acks_waiting: [acks.one, acks.majority, acks.all],
         per_peer: if facts.is_direct { per_peer(&status) } else { Vec::new() },

@@ -41,6 +41,8 @@ pub struct ClusterState {
     pub entries_missing: u64,
     pub catch_ups: u64,
     pub merges: u64,
+    pub scrubs: u64,
+    pub differences: u64,
     pub conflicts: u64,
     /// Writes that wait for one other member, for a majority, for all.
     pub acks_waiting: [u64; 3],
@@ -146,6 +148,8 @@ fn register_gossip(now: &mut Registry, state: &ClusterState) {
         ("starling_entries_twice", "Entries of others that were here already", state.entries_twice),
         ("starling_catch_ups", "Catch-ups from others that have ended", state.catch_ups),
         ("starling_state_merges", "State merges that have ended", state.merges),
+        ("starling_scrubs", "Scrubs of this member's own that have ended", state.scrubs),
+        ("starling_scrub_differences", "Puts that others had lost", state.differences),
         (
             "starling_conflicts",
             "Writes lost to others that had probably not seen them",

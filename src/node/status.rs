@@ -125,6 +125,8 @@ pub struct Facts {
     pub held_back: Option<HeldBack>,
     /// What the gossip has done.
     pub counts: gossip::Counts,
+    /// When its last scrub ended, in monotonic milliseconds.
+    pub last_scrub_millis: Option<u64>,
     /// Entries known to be missing here.
     pub missing: u64,
     /// Writes that wait for others.
@@ -315,6 +317,7 @@ fn gather(
         settled: frontier.settled(),
         held_back: Holding::new(directory, gossip, &peers, me.member).held_back(now),
         counts: gossip.counts(),
+        last_scrub_millis: gossip.last_scrub_millis(),
         missing: gossip.lag(),
         acks: acks.waiting(),
         conflicts: conflicts.total(),

@@ -1,6 +1,7 @@
 //! A cluster of whole members under faults, and what must hold for it at all times.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,8 +17,9 @@ use crate::engine::replica::{Admission, ClusterOptions};
 use crate::replication::entry::{Entry, EntryOp};
 use crate::replication::message::Head;
 use crate::replication::{Dice, gossip};
-use crate::storage::schema::Identity;
 use crate::storage::schema::member::MemberRecord;
+use crate::storage::schema::{Identity, Op, Place, Row};
+use crate::storage::{Batch, Durability, Space, Store};
 use crate::time::{Stamp, Timestamp};
 use crate::types::{ClusterId, KeyRange, LeaseId, MemberId, Origin, Revision};
 
@@ -72,7 +74,11 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
         peer_urls: vec![url(number)],
         ..MemberRecord::default()
     };
-    let options = gossip::Options { promise_millis: 400, ..gossip::Options::default() };
+    let options = gossip::Options {
+        promise_millis: 400,
+        scrub_millis: Some(5000),
+        ..gossip::Options::default()
+    };
     Setup {
         writer: Options { gc_age_millis: 1000, ..Options::new(identity) },
         cluster: ClusterOptions {
@@ -653,6 +659,36 @@ impl Cluster {
             self.run(5 * MILLI);
             self.sweep_at(number);
         }
+    }
+
+    /// A disk loses the newest version of a key, without a word. Answers whether it was there.
+    pub(super) fn lose_row(&mut self, number: usize, key: &[u8]) -> bool {
+        self.crash(number);
+        let full = &self.world.actors[number];
+        let store = Store::Memory(full.disk.clone());
+        let rows = store.rows(Space::Log, Bound::Unbounded, Bound::Unbounded);
+        let rows: Vec<_> = rows.map(|row| row.expect("no fault")).collect();
+        let is_put = |place: &Bytes, value: &Bytes| {
+            let place = Place::decode(place, 0).expect("the log is sound");
+            let row = Row::decode(place, value.clone()).expect("the log is sound");
+            matches!(row.op, Op::Put(kv) if kv.key == key)
+        };
+        let newest = rows.into_iter().rev().find(|(place, value)| is_put(place, value));
+        let was_there = newest.is_some();
+        if let Some((place, _)) = newest {
+            let mut batch = Batch::default();
+            batch.delete(Space::Log, place);
+            store.commit(batch, Durability::Fsync).expect("no fault");
+        }
+        self.witnesses.remove(&number);
+        self.start(number);
+        was_there
+    }
+
+    /// Puts that scrubs have found missing elsewhere.
+    pub(super) fn differences(&self) -> u64 {
+        let gossips = self.world.actors.iter().filter_map(|full| full.replica.as_ref()?.gossip());
+        gossips.map(|gossip| gossip.counts().differences).sum()
     }
 
     /// State merges that have ended.

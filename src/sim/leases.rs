@@ -17,7 +17,8 @@ const NOTICE: u64 = 12 * SECOND;
 const STEP: u64 = 100 * MILLI;
 const NEVER_MILLIS: u64 = 3_600_000;
 /// A message gets through now and then.
-const HEAVY_LOSS_PPM: u64 = 600_000;
+/// With much more, keep-alives do not come through in time either.
+const HEAVY_LOSS_PPM: u64 = 400_000;
 
 impl Cluster {
     fn number_of(&self, member: MemberId) -> Option<usize> {
@@ -252,7 +253,7 @@ fn what_is_kept_alive_on_the_larger_side_outlives_the_cut() {
 /// It may hear the others before it hears what they have written.
 #[test]
 fn an_owner_that_comes_back_hears_all_that_it_missed_before_it_ends_anything() {
-    for seed in 1..=8 {
+    for seed in 1..=20 {
         let mut cluster = leased(seed);
         cluster.world.network.part(&[0], &[1, 2]);
         cluster.keep_for(20, 2, &[0, 1, 2]);

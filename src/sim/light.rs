@@ -89,6 +89,8 @@ impl Light {
         let none = Timestamp::default();
         let frontier = Frontier::new(member, none, none);
         let now = now_at(0);
+        // There is nothing to compare.
+        let options = Options { scrub_millis: None, ..options };
         let mut gossip = Gossip::new(me, options, seed, &[], frontier, now);
         let joined = membership.members.values().max().copied().unwrap_or_default();
         let live = membership.members.keys().copied().collect();
@@ -190,6 +192,7 @@ impl Light {
                 | Output::Compare { .. }
                 | Output::AnswerCompare(..)
                 | Output::Drop(_)
+                | Output::Differ(..)
                 | Output::Seal(_)
                 | Output::Passed(_)
                 | Output::OldCopy

@@ -270,3 +270,27 @@ fn what_only_others_have_is_not_lost() {
         assert!((0..saved).all(|i| lives(&i)), "seed {seed}: {saved} of five were sent");
     }
 }
+
+/// A row that a disk has lost comes back, since others still have it.
+#[test]
+fn a_scrub_finds_what_a_disk_has_lost() {
+    for seed in seeds(3) {
+        let mut cluster = Cluster::found(3, seed);
+        let key = Bytes::from_static(b"precious");
+        cluster.put(0, &key);
+        busy(&mut cluster, 3 * SECOND);
+        cluster.run(3 * SECOND);
+        assert!(cluster.lose_row(1, &key), "seed {seed}");
+        cluster.run(SECOND);
+        assert!(!cluster.state(1).contains_key(&key), "seed {seed}: it was not lost");
+        let mut rounds = 0;
+        while !cluster.state(1).contains_key(&key) {
+            rounds += 1;
+            assert!(rounds < 60, "seed {seed}: nobody has noticed");
+            busy(&mut cluster, SECOND);
+        }
+        cluster.run(15 * SECOND);
+        assert!((1..=2).contains(&cluster.differences()), "seed {seed}");
+        cluster.check_converged();
+    }
+}

@@ -65,6 +65,7 @@ impl Gossip {
 
     pub(super) fn take_compared(&mut self, from: MemberId, compared: Compared, now: Now) {
         let Some(merging) = self.merging.as_mut().filter(|merging| merging.from == from) else {
+            self.take_scrubbed(from, compared, now);
             return;
         };
         merging.asked.clear();

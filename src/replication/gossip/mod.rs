@@ -23,6 +23,7 @@ mod merge;
 mod peer;
 mod promise;
 mod revisions;
+mod scrub;
 mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,7 @@ use crate::types::{MemberId, Origin, Revision};
 use barrier::Barrier;
 use merge::Merging;
 use peer::Peer;
+use scrub::Scrub;
 
 /// Heads in one message.
 const HEADS_MAX: usize = 4096;
@@ -51,6 +53,8 @@ const SEGMENTS_BYTES_MAX: usize = 1 << 20;
 const PULL_BYTES_MAX: u64 = 4 << 20;
 /// Up to so many members promises are renewed as often as the settings say.
 const PROMISED_MEMBERS: u64 = 4096;
+/// How often what is settled is compared: each time costs a walk over all keys, on both sides.
+const SCRUB_MILLIS: u64 = 3_600_000;
 /// Peers that are served from the disk at the same time.
 const LOADS_MAX: usize = 3;
 /// When others may ask again.
@@ -89,6 +93,8 @@ pub struct Options {
     pub promise_millis: u64,
     /// Memory for the newest entries, in bytes.
     pub recent_bytes: usize,
+    /// How often this member compares what is settled with some other; `None` for never.
+    pub scrub_millis: Option<u64>,
     /// What one peer is sent without an acknowledgement, in bytes.
     pub push_window_bytes: usize,
 }
@@ -101,6 +107,7 @@ impl Default for Options {
             exchange_max_millis: 10_000,
             announce_millis: 5,
             promise_millis: 5000,
+            scrub_millis: Some(SCRUB_MILLIS),
             recent_bytes: 16 << 20,
             push_window_bytes: 8 << 20,
         }
@@ -195,6 +202,8 @@ pub enum Output {
     AnswerCompare(MemberId, Compare),
     /// Delete these puts, where they still stand: they were deleted long ago.
     Drop(Vec<Dot>),
+    /// A peer lacks these puts, which everybody should have: write them anew, and say so.
+    Differ(MemberId, Vec<Dot>),
     /// Nothing is here any more that others have forgotten: remember that this member is complete up to here, then say
     /// [`Input::CaughtUp`].
     Complete(Timestamp),
@@ -250,6 +259,10 @@ pub struct Counts {
     pub catch_ups: u64,
     /// State merges that have come to an end.
     pub merges: u64,
+    /// Scrubs that have come to an end.
+    pub scrubs: u64,
+    /// Puts that others lack though everybody should have them.
+    pub differences: u64,
 }
 
 /// The gossip of one member.
@@ -280,6 +293,7 @@ pub struct Gossip {
     loads: usize,
     catching_up: Option<CatchingUp>,
     merging: Option<Merging>,
+    scrub: Scrub,
     /// Reads that wait.
     barriers: BTreeMap<u64, Barrier>,
     /// The last own entry that may have been sent before it is durable.
@@ -330,6 +344,7 @@ impl Gossip {
             catching_up: None,
             merging: None,
             had_data: false,
+            scrub: Scrub::new(options.scrub_millis.map(|after| millis + dice.below(after.max(1)))),
             barriers: BTreeMap::new(),
             offered: 0,
             exchange_interval: options.exchange_millis,
@@ -377,7 +392,8 @@ impl Gossip {
         let catch_up = self.catching_up.as_ref().map(|catching_up| catching_up.deadline_millis);
         let merge = self.merging.as_ref().map(|merging| merging.deadline_millis);
         let ask = self.next_ask();
-        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge, ask];
+        let scrub = self.scrub.wake_at();
+        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge, ask, scrub];
         let next = self.next_exchange.min(self.next_promise);
         timers.into_iter().flatten().fold(next, u64::min)
     }
@@ -395,6 +411,11 @@ impl Gossip {
     /// Who belongs to the cluster.
     pub fn membership(&self) -> &Membership {
         &self.membership
+    }
+
+    /// When the last scrub ended, in monotonic milliseconds.
+    pub fn last_scrub_millis(&self) -> Option<u64> {
+        self.scrub.last_millis()
     }
 
     /// Counters.
@@ -684,6 +705,7 @@ impl Gossip {
         self.counts.timeouts += self.pulls.expire(millis).len() as u64;
         self.catch_up_timeout(now);
         self.merge_timeout(now);
+        self.scrub_when_due(now);
         if millis >= self.next_exchange {
             self.begin_exchange(now);
         }
