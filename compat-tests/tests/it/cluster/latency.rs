@@ -1,9 +1,12 @@
-//! How long it takes from the answer to a put until all other members show it. Printed, not judged: `--nocapture`.
+//! How long it takes from the answer to a put until all other members show it, and what a cut costs. Printed, not judged:
+//! `--nocapture`.
 //!
 //! `target/release/starling` is measured if it was built, since the time of a debug build says little.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use starling_compat_tests::tools;
@@ -11,7 +14,7 @@ use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::watch_client::WatchClient;
 use starling_proto::etcdserverpb::watch_request::RequestUnion;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::load::{number, put};
@@ -24,6 +27,12 @@ const PACE: Duration = Duration::from_millis(5);
 const EVENT_DEADLINE: Duration = Duration::from_secs(10);
 /// Events that wait to be counted.
 const EVENTS_MAX: usize = 1024;
+
+/// How long puts are counted, before a cut and from its first moment on.
+const CUT_WINDOW: Duration = Duration::from_secs(12);
+/// Clients of each member, and the keys of each.
+const CUT_CLIENTS: u64 = 4;
+const CUT_KEYS: u64 = 100;
 
 /// A put as a watcher saw it, and when.
 type Seen = (u64, Instant);
@@ -39,6 +48,48 @@ fn from_answer_to_everywhere() {
         };
         for (members, level) in [(3, "local"), (3, "one"), (5, "one"), (16, "one")] {
             measure(&program, build, members, level).await;
+        }
+    });
+}
+
+/// Puts a second on both sides of a cut, to those before.
+#[test]
+#[expect(clippy::print_stdout, reason = "the numbers are for whoever runs the test")]
+fn both_sides_of_a_cut() {
+    super::run(async {
+        let cluster = Cluster::start_linked(3, &[]).await;
+        let links = cluster.links.as_ref().expect("it was started with links");
+        let counts: Vec<_> =
+            (0..cluster.members.len()).map(|_| Rc::new(Cell::new(0_u64))).collect();
+        for (member, count) in cluster.members.iter().zip(&counts) {
+            for client in 0..CUT_CLIENTS {
+                let (mut kv, count) = (member.kv(), Rc::clone(count));
+                tokio::task::spawn_local(async move {
+                    for value in 0.. {
+                        let key = format!("{client}/{}", value % CUT_KEYS);
+                        if kv.put(put(&key, value)).await.is_ok() {
+                            count.set(count.get() + 1);
+                        }
+                    }
+                });
+            }
+        }
+        let answered = || counts.iter().map(|count| count.get()).collect::<Vec<_>>();
+        sleep(CUT_WINDOW / 4).await;
+        let start = answered();
+        sleep(CUT_WINDOW).await;
+        let before = answered();
+        links.cut(&[0], &[1, 2]);
+        sleep(CUT_WINDOW).await;
+        let during = answered();
+        links.heal();
+        for (number, count) in during.iter().enumerate() {
+            let (with, without) = (before[number] - start[number], count - before[number]);
+            println!(
+                "m{number}: {with} puts in {CUT_WINDOW:?}, {without} in as long behind a cut: {} %",
+                without * 100 / with.max(1)
+            );
+            assert!(without > 0, "m{number} stood still");
         }
     });
 }
