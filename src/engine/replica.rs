@@ -13,6 +13,7 @@
 //!
 //! A store that never had a peer has no gossip, and pays nothing for it.
 
+mod clock;
 mod tags;
 
 use std::collections::BTreeSet;
@@ -26,6 +27,7 @@ use super::directory::Directory;
 use super::lease_owner::Duty;
 use super::{Conflict, Failure, Options, Outcome, RecordChange, RecordWrite, Writer};
 use crate::error::StoreError;
+use crate::replication::entry::Segment;
 use crate::replication::gossip::{self, Input, Output};
 use crate::replication::heads::mix;
 use crate::replication::liveness::{self, Liveness, State};
@@ -37,6 +39,8 @@ use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::{Identity, Table};
 use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin};
+use clock::ClockWatch;
+pub use clock::{ClockNews, ClockOptions};
 
 /// Peers that are kept in touch with before their records have come.
 const ACQUAINTANCES_MAX: usize = 1024;
@@ -78,6 +82,8 @@ pub enum Effect {
     Live,
     /// The data has come: clients may be served.
     Ready,
+    /// Something has become of the clock.
+    Clock(ClockNews),
 }
 
 /// How a member takes part in a cluster.
@@ -89,6 +95,8 @@ pub struct ClusterOptions {
     pub gossip: gossip::Options,
     /// The settings of the failure detector.
     pub liveness: liveness::Options,
+    /// The settings of the clock.
+    pub clock: ClockOptions,
     /// Peer addresses of those who start the cluster together with it, its own left out; one list per member.
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
@@ -143,6 +151,7 @@ struct Cluster {
     acquaintances: BTreeSet<MemberId>,
     /// Who seems alive, in order; those too that are not members yet.
     live: Vec<MemberId>,
+    clock: ClockWatch,
     pledge: Pledge,
     /// Where the segments in the open batch end.
     applied: Vec<Head>,
@@ -186,6 +195,7 @@ impl Replica {
         let duty = Duty::new(options.lease_expiry);
         let (cluster, effects) = (None, Vec::new());
         let mut replica = Self { writer, options, dice, cluster, effects, duty };
+        replica.start_clock(now);
         if replica.writer.is_peered() {
             replica.enter(Timestamp::default(), now)?;
         } else if !replica.options.initial.is_empty() {
@@ -253,6 +263,7 @@ impl Replica {
             liveness: Liveness::new(me, self.options.liveness.clone(), mix(seed), now),
             acquaintances: BTreeSet::new(),
             live: Vec::new(),
+            clock: ClockWatch::new(self.options.clock, now),
             pledge: Pledge::None,
             applied: Vec::new(),
             finishing: None,
@@ -371,6 +382,7 @@ impl Replica {
         let live = cluster.liveness.live();
         cluster.live.clone_from(&live);
         self.effects.push(Effect::Live);
+        self.hurry_clock(now);
         self.step(Input::Live(live), now)
     }
 
@@ -555,7 +567,10 @@ impl Replica {
         if !matches!(message, Message::Swim(_)) {
             self.hear(from, now)?;
         }
-        self.step(Input::Receive(from, message), now)
+        match self.receive_clock(from, message, now) {
+            Some(message) => self.step(Input::Receive(from, message), now),
+            None => Ok(()),
+        }
     }
 
     /// A read wants to see all that a majority of the members holds now: [`Effect::Passed`] says when it does. Answers
@@ -596,17 +611,22 @@ impl Replica {
             let outputs = cluster.liveness.tick(now);
             self.follow_liveness(outputs, now)?;
         }
+        self.tick_clock(now);
         self.step(Input::Tick, now)
     }
 
     /// When [`Self::tick`] is due, in monotonic milliseconds.
     pub fn wake_at(&self) -> u64 {
         let cluster = self.cluster.as_ref();
-        cluster.map_or(u64::MAX, |cluster| cluster.gossip.wake_at().min(cluster.liveness.wake_at()))
+        cluster.map_or(u64::MAX, |cluster| {
+            let timers = [cluster.liveness.wake_at(), cluster.clock.wake_at()];
+            timers.into_iter().fold(cluster.gossip.wake_at(), u64::min)
+        })
     }
 
     /// Evaluates a command of a client.
     pub fn execute(&mut self, command: Command, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        self.check_fence(&command)?;
         self.writer.execute(command, now)
     }
 
@@ -711,16 +731,7 @@ impl Replica {
                 self.effects.push(Effect::Acknowledged(peer, seq));
             }
             Output::Apply(from, segment) => {
-                let origin = segment.origin;
-                let news = Head { origin, seq: segment.through };
-                cluster.is_old_copy |= tags::is_old_copy(&self.writer, &[news]);
-                let applied = self.writer.apply(&segment, now)?;
-                if applied.outcome == Outcome::Taken {
-                    cluster.applied.push(Head { origin, seq: applied.head });
-                } else {
-                    self.step(Input::NotTaken(from, origin), now)?;
-                }
-                self.note_conflicts(applied.conflicts, now);
+                self.apply(from, segment, now)?;
             }
             Output::ApplyCatchUp(entries) => {
                 let applied = self.writer.apply_catch_up(&entries, now)?;
@@ -775,6 +786,26 @@ impl Replica {
             }
         }
         Ok(())
+    }
+
+    /// Applies what is due of a segment. What is not, or finds no room, has to come again.
+    fn apply(&mut self, from: MemberId, segment: Segment, now: Now) -> Result<(), StoreError> {
+        let origin = segment.origin;
+        let news = Head { origin, seq: segment.through };
+        let (due, is_early) = self.due_part(segment, now);
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        cluster.is_old_copy |= tags::is_old_copy(&self.writer, &[news]);
+        let mut is_taken = !is_early;
+        if let Some(segment) = due {
+            let applied = self.writer.apply(&segment, now)?;
+            if applied.outcome == Outcome::Taken {
+                cluster.applied.push(Head { origin, seq: applied.head });
+            } else {
+                is_taken = false;
+            }
+            self.note_conflicts(applied.conflicts, now);
+        }
+        if is_taken { Ok(()) } else { self.step(Input::NotTaken(from, origin), now) }
     }
 
     fn note_conflicts(&mut self, conflicts: Vec<Conflict>, now: Now) {

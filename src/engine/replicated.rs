@@ -151,6 +151,16 @@ impl Writer {
         self.clock.last()
     }
 
+    /// It is so late now: time goes on from there with the monotonic clock.
+    pub fn trust_clock(&mut self, wall_millis: u64, now: Now) {
+        self.clock.trust(wall_millis, now);
+    }
+
+    /// What the clock shows that entries follow.
+    pub fn clock_millis(&self, now: Now) -> u64 {
+        self.clock.millis(now)
+    }
+
     /// Takes note of the time of another member, so that everything that is written here is later.
     pub fn observe(&mut self, time: Timestamp) {
         self.clock.observe(time);

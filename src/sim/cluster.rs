@@ -10,10 +10,11 @@ use super::full::{Full, Setup};
 use super::network::{Network, NetworkOptions};
 use super::spread::member_id;
 use super::witness::Witness;
-use super::world::World;
-use crate::engine::Options;
+use super::world::{World, now_at};
 use crate::engine::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
 use crate::engine::replica::{Admission, ClusterOptions};
+use crate::engine::{Failure, Options};
+use crate::error::Error;
 use crate::replication::entry::{Entry, EntryOp};
 use crate::replication::message::Head;
 use crate::replication::{Dice, gossip};
@@ -89,6 +90,7 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
             ..ClusterOptions::default()
         },
         commit_micros: 500,
+        skew_millis: 0,
     }
 }
 
@@ -126,6 +128,30 @@ impl Cluster {
             cluster.add(setup);
         }
         cluster
+    }
+
+    /// As [`Self::found`], but the wall clocks are so far ahead.
+    pub(super) fn found_with_clocks(skew_millis: &[i64], seed: u64) -> Self {
+        let mut cluster = Self::found(0, seed);
+        cluster.next_id = skew_millis.len();
+        for (number, skew_millis) in skew_millis.iter().enumerate() {
+            let setup = setup(number, cluster.next_id, cluster.dice.roll());
+            cluster.add(Setup { skew_millis: *skew_millis, ..setup });
+        }
+        cluster
+    }
+
+    /// From now on the wall clock of a member is so far ahead.
+    pub(super) fn set_clock(&mut self, number: usize, skew_millis: i64) {
+        self.tell(format!("the clock of n{number} is {skew_millis} ms ahead"));
+        self.world.actors[number].setup.skew_millis = skew_millis;
+    }
+
+    /// The greatest time that a member has given out or heard of, ahead of the right one, in milliseconds.
+    pub(super) fn ahead(&self, number: usize) -> i64 {
+        let replica = self.world.actors[number].replica.as_ref().expect("it is up");
+        let right = now_at(self.world.micros()).wall_millis.cast_signed();
+        replica.writer().time().millis().cast_signed() - right
     }
 
     /// One member alone, which others may join.
@@ -620,8 +646,19 @@ impl Cluster {
 
     /// A client writes a key somewhere.
     pub(super) fn put(&mut self, number: usize, key: &Bytes) {
+        _ = self.try_put(number, key);
+    }
+
+    /// A client writes a key somewhere. Answers whether it was taken.
+    pub(super) fn try_put(&mut self, number: usize, key: &Bytes) -> Result<(), Error> {
         let put = Put { key: key.clone(), value: Bytes::from_static(b"v"), ..Put::default() };
-        self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
+        let put = |full: &mut Full, micros| full.execute(micros, Command::Put(put));
+        match self.world.with(number, put) {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(Failure::Refused(error))) => Err(error),
+            Some(Err(Failure::Broken(error))) => panic!("no fault, and yet {error}"),
+            None => Err(Error::NotReady),
+        }
     }
 
     /// How far a member's own entries are here.

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod catching_up;
 #[cfg(test)]
+mod clock_scenarios;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod full;

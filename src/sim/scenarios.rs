@@ -8,7 +8,7 @@ use super::network::NetworkOptions;
 const MILLI: u64 = 1000;
 
 /// The seeds that are run each time; `SIM_SEEDS` asks for more, `SIM_SEED` for a single one.
-fn seeds(usual: u64) -> Vec<u64> {
+pub(super) fn seeds(usual: u64) -> Vec<u64> {
     let variable = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     match (variable("SIM_SEED"), variable("SIM_SEEDS")) {
         (Some(seed), _) => vec![seed],
@@ -16,7 +16,7 @@ fn seeds(usual: u64) -> Vec<u64> {
     }
 }
 
-fn busy(cluster: &mut Cluster, micros: u64) {
+pub(super) fn busy(cluster: &mut Cluster, micros: u64) {
     let steps = micros / (20 * MILLI);
     for _ in 0..steps {
         cluster.client();
