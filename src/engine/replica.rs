@@ -14,6 +14,7 @@
 //! A store that never had a peer has no gossip, and pays nothing for it.
 
 mod clock;
+mod strays;
 mod tags;
 
 use std::collections::BTreeSet;
@@ -434,6 +435,11 @@ impl Replica {
 
     /// Whether clients may be served: a member that has just joined has to get the data first.
     pub fn is_ready(&self) -> bool {
+        self.has_caught_up() && !self.writer.has_strays()
+    }
+
+    /// Whether the data has come that was there when this member joined.
+    fn has_caught_up(&self) -> bool {
         let Some(cluster) = &self.cluster else { return !self.options.joins };
         let Some(own) = cluster.directory.members.get(&self.writer.identity().member) else {
             return false;
@@ -522,6 +528,7 @@ impl Replica {
         now: Now,
     ) -> Result<(), StoreError> {
         self.writer.set_cluster(admission.cluster);
+        self.writer.set_aside();
         self.writer.set_peered();
         self.writer.observe(admission.time);
         self.avoid_tags(&admission.members)?;
@@ -567,7 +574,8 @@ impl Replica {
         if !matches!(message, Message::Swim(_)) {
             self.hear(from, now)?;
         }
-        match self.receive_clock(from, message, now) {
+        let message = self.receive_clock(from, message, now);
+        match message.and_then(|message| self.withhold_strays(from, message)) {
             Some(message) => self.step(Input::Receive(from, message), now),
             None => Ok(()),
         }
@@ -612,6 +620,7 @@ impl Replica {
             self.follow_liveness(outputs, now)?;
         }
         self.tick_clock(now);
+        self.write_strays(now)?;
         self.step(Input::Tick, now)
     }
 
@@ -705,7 +714,7 @@ impl Replica {
         if has_news || self.cluster.as_ref().is_some_and(|cluster| cluster.is_old_copy) {
             self.check_tag(now)?;
         }
-        Ok(())
+        self.write_strays(now)
     }
 
     /// Lets the gossip take one input, and does what it wants done to the data.

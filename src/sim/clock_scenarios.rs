@@ -29,7 +29,7 @@ fn check_times(cluster: &Cluster) {
 
 #[test]
 fn a_jump_of_one_wall_clock_moves_no_time() {
-    for (seed, jump) in seeds(3).into_iter().flat_map(|seed| [(seed, 1), (seed, -1)]) {
+    for (seed, jump) in seeds(1).into_iter().flat_map(|seed| [(seed, 1), (seed, -1)]) {
         for members in [2, 3, 5] {
             let mut cluster = Cluster::found(members, seed);
             busy(&mut cluster, 5 * SECOND);
@@ -52,7 +52,7 @@ fn a_jump_of_one_wall_clock_moves_no_time() {
 
 #[test]
 fn who_starts_with_a_wrong_clock_takes_no_writes_until_it_is_mended() {
-    for (seed, off) in seeds(3).into_iter().flat_map(|seed| [(seed, 1), (seed, -1)]) {
+    for (seed, off) in seeds(1).into_iter().flat_map(|seed| [(seed, 1), (seed, -1)]) {
         let mut cluster = Cluster::found(3, seed);
         busy(&mut cluster, 5 * SECOND);
         cluster.crash(1);
@@ -83,7 +83,7 @@ fn who_starts_with_a_wrong_clock_takes_no_writes_until_it_is_mended() {
 /// What it has written before it knew is taken when it is due, and neither it nor its time gets to the others before.
 #[test]
 fn a_founder_that_is_ahead_waits_until_it_is_due() {
-    for (seed, members) in seeds(3).into_iter().flat_map(|seed| [(seed, 2), (seed, 3)]) {
+    for (seed, members) in seeds(2).into_iter().flat_map(|seed| [(seed, 2), (seed, 3)]) {
         let mut skews = vec![0; members];
         skews[1] = 20_000;
         let mut cluster = Cluster::found_with_clocks(&skews, seed);

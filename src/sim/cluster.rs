@@ -38,6 +38,8 @@ struct Shown {
     heads: BTreeMap<Origin, u64>,
     complete: Timestamp,
     settled: Timestamp,
+    /// Whether it has ever had the data of the others.
+    arrived: bool,
     /// Its disk was replaced by an old copy when this time was settled: it does not hold all that until it is complete again.
     rolled_back: Timestamp,
 }
@@ -231,6 +233,45 @@ impl Cluster {
         self.add(setup)
     }
 
+    /// Somebody else, alone, whom nobody reaches.
+    pub(super) fn add_alone(&mut self) -> usize {
+        let number = self.next_id;
+        self.next_id += 1;
+        self.tell(format!("n{number} is alone"));
+        let mut setup = setup(number, 0, self.dice.roll());
+        setup.writer.identity.cluster = ClusterId(1000 + number as u64);
+        let others: Vec<_> = (0..self.world.actors.len()).collect();
+        self.world.network.part(&[number], &others);
+        self.add(setup)
+    }
+
+    /// One that was alone is started anew, to join the others.
+    pub(super) fn start_to_join(&mut self, number: usize) {
+        self.crash(number);
+        self.world.network.heal();
+        self.world.actors[number].setup.cluster.joins = true;
+        self.start(number);
+    }
+
+    /// Lets time pass until somebody hears that it is admitted.
+    pub(super) fn run_until_admitted(&mut self, number: usize) {
+        let is_outside = |cluster: &Self| {
+            let replica = cluster.world.actors[number].replica.as_ref();
+            replica.is_some_and(|replica| replica.directory().is_none())
+        };
+        while is_outside(self) {
+            self.run(MILLI);
+        }
+    }
+
+    /// A client writes a key somewhere, with a value.
+    pub(super) fn set(&mut self, number: usize, key: &'static str, value: &'static str) {
+        let (key, value) =
+            (Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()));
+        let put = Put { key, value, ..Put::default() };
+        self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
+    }
+
     pub(super) fn tell(&mut self, what: String) {
         let millis = self.world.micros() / MILLI;
         self.story.push(format!("{millis} ms: {what}"));
@@ -363,6 +404,11 @@ impl Cluster {
             let last = self.truth.get(origin).and_then(|entries| entries.last_key_value());
             last.map_or(0, |(seq, _)| *seq)
         };
+        if replica.directory().is_none() {
+            // What is written where nobody else is concerns nobody yet.
+            self.shown[number].revision = writer.mvcc().revision();
+            return;
+        }
         // The last entries of a run that has lost power may be with others only.
         let wants: Vec<_> = heads
             .iter()
@@ -383,6 +429,7 @@ impl Cluster {
             self.safe.insert((origin, *seq));
         }
         let shown = &mut self.shown[number];
+        shown.arrived |= replica.is_ready();
         let revision = writer.mvcc().revision();
         let is_retagged = revision.tag() != shown.revision.tag();
         assert!(
@@ -424,7 +471,8 @@ impl Cluster {
                 let Some(holder) = by_member.get(&member) else { continue };
                 // One that is on its way in holds nothing that anyone counts on.
                 let replica = &self.world.actors[*holder].replica;
-                if replica.as_ref().is_some_and(|replica| !replica.is_ready()) {
+                let is_here = replica.as_ref().is_none_or(|replica| replica.is_ready());
+                if !is_here || !self.shown[*holder].arrived {
                     continue;
                 }
                 if self.shown[*holder].complete < self.shown[*holder].rolled_back {
@@ -687,15 +735,18 @@ impl Cluster {
 
     /// All members forget what they may.
     pub(super) fn compact_and_sweep(&mut self) {
-        for number in self.up() {
-            self.world.with(number, |full, micros| {
-                let revision = full.replica.as_ref().map(|it| it.writer().mvcc().revision());
-                let revision = revision.map_or(0, |revision| revision.0.cast_signed());
-                full.execute(micros, Command::Compact { revision });
-            });
-            self.run(5 * MILLI);
-            self.sweep_at(number);
-        }
+        self.up().into_iter().for_each(|number| self.compact_and_sweep_at(number));
+    }
+
+    /// A member forgets what it may.
+    pub(super) fn compact_and_sweep_at(&mut self, number: usize) {
+        self.world.with(number, |full, micros| {
+            let revision = full.replica.as_ref().map(|it| it.writer().mvcc().revision());
+            let revision = revision.map_or(0, |revision| revision.0.cast_signed());
+            full.execute(micros, Command::Compact { revision });
+        });
+        self.run(5 * MILLI);
+        self.sweep_at(number);
     }
 
     /// A disk loses the newest version of a key, without a word. Answers whether it was there.

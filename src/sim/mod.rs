@@ -14,6 +14,8 @@ mod leases;
 mod light;
 #[cfg(test)]
 mod liveness_tests;
+#[cfg(test)]
+mod merge_scenarios;
 pub mod network;
 mod plot;
 #[cfg(test)]
