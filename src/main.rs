@@ -304,6 +304,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
                 direct_max: cluster.direct_max,
                 ..gossip::Options::default()
             },
+            remove_dead_after_millis: cluster.remove_dead_after.map(millis),
             clock: ClockOptions { skew_millis_max: millis(cluster.clock_skew_max) },
             initial: if joins { Vec::new() } else { others },
             joins,

@@ -126,7 +126,7 @@ pub const GROUPS: &[Group] = &[
         flag("direct-max", Uint, "16", Honoured, "(starling) up to so many members, writes go straight to all"),
         flag("gc-age", Duration, "10m", Honoured, "(starling) how long it is remembered at least that a key was deleted"),
         flag("max-clock-skew", Duration, "500ms", Honoured, "(starling) a member whose clock is off by more takes no writes; 0 for any"),
-        flag("remove-dead-after", Duration, "0s", LATER, "(starling) remove members that have been dead for so long; 0 for never"),
+        flag("remove-dead-after", Duration, "0s", Honoured, "(starling) remove members that have been dead for so long; 0 for never"),
         flag("strict-reconfig-check", Bool, "true", NO_QUORUM, "refuse changes that would cost the quorum"),
         flag("max-learners", Int, "1", NO_QUORUM, "learners at once"),
         flag("discovery", Text, "", NO_DISCOVERY, "discovery by etcd v2"),

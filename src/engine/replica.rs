@@ -14,6 +14,7 @@
 //! A store that never had a peer has no gossip, and pays nothing for it.
 
 mod clock;
+mod dead;
 mod strays;
 mod tags;
 
@@ -42,6 +43,7 @@ use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin};
 use clock::ClockWatch;
 pub use clock::{ClockNews, ClockOptions};
+use dead::Dead;
 
 /// Peers that are kept in touch with before their records have come.
 const ACQUAINTANCES_MAX: usize = 1024;
@@ -85,6 +87,8 @@ pub enum Effect {
     Ready,
     /// Something has become of the clock.
     Clock(ClockNews),
+    /// A member was dead for too long, and is removed.
+    RemovedDead(MemberId),
 }
 
 /// How a member takes part in a cluster.
@@ -98,6 +102,8 @@ pub struct ClusterOptions {
     pub liveness: liveness::Options,
     /// The settings of the clock.
     pub clock: ClockOptions,
+    /// After how long a dead member is removed, if ever.
+    pub remove_dead_after_millis: Option<u64>,
     /// Peer addresses of those who start the cluster together with it, its own left out; one list per member.
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
@@ -153,6 +159,7 @@ struct Cluster {
     /// Who seems alive, in order; those too that are not members yet.
     live: Vec<MemberId>,
     clock: ClockWatch,
+    dead: Dead,
     pledge: Pledge,
     /// Where the segments in the open batch end.
     applied: Vec<Head>,
@@ -265,6 +272,7 @@ impl Replica {
             acquaintances: BTreeSet::new(),
             live: Vec::new(),
             clock: ClockWatch::new(self.options.clock, now),
+            dead: Dead::default(),
             pledge: Pledge::None,
             applied: Vec::new(),
             finishing: None,
@@ -621,6 +629,7 @@ impl Replica {
         }
         self.tick_clock(now);
         self.write_strays(now)?;
+        self.remove_dead(now)?;
         self.step(Input::Tick, now)
     }
 
@@ -628,7 +637,8 @@ impl Replica {
     pub fn wake_at(&self) -> u64 {
         let cluster = self.cluster.as_ref();
         cluster.map_or(u64::MAX, |cluster| {
-            let timers = [cluster.liveness.wake_at(), cluster.clock.wake_at()];
+            let dead = cluster.dead.wake_at(self.options.remove_dead_after_millis.is_some());
+            let timers = [cluster.liveness.wake_at(), cluster.clock.wake_at(), dead];
             timers.into_iter().fold(cluster.gossip.wake_at(), u64::min)
         })
     }

@@ -506,6 +506,9 @@ impl Driver {
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
                 Effect::Clock(news) => self.observe_clock(news),
+                Effect::RemovedDead(member) => {
+                    tracing::warn!(%member, "the member is dead for too long: it is removed");
+                }
             }
         }
         let now_millis = self.clock.now().monotonic_millis;

@@ -143,6 +143,16 @@ impl Cluster {
         cluster
     }
 
+    /// From their next start on, members remove who is dead for so long.
+    pub(super) fn remove_dead_after(&mut self, millis: u64) {
+        for number in self.up() {
+            let cluster = &mut self.world.actors[number].setup.cluster;
+            cluster.remove_dead_after_millis = Some(millis);
+            self.crash(number);
+            self.start(number);
+        }
+    }
+
     /// From now on the wall clock of a member is so far ahead.
     pub(super) fn set_clock(&mut self, number: usize, skew_millis: i64) {
         self.tell(format!("the clock of n{number} is {skew_millis} ms ahead"));
@@ -283,7 +293,7 @@ impl Cluster {
     }
 
     /// Members that take part in the cluster, as one of them sees it.
-    fn members(&self, of: usize) -> BTreeSet<MemberId> {
+    pub(super) fn members(&self, of: usize) -> BTreeSet<MemberId> {
         let directory = self.world.actors[of].replica.as_ref().and_then(|it| it.directory());
         directory.map_or_else(BTreeSet::new, |it| it.membership.members.keys().copied().collect())
     }

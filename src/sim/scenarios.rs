@@ -294,3 +294,31 @@ fn a_scrub_finds_what_a_disk_has_lost() {
         cluster.check_converged();
     }
 }
+
+/// Who is dead for too long is removed, but by nobody who does not hear of a majority.
+#[test]
+fn the_dead_are_removed_by_a_majority() {
+    for seed in seeds(2) {
+        let mut cluster = Cluster::found(5, seed);
+        busy(&mut cluster, 3 * SECOND);
+        cluster.remove_dead_after(10_000);
+        busy(&mut cluster, 5 * SECOND);
+        cluster.crash(4);
+        cluster.world.network.part(&[0, 1], &[2, 3]);
+        busy(&mut cluster, 40 * SECOND);
+        let counts =
+            |cluster: &Cluster| (0..4).map(|n| cluster.members(n).len()).collect::<Vec<_>>();
+        assert_eq!(counts(&cluster), [5; 4], "seed {seed}: nobody has a majority");
+        cluster.world.network.heal();
+        busy(&mut cluster, 9 * SECOND);
+        assert_eq!(counts(&cluster), [5; 4], "seed {seed}: it is not dead for so long");
+        busy(&mut cluster, 20 * SECOND);
+        assert_eq!(counts(&cluster), [4; 4], "seed {seed}");
+        let settled = |cluster: &Cluster| {
+            cluster.world.actors[0].replica.as_ref().map(|replica| replica.writer().settled())
+        };
+        let before = settled(&cluster);
+        cluster.run(5 * SECOND);
+        assert!(settled(&cluster) > before, "seed {seed}: it holds nothing back any more");
+    }
+}
