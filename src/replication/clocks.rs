@@ -34,6 +34,8 @@ const SKEW_MILLIS_ANY: u64 = 1 << 40;
 struct Answer {
     wall: i64,
     clock: i64,
+    /// What its next entry comes after, if that is later than its clock shows.
+    latest: i64,
     /// How long it took.
     took_millis: u64,
     at_millis: u64,
@@ -42,9 +44,10 @@ struct Answer {
 /// What follows from the clocks of all live members that have answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The median of the clocks that they follow, the own one included. If they confirm the own wall clock it is the median
-    /// of the wall clocks: then that is what all will follow in a moment.
+    /// The median of what their next entries come after, the own ones included.
     pub median_millis: u64,
+    /// How far the own clock is ahead, if that is too far.
+    pub off_millis: Option<i64>,
     /// Whether more than half of the wall clocks, the own one included, agree with the own one.
     pub confirms: bool,
     /// Whether enough of them have answered to find that one is off.
@@ -81,6 +84,7 @@ impl Clocks {
         let answer = Answer {
             wall: signed(reading.wall_millis) - between,
             clock: signed(reading.clock_millis) - between,
+            latest: signed(reading.clock_millis.max(reading.time_millis)) - between,
             took_millis,
             at_millis,
         };
@@ -119,30 +123,53 @@ impl Clocks {
         )
     }
 
-    /// What the clocks of live peers say about the own ones; `None` if none of those has answered. `live` is in order.
-    pub fn judge(&self, own: ClockReading, live: &[MemberId], now: Now) -> Option<Verdict> {
-        let (mut clocks, mut walls) = (Vec::new(), Vec::new());
-        for answer in self.heard(live, now) {
-            clocks.push(millis(answer.clock, now));
-            walls.push(millis(answer.wall, now));
-        }
-        let heard = clocks.len();
-        if heard == 0 {
+    /// What the clocks of live peers say about the own ones; `None` if none of those has answered. `live` is in order. Not more
+    /// than `limit_millis` is too far.
+    pub fn judge(
+        &self,
+        own: ClockReading,
+        live: &[MemberId],
+        limit_millis: u64,
+        now: Now,
+    ) -> Option<Verdict> {
+        let heard: Vec<_> = self.heard(live, now).collect();
+        if heard.is_empty() {
             return None;
         }
+        let all = |own: u64, of: fn(&Answer) -> i64| {
+            let mut all: Vec<_> = heard.iter().map(|answer| millis(of(answer), now)).collect();
+            all.push(own);
+            all.sort_unstable();
+            all
+        };
+        let latest = own.clock_millis.max(own.time_millis);
+        let walls = all(own.wall_millis, |answer| answer.wall);
+        let median_millis = lower_median(&all(latest, |answer| answer.latest));
         let agrees = |wall: &&u64| wall.abs_diff(own.wall_millis) <= self.skew_millis_max;
-        let agreeing = 1 + walls.iter().filter(agrees).count();
-        let confirms = 2 * agreeing > heard + 1;
-        clocks.push(own.clock_millis);
-        walls.push(own.wall_millis);
-        let right = if confirms { &mut walls } else { &mut clocks };
-        right.sort_unstable();
-        Some(Verdict {
-            median_millis: right[heard / 2],
-            confirms,
-            is_firm: heard >= live.len().min(PEERS_ENOUGH),
-        })
+        let confirms = 2 * walls.iter().filter(agrees).count() > walls.len();
+        // A wall clock that is confirmed is right, and what it shows is what all will follow in a moment.
+        let right = if confirms { lower_median(&walls) } else { 0 };
+        let ahead = apart(latest, median_millis.max(right));
+        let behind = apart(own.clock_millis, lower_median(&all(own.clock_millis, |it| it.clock)));
+        let limit = i64::try_from(limit_millis).unwrap_or(i64::MAX);
+        let off_millis = if ahead > limit {
+            Some(ahead)
+        } else {
+            Some(behind).filter(|behind| *behind < -limit && !confirms)
+        };
+        let is_firm = heard.len() >= live.len().min(PEERS_ENOUGH);
+        Some(Verdict { median_millis, off_millis, confirms, is_firm })
     }
+}
+
+/// Of an even number, the lower of the two in the middle.
+fn lower_median(sorted: &[u64]) -> u64 {
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+}
+
+/// How far one time is ahead of another.
+pub fn apart(a: u64, b: u64) -> i64 {
+    i64::try_from(i128::from(a) - i128::from(b)).unwrap_or(i64::MAX)
 }
 
 fn signed(millis: u64) -> i64 {
@@ -165,7 +192,7 @@ mod tests {
     }
 
     fn reading(wall_millis: u64, clock_millis: u64) -> ClockReading {
-        ClockReading { wall_millis, clock_millis }
+        ClockReading { wall_millis, clock_millis, time_millis: 0 }
     }
 
     /// A member whose own clocks are right hears of others at 100 that are so far off.
@@ -176,7 +203,7 @@ mod tests {
             clocks.hear(MemberId(peer), 80, reading(wall, clock), at(100));
         }
         let live: Vec<_> = (1..=live).map(MemberId).collect();
-        clocks.judge(reading(offset(own.0) + 200, offset(own.1) + 200), &live, at(200))
+        clocks.judge(reading(offset(own.0) + 200, offset(own.1) + 200), &live, 500, at(200))
     }
 
     fn offset(millis: i64) -> u64 {
@@ -202,13 +229,18 @@ mod tests {
             let live = others.len() as u64;
             let verdict = judge(&others, both(*own), live).expect("somebody has answered");
             let median_millis = offset(*median) + 200;
-            let expected = Verdict { median_millis, confirms: *confirms, is_firm: true };
-            assert_eq!(verdict, expected, "{own} among {others:?}");
+            let found = (verdict.median_millis, verdict.confirms, verdict.is_firm);
+            assert_eq!(found, (median_millis, *confirms, true), "{own} among {others:?}");
+            let off_millis = Some(own - median).filter(|off| off.abs() > 500);
+            assert_eq!(verdict.off_millis, off_millis, "{own} among {others:?}");
         }
         // The wall clock of a peer has jumped, but not what it follows.
         let verdict = judge(&[(5000, 1)], (0, 0), 1).expect("it has answered");
         assert_eq!((verdict.median_millis, verdict.confirms), (offset(200), false));
         assert_eq!(judge(&[(0, 0)], (0, 0), 0), None, "it is dead");
+        // All wall clocks have jumped, and this member has found out first.
+        let verdict = judge(&[(5000, 0), (5000, 0)], (5000, 5000), 2).expect("they have answered");
+        assert!(verdict.confirms && verdict.off_millis.is_none(), "{verdict:?}");
         let verdict = judge(&[(0, 0), (0, 0)], (0, 0), 9).expect("they have answered");
         assert!(!verdict.is_firm, "two of nine are too few");
     }
@@ -219,18 +251,18 @@ mod tests {
         let mut clocks = Clocks::new(500);
         clocks.hear(peer, 0, reading(0, 0), at(501));
         clocks.hear(peer, 900, reading(0, 0), at(800));
-        assert_eq!(clocks.judge(own, &[peer], at(900)), None);
+        assert_eq!(clocks.judge(own, &[peer], 500, at(900)), None);
         // The moment is not known better than by 400 ms, but an answer from before was better.
         clocks.hear(peer, 1000, reading(WALL + 1000, WALL + 1000), at(1001));
         clocks.hear(peer, 1100, reading(WALL + 1480, WALL + 1480), at(1500));
-        let verdict = clocks.judge(own, &[peer], at(1500)).expect("it has answered");
+        let verdict = clocks.judge(own, &[peer], 500, at(1500)).expect("it has answered");
         assert_eq!(verdict.median_millis, WALL.min(WALL + 1500));
-        assert!(clocks.judge(reading(u64::MAX, u64::MAX), &[peer], at(1500)).is_some());
-        let median = clocks.judge(reading(u64::MAX, u64::MAX), &[peer], at(1500));
+        assert!(clocks.judge(reading(u64::MAX, u64::MAX), &[peer], 500, at(1500)).is_some());
+        let median = clocks.judge(reading(u64::MAX, u64::MAX), &[peer], 500, at(1500));
         assert_eq!(median.expect("it has answered").median_millis, WALL + 1500);
-        assert_eq!(clocks.judge(own, &[peer], at(70_000)), None);
+        assert_eq!(clocks.judge(own, &[peer], 500, at(70_000)), None);
         clocks.hear(peer, 70_000, reading(u64::MAX, 0), at(70_000));
-        assert!(clocks.judge(own, &[peer], at(70_000)).is_some());
+        assert!(clocks.judge(own, &[peer], 500, at(70_000)).is_some());
     }
 
     #[test]

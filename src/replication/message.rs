@@ -85,6 +85,8 @@ pub struct ClockReading {
     pub wall_millis: u64,
     /// The clock that entries follow.
     pub clock_millis: u64,
+    /// The greatest time that it has given out or heard of.
+    pub time_millis: u64,
 }
 
 /// Where a member is: what its peer needs to see whether it lacks anything.

@@ -267,6 +267,7 @@ pub fn encode(message: &Message) -> pb::Frame {
             asked_millis: *asked_millis,
             wall_millis: reading.wall_millis,
             ahead_millis: reading.clock_millis.wrapping_sub(reading.wall_millis).cast_signed(),
+            time_ahead_millis: reading.time_millis.wrapping_sub(reading.wall_millis).cast_signed(),
         }),
     };
     pb::Frame { body: Some(body) }
@@ -307,9 +308,12 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
         }
         Body::Swim(bytes) => Message::Swim(bytes),
         Body::AskClock(pb::AskClock { asked_millis }) => Message::AskClock(asked_millis),
-        Body::TellClock(pb::TellClock { asked_millis, wall_millis, ahead_millis }) => {
-            let clock_millis = wall_millis.wrapping_add_signed(ahead_millis);
-            Message::TellClock(asked_millis, ClockReading { wall_millis, clock_millis })
+        Body::TellClock(told) => {
+            let wall_millis = told.wall_millis;
+            let clock_millis = wall_millis.wrapping_add_signed(told.ahead_millis);
+            let time_millis = wall_millis.wrapping_add_signed(told.time_ahead_millis);
+            let reading = ClockReading { wall_millis, clock_millis, time_millis };
+            Message::TellClock(told.asked_millis, reading)
         }
     })
 }

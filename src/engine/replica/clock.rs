@@ -11,6 +11,7 @@
 use super::{Effect, Replica};
 use crate::engine::command::Command;
 use crate::error::Error;
+use crate::replication::clocks::apart;
 use crate::replication::entry::Segment;
 use crate::replication::message::{ClockReading, Message, Promises};
 use crate::replication::{Clocks, Dice};
@@ -125,7 +126,7 @@ impl Replica {
         let is_confirmed = self.cluster.as_ref().is_some_and(|it| it.clock.is_confirmed);
         let wall_millis = now.wall_millis;
         let clock_millis = if is_confirmed { self.writer.clock_millis(now) } else { wall_millis };
-        ClockReading { wall_millis, clock_millis }
+        ClockReading { wall_millis, clock_millis, time_millis: self.writer.time().millis() }
     }
 
     /// Asks somebody what time it is, when that is due.
@@ -205,11 +206,12 @@ impl Replica {
     /// Draws the conclusions of what the clocks of the live members show.
     pub(super) fn judge_clock(&mut self, now: Now) {
         let own = self.clock_reading(now);
-        let given_out = self.writer.time().millis();
         let Some(cluster) = &mut self.cluster else { return };
         let clock = &mut cluster.clock;
         let skew = clock.clocks.skew_millis_max();
-        let Some(verdict) = clock.clocks.judge(own, &cluster.live, now) else {
+        // Not in and out all the time at the very limit.
+        let limit = if clock.is_fenced { skew - skew / 4 } else { skew };
+        let Some(verdict) = clock.clocks.judge(own, &cluster.live, limit, now) else {
             let is_alone = now.monotonic_millis >= clock.started_millis + ALONE_MILLIS;
             if is_alone && !clock.is_confirmed && !clock.is_fenced {
                 clock.is_confirmed = true;
@@ -218,37 +220,23 @@ impl Replica {
             return;
         };
         clock.median = Some((verdict.median_millis, now));
-        let mut news = Vec::new();
         if verdict.confirms {
             clock.is_confirmed = true;
             self.writer.trust_clock(now.wall_millis, now);
         }
-        let jump = apart(now.wall_millis, own.clock_millis);
-        if clock.is_confirmed && clock.has_jumped == verdict.confirms && verdict.is_firm {
-            let has_jumped = !verdict.confirms && jump.unsigned_abs() > skew;
-            if has_jumped != clock.has_jumped {
-                clock.has_jumped = has_jumped;
-                news.push(if has_jumped { ClockNews::Jumped(jump) } else { ClockNews::Confirmed });
-            }
+        if !verdict.is_firm {
+            return;
         }
-        let clock_millis = if verdict.confirms { now.wall_millis } else { own.clock_millis };
-        // Not in and out all the time at the very limit.
-        let limit = if clock.is_fenced { skew - skew / 4 } else { skew };
-        let is_far = |off: i64| off.unsigned_abs() > limit;
-        let given_out = apart(given_out, verdict.median_millis);
-        let off = apart(clock_millis, verdict.median_millis);
-        let off =
-            if given_out > off && is_far(given_out) && given_out > 0 { given_out } else { off };
-        let is_off = is_far(off);
-        if is_off != clock.is_fenced && verdict.is_firm {
-            clock.is_fenced = is_off;
-            news.push(if is_off { ClockNews::Fenced(off) } else { ClockNews::Unfenced });
+        let jump = apart(own.wall_millis, own.clock_millis);
+        let has_jumped = clock.is_confirmed && !verdict.confirms && jump.unsigned_abs() > skew;
+        if std::mem::replace(&mut clock.has_jumped, has_jumped) != has_jumped {
+            let news = if has_jumped { ClockNews::Jumped(jump) } else { ClockNews::Confirmed };
+            self.effects.push(Effect::Clock(news));
         }
-        self.effects.extend(news.into_iter().map(Effect::Clock));
+        let is_off = verdict.off_millis.is_some();
+        if std::mem::replace(&mut clock.is_fenced, is_off) != is_off {
+            let news = verdict.off_millis.map_or(ClockNews::Unfenced, ClockNews::Fenced);
+            self.effects.push(Effect::Clock(news));
+        }
     }
-}
-
-/// How far one time is ahead of another.
-fn apart(a: u64, b: u64) -> i64 {
-    i64::try_from(i128::from(a) - i128::from(b)).unwrap_or(i64::MAX)
 }

@@ -199,8 +199,8 @@ fn message() -> impl Strategy<Value = Message> {
         count().prop_map(Message::Ask),
         (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
         count().prop_map(Message::AskClock),
-        any::<(u64, u64, u64)>().prop_map(|(asked, wall_millis, clock_millis)| {
-            Message::TellClock(asked, ClockReading { wall_millis, clock_millis })
+        any::<[u64; 4]>().prop_map(|[asked, wall_millis, clock_millis, time_millis]| {
+            Message::TellClock(asked, ClockReading { wall_millis, clock_millis, time_millis })
         }),
         compare().prop_map(Message::Compare),
         (vec(span(), 0..3), vec(dot(), 0..3))
