@@ -23,6 +23,14 @@ const ROWS_MAX: usize = 4096;
 /// Bytes of rows that are read for one batch, give or take an entry.
 const BYTES_MAX: usize = 4 << 20;
 
+/// Some of the strays.
+struct Slice {
+    /// Whole entries, but for what does not count any more.
+    rows: Vec<(Place, Row)>,
+    /// Where to go on.
+    next: Option<Place>,
+}
+
 impl Writer {
     /// The store is about to join others for the first time: what it holds has to be written anew. To be called before
     /// there is any peer, and before this run has written anything.
@@ -50,7 +58,7 @@ impl Writer {
     /// Writes the next strays anew, with the open batch. To be called when the others' data is here.
     pub fn write_strays(&mut self, now: Now) -> Result<(), StoreError> {
         let Some((until, next)) = self.replica.strays else { return Ok(()) };
-        let (rows, next) = self.read_strays(until, next)?;
+        let Slice { rows, next } = self.read_strays(until, next)?;
         let mut rest = &rows[..];
         while let Some((_, first)) = rest.first() {
             let is_same =
@@ -64,11 +72,7 @@ impl Writer {
     }
 
     /// The next rows that count, whole entries, and where to go on.
-    fn read_strays(
-        &self,
-        until: Place,
-        next: Option<Place>,
-    ) -> Result<(Vec<(Place, Row)>, Option<Place>), StoreError> {
+    fn read_strays(&self, until: Place, next: Option<Place>) -> Result<Slice, StoreError> {
         let (from, to) = (next.map(Place::encode), until.encode());
         let from = from.as_ref().map_or(Bound::Unbounded, |from| Bound::Excluded(from.as_ref()));
         let (mut rows, mut bytes, mut current, mut last) = (Vec::new(), 0, None, None);
@@ -81,14 +85,14 @@ impl Writer {
             let entry = (row.stamp.origin, row.seq);
             let is_new = current.replace(entry) != Some(entry);
             if is_new && (i >= ROWS_MAX || bytes >= BYTES_MAX) {
-                return Ok((rows, last));
+                return Ok(Slice { rows, next: last });
             }
             last = Some(place.with_tag(0));
             if self.is_stray(place, &row) {
                 rows.push((place, row));
             }
         }
-        Ok((rows, None))
+        Ok(Slice { rows, next: None })
     }
 
     /// Whether a row from before is one that counts, and that nobody knows.
