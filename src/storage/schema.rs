@@ -484,6 +484,7 @@ impl Meta {
             Self::Strays(until, next) => {
                 key.put_u8(META_STRAYS);
                 value.put_slice(&until.encode());
+                value.put_u8(u8::from(next.is_some()));
                 if let Some(next) = next {
                     value.put_slice(&next.encode());
                 }
@@ -516,8 +517,11 @@ impl Meta {
             [META_STRAYS] => {
                 let places = reader.rest();
                 let (until, next) = places.split_at(places.len().min(PLACE_BYTES));
-                let next = Some(next).filter(|next| !next.is_empty());
-                let next = next.map(|next| Place::decode(next, 0)).transpose()?;
+                let next = match next {
+                    [0] => None,
+                    [1, next @ ..] => Some(Place::decode(next, 0)?),
+                    _ => return Err(corrupt("neither one place nor none")),
+                };
                 return Ok(Self::Strays(Place::decode(until, 0)?, next));
             }
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
