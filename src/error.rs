@@ -47,6 +47,8 @@ pub enum Error {
     OwnerChanged,
     /// This member has joined, but has not got the data yet: go to another.
     NotReady,
+    /// The clock of this member is too far off those of the others: go to another, or mend it.
+    ClockSkew,
     /// The member is stopping: go to another.
     Stopped,
     /// No answer within the request timeout. The request may still take effect.
@@ -101,6 +103,7 @@ impl fmt::Display for Error {
             Self::NotLearner => write!(f, "not a learner"),
             Self::OwnerChanged => write!(f, "another member has to answer it by now"),
             Self::NotReady => write!(f, "the data has not come yet"),
+            Self::ClockSkew => write!(f, "the clock is too far off"),
             Self::MemberNotFound => write!(f, "member not found"),
             Self::Stopped => write!(f, "server stopped"),
             Self::Timeout => write!(f, "request timed out"),

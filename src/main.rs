@@ -12,8 +12,8 @@ use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions, Services,
-    founding_cluster,
+    ClockOptions, ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions,
+    Services, founding_cluster,
 };
 use starling::replication::gossip;
 use starling::sim::tool;
@@ -304,6 +304,8 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
                 direct_max: cluster.direct_max,
                 ..gossip::Options::default()
             },
+            remove_dead_after_millis: cluster.remove_dead_after.map(millis),
+            clock: ClockOptions { skew_millis_max: millis(cluster.clock_skew_max) },
             initial: if joins { Vec::new() } else { others },
             joins,
             lease_expiry: cluster.lease_expiry,
@@ -316,6 +318,10 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
             forwarded::router(handle, metrics, max_request_bytes)
         })),
     }))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn node_options(config: &Config) -> NodeOptions {
@@ -338,7 +344,7 @@ fn node_options(config: &Config) -> NodeOptions {
             lease_ttl_seconds_min: u64::try_from(lease_millis_min.div_ceil(1000))
                 .unwrap_or(u64::MAX),
             run_entropy: rand::random(),
-            gc_age_millis: u64::try_from(config.cluster.gc_age.as_millis()).unwrap_or(u64::MAX),
+            gc_age_millis: millis(config.cluster.gc_age),
             ..WriterOptions::new(identity)
         },
         request: RequestOptions {

@@ -68,17 +68,31 @@ pub struct Now {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HybridClock {
     last: Timestamp,
+    /// What the wall clock showed when it was trusted last, and the monotonic clock then.
+    trusted: Option<Now>,
 }
 
 impl HybridClock {
-    /// A clock that is already past `last`.
+    /// A clock that is already past `last`. It follows the wall clock until it is told what to trust.
     pub fn after(last: Timestamp) -> Self {
-        Self { last }
+        Self { last, trusted: None }
     }
 
-    /// The time of a new entry: past everything seen, and not behind the wall clock.
+    /// It is `wall_millis` now, whatever the wall clock shows from now on: time goes on with the monotonic clock.
+    pub fn trust(&mut self, wall_millis: u64, now: Now) {
+        self.trusted = Some(Now { wall_millis, ..now });
+    }
+
+    /// What the clock shows that this one follows, in milliseconds since 1970.
+    pub fn millis(&self, now: Now) -> u64 {
+        self.trusted.map_or(now.wall_millis, |then| {
+            then.wall_millis + now.monotonic_millis.saturating_sub(then.monotonic_millis)
+        })
+    }
+
+    /// The time of a new entry: past everything seen, and not behind the clock that it follows.
     pub fn tick(&mut self, now: Now) -> Timestamp {
-        let next = Timestamp(self.last.0 + 1).max(Timestamp::from_millis(now.wall_millis));
+        let next = Timestamp(self.last.0 + 1).max(Timestamp::from_millis(self.millis(now)));
         assert!(next > self.last, "hybrid time went from {} to {next}", self.last);
         self.last = next;
         next
@@ -111,5 +125,16 @@ mod tests {
         assert_eq!(times.map(Timestamp::millis), [5, 5, 5, 9, 9]);
         clock.observe(Timestamp::from_millis(50));
         assert!(clock.tick(at(10)) > Timestamp::from_millis(50));
+    }
+
+    #[test]
+    fn a_jump_of_the_wall_clock_does_not_move_it() {
+        let mut clock = HybridClock::default();
+        clock.trust(1000, Now { wall_millis: 1000, monotonic_millis: 50 });
+        let later = |wall_millis| Now { wall_millis, monotonic_millis: 60 };
+        assert_eq!(clock.tick(later(1010)), Timestamp::from_millis(1010));
+        assert_eq!(clock.tick(later(99_000)), Timestamp(Timestamp::from_millis(1010).0 + 1));
+        clock.trust(98_000, later(99_000));
+        assert_eq!(clock.tick(later(3)), Timestamp::from_millis(98_000));
     }
 }

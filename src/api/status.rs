@@ -53,6 +53,7 @@ fn code_and_text(error: &Error) -> (Code, String) {
         Error::OwnerChanged => (Code::Unavailable, "etcdserver: leader changed"),
         // What clients try elsewhere, as they do when a learner does not answer.
         Error::NotReady => (Code::Unavailable, "etcdserver: no leader"),
+        Error::ClockSkew => (Code::Unavailable, "etcdserver: clock skew"),
         Error::Timeout => (Code::Unavailable, "etcdserver: request timed out"),
         Error::Unimplemented(what) => {
             return (Code::Unimplemented, format!("{what} is not implemented"));
@@ -119,6 +120,7 @@ mod tests {
             (Error::NotLearner, 9, "etcdserver: can only promote a learner member"),
             (Error::OwnerChanged, 14, "etcdserver: leader changed"),
             (Error::NotReady, 14, "etcdserver: no leader"),
+            (Error::ClockSkew, 14, "etcdserver: clock skew"),
             (Error::Timeout, 14, "etcdserver: request timed out"),
             (Error::Unimplemented("Auth.UserAdd"), 12, "Auth.UserAdd is not implemented"),
         ];

@@ -220,7 +220,8 @@ impl Replica {
         let late_millis = if self.directory().is_some() { LATE_MILLIS } else { LATE_ALONE_MILLIS };
         let is_late = self.duty.is_late(late_millis, now);
         // No deletion would be done, and what has run out is to be found again.
-        if !self.is_ready() || self.writer().alarms().is_raised(AlarmKind::Corrupt) {
+        let is_corrupt = self.writer().alarms().is_raised(AlarmKind::Corrupt);
+        if !self.is_ready() || self.is_fenced() || is_corrupt {
             return Ok(LeaseLook::default());
         }
         let mut look = LeaseLook::default();

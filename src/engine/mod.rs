@@ -39,6 +39,7 @@ mod records;
 pub mod replica;
 mod replicated;
 mod restore;
+pub mod strays;
 pub mod tags;
 pub mod txn;
 pub mod watch;

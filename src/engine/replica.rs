@@ -13,6 +13,9 @@
 //!
 //! A store that never had a peer has no gossip, and pays nothing for it.
 
+mod clock;
+mod dead;
+mod strays;
 mod tags;
 
 use std::collections::BTreeSet;
@@ -26,6 +29,7 @@ use super::directory::Directory;
 use super::lease_owner::Duty;
 use super::{Conflict, Failure, Options, Outcome, RecordChange, RecordWrite, Writer};
 use crate::error::StoreError;
+use crate::replication::entry::Segment;
 use crate::replication::gossip::{self, Input, Output};
 use crate::replication::heads::mix;
 use crate::replication::liveness::{self, Liveness, State};
@@ -37,6 +41,9 @@ use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::{Identity, Table};
 use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin};
+use clock::ClockWatch;
+pub use clock::{ClockNews, ClockOptions};
+use dead::Dead;
 
 /// Peers that are kept in touch with before their records have come.
 const ACQUAINTANCES_MAX: usize = 1024;
@@ -78,6 +85,10 @@ pub enum Effect {
     Live,
     /// The data has come: clients may be served.
     Ready,
+    /// Something has become of the clock.
+    Clock(ClockNews),
+    /// A member was dead for too long, and is removed.
+    RemovedDead(MemberId),
 }
 
 /// How a member takes part in a cluster.
@@ -89,6 +100,10 @@ pub struct ClusterOptions {
     pub gossip: gossip::Options,
     /// The settings of the failure detector.
     pub liveness: liveness::Options,
+    /// The settings of the clock.
+    pub clock: ClockOptions,
+    /// After how long a dead member is removed, if ever.
+    pub remove_dead_after_millis: Option<u64>,
     /// Peer addresses of those who start the cluster together with it, its own left out; one list per member.
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
@@ -143,6 +158,8 @@ struct Cluster {
     acquaintances: BTreeSet<MemberId>,
     /// Who seems alive, in order; those too that are not members yet.
     live: Vec<MemberId>,
+    clock: ClockWatch,
+    dead: Dead,
     pledge: Pledge,
     /// Where the segments in the open batch end.
     applied: Vec<Head>,
@@ -186,6 +203,7 @@ impl Replica {
         let duty = Duty::new(options.lease_expiry);
         let (cluster, effects) = (None, Vec::new());
         let mut replica = Self { writer, options, dice, cluster, effects, duty };
+        replica.start_clock(now);
         if replica.writer.is_peered() {
             replica.enter(Timestamp::default(), now)?;
         } else if !replica.options.initial.is_empty() {
@@ -253,6 +271,8 @@ impl Replica {
             liveness: Liveness::new(me, self.options.liveness.clone(), mix(seed), now),
             acquaintances: BTreeSet::new(),
             live: Vec::new(),
+            clock: ClockWatch::new(self.options.clock, now),
+            dead: Dead::default(),
             pledge: Pledge::None,
             applied: Vec::new(),
             finishing: None,
@@ -371,6 +391,7 @@ impl Replica {
         let live = cluster.liveness.live();
         cluster.live.clone_from(&live);
         self.effects.push(Effect::Live);
+        self.hurry_clock(now);
         self.step(Input::Live(live), now)
     }
 
@@ -422,6 +443,11 @@ impl Replica {
 
     /// Whether clients may be served: a member that has just joined has to get the data first.
     pub fn is_ready(&self) -> bool {
+        self.has_caught_up() && !self.writer.has_strays()
+    }
+
+    /// Whether the data has come that was there when this member joined.
+    fn has_caught_up(&self) -> bool {
         let Some(cluster) = &self.cluster else { return !self.options.joins };
         let Some(own) = cluster.directory.members.get(&self.writer.identity().member) else {
             return false;
@@ -510,6 +536,7 @@ impl Replica {
         now: Now,
     ) -> Result<(), StoreError> {
         self.writer.set_cluster(admission.cluster);
+        self.writer.set_aside();
         self.writer.set_peered();
         self.writer.observe(admission.time);
         self.avoid_tags(&admission.members)?;
@@ -555,7 +582,11 @@ impl Replica {
         if !matches!(message, Message::Swim(_)) {
             self.hear(from, now)?;
         }
-        self.step(Input::Receive(from, message), now)
+        let message = self.receive_clock(from, message, now);
+        match message.and_then(|message| self.withhold_strays(from, message)) {
+            Some(message) => self.step(Input::Receive(from, message), now),
+            None => Ok(()),
+        }
     }
 
     /// A read wants to see all that a majority of the members holds now: [`Effect::Passed`] says when it does. Answers
@@ -596,17 +627,25 @@ impl Replica {
             let outputs = cluster.liveness.tick(now);
             self.follow_liveness(outputs, now)?;
         }
+        self.tick_clock(now);
+        self.write_strays(now)?;
+        self.remove_dead(now)?;
         self.step(Input::Tick, now)
     }
 
     /// When [`Self::tick`] is due, in monotonic milliseconds.
     pub fn wake_at(&self) -> u64 {
         let cluster = self.cluster.as_ref();
-        cluster.map_or(u64::MAX, |cluster| cluster.gossip.wake_at().min(cluster.liveness.wake_at()))
+        cluster.map_or(u64::MAX, |cluster| {
+            let dead = cluster.dead.wake_at(self.options.remove_dead_after_millis.is_some());
+            let timers = [cluster.liveness.wake_at(), cluster.clock.wake_at(), dead];
+            timers.into_iter().fold(cluster.gossip.wake_at(), u64::min)
+        })
     }
 
     /// Evaluates a command of a client.
     pub fn execute(&mut self, command: Command, now: Now) -> Result<Reply<CommandReply>, Failure> {
+        self.check_fence(&command)?;
         self.writer.execute(command, now)
     }
 
@@ -685,7 +724,7 @@ impl Replica {
         if has_news || self.cluster.as_ref().is_some_and(|cluster| cluster.is_old_copy) {
             self.check_tag(now)?;
         }
-        Ok(())
+        self.write_strays(now)
     }
 
     /// Lets the gossip take one input, and does what it wants done to the data.
@@ -711,16 +750,7 @@ impl Replica {
                 self.effects.push(Effect::Acknowledged(peer, seq));
             }
             Output::Apply(from, segment) => {
-                let origin = segment.origin;
-                let news = Head { origin, seq: segment.through };
-                cluster.is_old_copy |= tags::is_old_copy(&self.writer, &[news]);
-                let applied = self.writer.apply(&segment, now)?;
-                if applied.outcome == Outcome::Taken {
-                    cluster.applied.push(Head { origin, seq: applied.head });
-                } else {
-                    self.step(Input::NotTaken(from, origin), now)?;
-                }
-                self.note_conflicts(applied.conflicts, now);
+                self.apply(from, segment, now)?;
             }
             Output::ApplyCatchUp(entries) => {
                 let applied = self.writer.apply_catch_up(&entries, now)?;
@@ -775,6 +805,26 @@ impl Replica {
             }
         }
         Ok(())
+    }
+
+    /// Applies what is due of a segment. What is not, or finds no room, has to come again.
+    fn apply(&mut self, from: MemberId, segment: Segment, now: Now) -> Result<(), StoreError> {
+        let origin = segment.origin;
+        let news = Head { origin, seq: segment.through };
+        let (due, is_early) = self.due_part(segment, now);
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        cluster.is_old_copy |= tags::is_old_copy(&self.writer, &[news]);
+        let mut is_taken = !is_early;
+        if let Some(segment) = due {
+            let applied = self.writer.apply(&segment, now)?;
+            if applied.outcome == Outcome::Taken {
+                cluster.applied.push(Head { origin, seq: applied.head });
+            } else {
+                is_taken = false;
+            }
+            self.note_conflicts(applied.conflicts, now);
+        }
+        if is_taken { Ok(()) } else { self.step(Input::NotTaken(from, origin), now) }
     }
 
     fn note_conflicts(&mut self, conflicts: Vec<Conflict>, now: Now) {

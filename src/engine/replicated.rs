@@ -15,7 +15,7 @@ use super::records::{self, RecordChange};
 use super::{Failure, Writer};
 use crate::replication::entry::Entry;
 use crate::replication::message::Head;
-use crate::storage::schema::{Meta, OriginIndex, Table};
+use crate::storage::schema::{Meta, OriginIndex, Place, Table};
 use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, Origin};
 
@@ -38,6 +38,8 @@ pub(super) struct Replicated {
     /// The changes of records in the open batch.
     pub(super) open_changes: Vec<RecordChange>,
     changes: Vec<RecordChange>,
+    /// What was here before the store joined others: up to where, and behind where that is to be looked at. Under the tag 0.
+    pub(super) strays: Option<(Place, Option<Place>)>,
 }
 
 impl Replicated {
@@ -81,7 +83,11 @@ impl Writer {
         if self.collection.is_peered() {
             return;
         }
-        let time = self.clock.last();
+        self.become_peered(self.clock.last());
+    }
+
+    /// There are peers from now on, which have to take over everything up to a time as a whole.
+    pub(super) fn become_peered(&mut self, time: Timestamp) {
         self.put_meta(Meta::Peered(time));
         self.put_meta(Meta::Collected(time));
         self.collection.resume(time, Timestamp::default(), time);
@@ -149,6 +155,16 @@ impl Writer {
     /// The greatest time that this member has given out or heard of.
     pub fn time(&self) -> Timestamp {
         self.clock.last()
+    }
+
+    /// It is so late now: time goes on from there with the monotonic clock.
+    pub fn trust_clock(&mut self, wall_millis: u64, now: Now) {
+        self.clock.trust(wall_millis, now);
+    }
+
+    /// What the clock shows that entries follow.
+    pub fn clock_millis(&self, now: Now) -> u64 {
+        self.clock.millis(now)
     }
 
     /// Takes note of the time of another member, so that everything that is written here is later.

@@ -41,6 +41,7 @@ pub(super) struct StoreMeta {
     pub(super) promised: Timestamp,
     pub(super) complete: Timestamp,
     pub(super) tag: u16,
+    pub(super) strays: Option<(Place, Option<Place>)>,
     /// Whether the tag is yet to be written.
     pub(super) takes_tag: bool,
 }
@@ -68,6 +69,7 @@ impl StoreMeta {
                 }
                 Meta::Origin(index, origin) => meta.add_origin(index, origin)?,
                 Meta::Tag(tag) => meta.tag = tag,
+                Meta::Strays(until, next) => meta.strays = Some((until, next)),
             }
         }
         if meta.tag != 0 && meta.compacted.is_none() {
@@ -165,6 +167,7 @@ fn is_possible(row: &Meta) -> bool {
         Meta::Run(_, count) | Meta::Head(_, count) => *count <= COUNT_MAX,
         Meta::Settled(time) | Meta::Collected(time) | Meta::Peered(time) => *time < TIME_MAX,
         Meta::Promised(time, complete) => *time < TIME_MAX && *complete < TIME_MAX,
+        Meta::Strays(until, next) => until.revision.0 <= COUNTER_MAX && *next <= Some(*until),
         Meta::Tag(tag) => (1..=TAG_MAX).contains(tag),
     }
 }

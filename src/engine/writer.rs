@@ -207,6 +207,7 @@ impl Writer {
             disk_reserve_bytes: options.disk_reserve_bytes,
             disk_room_bytes: u64::MAX,
         };
+        writer.replica.strays = meta.strays;
         writer.show_records(now)?;
         writer.mvcc.set_durable(end.newest);
         writer.mvcc.add_dead(end.hidden_bytes, writer.clock_of_peers());

@@ -23,7 +23,7 @@ use crate::engine::command::{Command, CommandReply};
 use crate::engine::conflicts::{Conflicts, Noted};
 use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
-use crate::engine::replica::{Admission, Effect, Refusal, Replica};
+use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
 use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
@@ -398,7 +398,7 @@ impl Driver {
     }
 
     fn execute(&mut self, command: Command, now: Now) -> Result<Outcome, StoreError> {
-        match self.replica.writer_mut().execute(command, now) {
+        match self.replica.execute(command, now) {
             Ok(reply) => {
                 match reply.body {
                     CommandReply::LeaseGrant(_) => _ = self.shared.metrics.leases_granted.inc(),
@@ -430,6 +430,24 @@ impl Driver {
         }
         self.shared.set_live(live);
         self.count_voters();
+    }
+
+    fn observe_clock(&self, news: ClockNews) {
+        self.shared.fence(self.replica.is_fenced());
+        match news {
+            ClockNews::Fenced(ahead_millis) => tracing::error!(
+                ahead_millis,
+                "CLOCK SKEW: the clock of this member is off those of the others: it takes no writes until that is mended"
+            ),
+            ClockNews::Unfenced => {
+                tracing::info!("the clock of this member is right again: it takes writes");
+            }
+            ClockNews::Jumped(ahead_millis) => tracing::warn!(
+                ahead_millis,
+                "the wall clock has jumped, and the other members' have not: it does not count"
+            ),
+            ClockNews::Confirmed => tracing::info!("the wall clock counts again"),
+        }
     }
 
     /// Who counts for acknowledgements.
@@ -487,6 +505,10 @@ impl Driver {
                 }
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
+                Effect::Clock(news) => self.observe_clock(news),
+                Effect::RemovedDead(member) => {
+                    tracing::warn!(%member, "the member is dead for too long: it is removed");
+                }
             }
         }
         let now_millis = self.clock.now().monotonic_millis;

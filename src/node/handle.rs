@@ -117,6 +117,8 @@ pub(super) struct Shared {
     looks_around: AtomicBool,
     entries: AtomicU64,
     no_space: AtomicBool,
+    /// Whether the clock of this member is too far off for it to write.
+    fenced: AtomicBool,
     stopping: watch::Sender<bool>,
     failure: Mutex<Option<StoreError>>,
     failed: Notify,
@@ -151,6 +153,7 @@ impl Shared {
             looks_around: AtomicBool::new(false),
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
+            fenced: AtomicBool::new(false),
             stopping: watch::Sender::new(false),
             failure: Mutex::new(None),
             failed: Notify::new(),
@@ -202,6 +205,15 @@ impl Shared {
 
     pub(super) fn set_facts(&self, facts: Facts) {
         *self.facts.write() = Arc::new(facts);
+    }
+
+    /// Whether the clock of this member is too far off for it to write.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn fence(&self, is_fenced: bool) {
+        self.fenced.store(is_fenced, Ordering::Relaxed);
     }
 
     pub(super) fn set_live(&self, live: &[MemberId]) {
@@ -386,6 +398,9 @@ impl Handle {
     ) -> Result<()> {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
+        }
+        if self.shared.is_fenced() {
+            return Err(Error::ClockSkew);
         }
         let (done, wait) = oneshot::channel();
         self.send(Task::Members(changes, done))?;

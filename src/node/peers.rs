@@ -130,6 +130,9 @@ impl PeerHandler for Gate {
         if !self.shared.is_ready() {
             return refuse("this member has not joined yet itself");
         }
+        if self.shared.is_fenced() {
+            return refuse("the clock of this member is off");
+        }
         let member = MemberId(request.member_id);
         let record = MemberRecord {
             name: request.name,

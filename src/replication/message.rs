@@ -72,6 +72,21 @@ pub enum Message {
     Answer(u64, Digest),
     /// A message of the failure detector.
     Swim(Bytes),
+    /// Asks what the receiver's clocks show. The sender's monotonic clock, for the answer.
+    AskClock(u64),
+    /// Answers that.
+    TellClock(u64, ClockReading),
+}
+
+/// What the clocks of a member show, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockReading {
+    /// The wall clock.
+    pub wall_millis: u64,
+    /// The clock that entries follow.
+    pub clock_millis: u64,
+    /// The greatest time that it has given out or heard of.
+    pub time_millis: u64,
 }
 
 /// Where a member is: what its peer needs to see whether it lacks anything.

@@ -4,6 +4,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod clocks;
 mod dice;
 pub mod entry;
 pub mod gossip;
@@ -14,6 +15,7 @@ mod pulls;
 mod recent;
 pub mod settled;
 
+pub use clocks::Clocks;
 pub use dice::Dice;
 pub use gossip::Gossip;
 pub use liveness::Liveness;

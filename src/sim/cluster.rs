@@ -10,10 +10,11 @@ use super::full::{Full, Setup};
 use super::network::{Network, NetworkOptions};
 use super::spread::member_id;
 use super::witness::Witness;
-use super::world::World;
-use crate::engine::Options;
+use super::world::{World, now_at};
 use crate::engine::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
 use crate::engine::replica::{Admission, ClusterOptions};
+use crate::engine::{Failure, Options};
+use crate::error::Error;
 use crate::replication::entry::{Entry, EntryOp};
 use crate::replication::message::Head;
 use crate::replication::{Dice, gossip};
@@ -37,6 +38,8 @@ struct Shown {
     heads: BTreeMap<Origin, u64>,
     complete: Timestamp,
     settled: Timestamp,
+    /// Whether it has ever had the data of the others.
+    arrived: bool,
     /// Its disk was replaced by an old copy when this time was settled: it does not hold all that until it is complete again.
     rolled_back: Timestamp,
 }
@@ -89,6 +92,7 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
             ..ClusterOptions::default()
         },
         commit_micros: 500,
+        skew_millis: 0,
     }
 }
 
@@ -126,6 +130,40 @@ impl Cluster {
             cluster.add(setup);
         }
         cluster
+    }
+
+    /// As [`Self::found`], but the wall clocks are so far ahead.
+    pub(super) fn found_with_clocks(skew_millis: &[i64], seed: u64) -> Self {
+        let mut cluster = Self::found(0, seed);
+        cluster.next_id = skew_millis.len();
+        for (number, skew_millis) in skew_millis.iter().enumerate() {
+            let setup = setup(number, cluster.next_id, cluster.dice.roll());
+            cluster.add(Setup { skew_millis: *skew_millis, ..setup });
+        }
+        cluster
+    }
+
+    /// From their next start on, members remove who is dead for so long.
+    pub(super) fn remove_dead_after(&mut self, millis: u64) {
+        for number in self.up() {
+            let cluster = &mut self.world.actors[number].setup.cluster;
+            cluster.remove_dead_after_millis = Some(millis);
+            self.crash(number);
+            self.start(number);
+        }
+    }
+
+    /// From now on the wall clock of a member is so far ahead.
+    pub(super) fn set_clock(&mut self, number: usize, skew_millis: i64) {
+        self.tell(format!("the clock of n{number} is {skew_millis} ms ahead"));
+        self.world.actors[number].setup.skew_millis = skew_millis;
+    }
+
+    /// The greatest time that a member has given out or heard of, ahead of the right one, in milliseconds.
+    pub(super) fn ahead(&self, number: usize) -> i64 {
+        let replica = self.world.actors[number].replica.as_ref().expect("it is up");
+        let right = now_at(self.world.micros()).wall_millis.cast_signed();
+        replica.writer().time().millis().cast_signed() - right
     }
 
     /// One member alone, which others may join.
@@ -205,6 +243,45 @@ impl Cluster {
         self.add(setup)
     }
 
+    /// Somebody else, alone, whom nobody reaches.
+    pub(super) fn add_alone(&mut self) -> usize {
+        let number = self.next_id;
+        self.next_id += 1;
+        self.tell(format!("n{number} is alone"));
+        let mut setup = setup(number, 0, self.dice.roll());
+        setup.writer.identity.cluster = ClusterId(1000 + number as u64);
+        let others: Vec<_> = (0..self.world.actors.len()).collect();
+        self.world.network.part(&[number], &others);
+        self.add(setup)
+    }
+
+    /// One that was alone is started anew, to join the others.
+    pub(super) fn start_to_join(&mut self, number: usize) {
+        self.crash(number);
+        self.world.network.heal();
+        self.world.actors[number].setup.cluster.joins = true;
+        self.start(number);
+    }
+
+    /// Lets time pass until somebody hears that it is admitted.
+    pub(super) fn run_until_admitted(&mut self, number: usize) {
+        let is_outside = |cluster: &Self| {
+            let replica = cluster.world.actors[number].replica.as_ref();
+            replica.is_some_and(|replica| replica.directory().is_none())
+        };
+        while is_outside(self) {
+            self.run(MILLI);
+        }
+    }
+
+    /// A client writes a key somewhere, with a value.
+    pub(super) fn set(&mut self, number: usize, key: &'static str, value: &'static str) {
+        let (key, value) =
+            (Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()));
+        let put = Put { key, value, ..Put::default() };
+        self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
+    }
+
     pub(super) fn tell(&mut self, what: String) {
         let millis = self.world.micros() / MILLI;
         self.story.push(format!("{millis} ms: {what}"));
@@ -216,7 +293,7 @@ impl Cluster {
     }
 
     /// Members that take part in the cluster, as one of them sees it.
-    fn members(&self, of: usize) -> BTreeSet<MemberId> {
+    pub(super) fn members(&self, of: usize) -> BTreeSet<MemberId> {
         let directory = self.world.actors[of].replica.as_ref().and_then(|it| it.directory());
         directory.map_or_else(BTreeSet::new, |it| it.membership.members.keys().copied().collect())
     }
@@ -337,6 +414,11 @@ impl Cluster {
             let last = self.truth.get(origin).and_then(|entries| entries.last_key_value());
             last.map_or(0, |(seq, _)| *seq)
         };
+        if replica.directory().is_none() {
+            // What is written where nobody else is concerns nobody yet.
+            self.shown[number].revision = writer.mvcc().revision();
+            return;
+        }
         // The last entries of a run that has lost power may be with others only.
         let wants: Vec<_> = heads
             .iter()
@@ -357,6 +439,7 @@ impl Cluster {
             self.safe.insert((origin, *seq));
         }
         let shown = &mut self.shown[number];
+        shown.arrived |= replica.is_ready();
         let revision = writer.mvcc().revision();
         let is_retagged = revision.tag() != shown.revision.tag();
         assert!(
@@ -398,7 +481,8 @@ impl Cluster {
                 let Some(holder) = by_member.get(&member) else { continue };
                 // One that is on its way in holds nothing that anyone counts on.
                 let replica = &self.world.actors[*holder].replica;
-                if replica.as_ref().is_some_and(|replica| !replica.is_ready()) {
+                let is_here = replica.as_ref().is_none_or(|replica| replica.is_ready());
+                if !is_here || !self.shown[*holder].arrived {
                     continue;
                 }
                 if self.shown[*holder].complete < self.shown[*holder].rolled_back {
@@ -620,8 +704,19 @@ impl Cluster {
 
     /// A client writes a key somewhere.
     pub(super) fn put(&mut self, number: usize, key: &Bytes) {
+        _ = self.try_put(number, key);
+    }
+
+    /// A client writes a key somewhere. Answers whether it was taken.
+    pub(super) fn try_put(&mut self, number: usize, key: &Bytes) -> Result<(), Error> {
         let put = Put { key: key.clone(), value: Bytes::from_static(b"v"), ..Put::default() };
-        self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
+        let put = |full: &mut Full, micros| full.execute(micros, Command::Put(put));
+        match self.world.with(number, put) {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(Failure::Refused(error))) => Err(error),
+            Some(Err(Failure::Broken(error))) => panic!("no fault, and yet {error}"),
+            None => Err(Error::NotReady),
+        }
     }
 
     /// How far a member's own entries are here.
@@ -650,15 +745,18 @@ impl Cluster {
 
     /// All members forget what they may.
     pub(super) fn compact_and_sweep(&mut self) {
-        for number in self.up() {
-            self.world.with(number, |full, micros| {
-                let revision = full.replica.as_ref().map(|it| it.writer().mvcc().revision());
-                let revision = revision.map_or(0, |revision| revision.0.cast_signed());
-                full.execute(micros, Command::Compact { revision });
-            });
-            self.run(5 * MILLI);
-            self.sweep_at(number);
-        }
+        self.up().into_iter().for_each(|number| self.compact_and_sweep_at(number));
+    }
+
+    /// A member forgets what it may.
+    pub(super) fn compact_and_sweep_at(&mut self, number: usize) {
+        self.world.with(number, |full, micros| {
+            let revision = full.replica.as_ref().map(|it| it.writer().mvcc().revision());
+            let revision = revision.map_or(0, |revision| revision.0.cast_signed());
+            full.execute(micros, Command::Compact { revision });
+        });
+        self.run(5 * MILLI);
+        self.sweep_at(number);
     }
 
     /// A disk loses the newest version of a key, without a word. Answers whether it was there.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::world::{Actor, now_at};
 use crate::engine::command::{Command, CommandReply, Reply};
 use crate::engine::lease::KeepAlive;
-use crate::engine::replica::{Admission, ClusterOptions, Effect, Refusal, Replica};
+use crate::engine::replica::{Admission, ClockNews, ClusterOptions, Effect, Refusal, Replica};
 use crate::engine::{Failure, Options};
 use crate::replication::message::{CatchUpPart, Message, Segments};
 use crate::storage::schema::Identity;
@@ -26,6 +26,8 @@ pub(super) struct Setup {
     pub(super) cluster: ClusterOptions,
     /// How long a commit takes, in microseconds.
     pub(super) commit_micros: u64,
+    /// Its wall clock is so much ahead.
+    pub(super) skew_millis: i64,
 }
 
 /// A running member.
@@ -35,8 +37,6 @@ pub(super) struct Full {
     pub(super) disk: Memory,
     /// `None` while it is down.
     pub(super) replica: Option<Replica>,
-    /// Its wall clock is so much ahead.
-    pub(super) skew_millis: i64,
     /// It stands still until then: nothing comes in, nothing goes out.
     pub(super) paused_until: u64,
     /// When the commit under way is done.
@@ -48,6 +48,8 @@ pub(super) struct Full {
     pub(super) passed: BTreeSet<u64>,
     /// When it looks at its leases next.
     next_leases: u64,
+    /// What has become of its clock in this run.
+    pub(super) clock_news: Vec<ClockNews>,
     /// What came while it stood still.
     waiting: Vec<(MemberId, Message)>,
 }
@@ -58,13 +60,13 @@ impl Full {
             setup,
             disk: Memory::new(),
             replica: None,
-            skew_millis: 0,
             paused_until: 0,
             commit_at: None,
             sent: Vec::new(),
             acknowledged: BTreeMap::new(),
             passed: BTreeSet::new(),
             next_leases: 0,
+            clock_news: Vec::new(),
             waiting: Vec::new(),
         };
         full.start(micros);
@@ -78,7 +80,7 @@ impl Full {
 
     fn now(&self, micros: u64) -> Now {
         let now = now_at(micros);
-        Now { wall_millis: now.wall_millis.saturating_add_signed(self.skew_millis), ..now }
+        Now { wall_millis: now.wall_millis.saturating_add_signed(self.setup.skew_millis), ..now }
     }
 
     /// Starts it on what is on its disk.
@@ -92,6 +94,7 @@ impl Full {
         self.replica = Some(replica);
         self.acknowledged.clear();
         self.next_leases = micros + LEASES_MICROS;
+        self.clock_news.clear();
         self.after(micros);
     }
 
@@ -231,7 +234,8 @@ impl Full {
             Effect::Passed(id) => {
                 self.passed.insert(id);
             }
-            Effect::Members | Effect::Live | Effect::Ready => {}
+            Effect::Clock(news) => self.clock_news.push(news),
+            Effect::RemovedDead(_) | Effect::Members | Effect::Live | Effect::Ready => {}
         }
     }
 

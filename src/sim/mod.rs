@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod catching_up;
 #[cfg(test)]
+mod clock_scenarios;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod full;
@@ -12,6 +14,8 @@ mod leases;
 mod light;
 #[cfg(test)]
 mod liveness_tests;
+#[cfg(test)]
+mod merge_scenarios;
 pub mod network;
 mod plot;
 #[cfg(test)]

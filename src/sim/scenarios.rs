@@ -8,7 +8,7 @@ use super::network::NetworkOptions;
 const MILLI: u64 = 1000;
 
 /// The seeds that are run each time; `SIM_SEEDS` asks for more, `SIM_SEED` for a single one.
-fn seeds(usual: u64) -> Vec<u64> {
+pub(super) fn seeds(usual: u64) -> Vec<u64> {
     let variable = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     match (variable("SIM_SEED"), variable("SIM_SEEDS")) {
         (Some(seed), _) => vec![seed],
@@ -16,7 +16,7 @@ fn seeds(usual: u64) -> Vec<u64> {
     }
 }
 
-fn busy(cluster: &mut Cluster, micros: u64) {
+pub(super) fn busy(cluster: &mut Cluster, micros: u64) {
     let steps = micros / (20 * MILLI);
     for _ in 0..steps {
         cluster.client();
@@ -292,5 +292,33 @@ fn a_scrub_finds_what_a_disk_has_lost() {
         cluster.run(15 * SECOND);
         assert!((1..=2).contains(&cluster.differences()), "seed {seed}");
         cluster.check_converged();
+    }
+}
+
+/// Who is dead for too long is removed, but by nobody who does not hear of a majority.
+#[test]
+fn the_dead_are_removed_by_a_majority() {
+    for seed in seeds(2) {
+        let mut cluster = Cluster::found(5, seed);
+        busy(&mut cluster, 3 * SECOND);
+        cluster.remove_dead_after(10_000);
+        busy(&mut cluster, 5 * SECOND);
+        cluster.crash(4);
+        cluster.world.network.part(&[0, 1], &[2, 3]);
+        busy(&mut cluster, 40 * SECOND);
+        let counts =
+            |cluster: &Cluster| (0..4).map(|n| cluster.members(n).len()).collect::<Vec<_>>();
+        assert_eq!(counts(&cluster), [5; 4], "seed {seed}: nobody has a majority");
+        cluster.world.network.heal();
+        busy(&mut cluster, 9 * SECOND);
+        assert_eq!(counts(&cluster), [5; 4], "seed {seed}: it is not dead for so long");
+        busy(&mut cluster, 20 * SECOND);
+        assert_eq!(counts(&cluster), [4; 4], "seed {seed}");
+        let settled = |cluster: &Cluster| {
+            cluster.world.actors[0].replica.as_ref().map(|replica| replica.writer().settled())
+        };
+        let before = settled(&cluster);
+        cluster.run(5 * SECOND);
+        assert!(settled(&cluster) > before, "seed {seed}: it holds nothing back any more");
     }
 }

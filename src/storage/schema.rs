@@ -397,6 +397,10 @@ pub enum Meta {
     Promised(Timestamp, Timestamp),
     /// The tag of the store's revisions, which is not 0. Without this row it is.
     Tag(u16),
+    /// Everything up to this place was written before the store joined others, who may not know of it. What of it counts is
+    /// written anew; behind the second place that is yet to be done. There is none until the data of the others has come.
+    /// When it is read their tags are 0.
+    Strays(Place, Option<Place>),
 }
 
 /// Whose store it is.
@@ -419,6 +423,7 @@ const META_COLLECTED: u8 = 8;
 const META_PEERED: u8 = 9;
 const META_PROMISED: u8 = 10;
 const META_TAG: u8 = 11;
+const META_STRAYS: u8 = 12;
 
 impl Meta {
     /// The key and value of the row.
@@ -476,6 +481,14 @@ impl Meta {
                 key.put_u8(META_TAG);
                 put_varint(&mut value, u64::from(tag));
             }
+            Self::Strays(until, next) => {
+                key.put_u8(META_STRAYS);
+                value.put_slice(&until.encode());
+                value.put_u8(u8::from(next.is_some()));
+                if let Some(next) = next {
+                    value.put_slice(&next.encode());
+                }
+            }
         }
         (key.freeze(), value.freeze())
     }
@@ -501,6 +514,16 @@ impl Meta {
             [META_PEERED] => Self::Peered(Timestamp(reader.u64()?)),
             [META_PROMISED] => Self::Promised(Timestamp(reader.u64()?), Timestamp(reader.u64()?)),
             [META_TAG] => Self::Tag(take_tag(&mut reader)?),
+            [META_STRAYS] => {
+                let places = reader.rest();
+                let (until, next) = places.split_at(places.len().min(PLACE_BYTES));
+                let next = match next {
+                    [0] => None,
+                    [1, next @ ..] => Some(Place::decode(next, 0)?),
+                    _ => return Err(corrupt("neither one place nor none")),
+                };
+                return Ok(Self::Strays(Place::decode(until, 0)?, next));
+            }
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
         reader.end()?;

@@ -18,7 +18,7 @@ use prost::Message as _;
 use starling_proto::starling::peer::v1 as pb;
 
 use crate::replication::message::{
-    CatchUp, CatchUpPart, Cursor, Digest, Head, Message, Promise, Promises,
+    CatchUp, CatchUpPart, ClockReading, Cursor, Digest, Head, Message, Promise, Promises,
 };
 use crate::time::Timestamp;
 use crate::types::{MemberId, Origin, Revision};
@@ -124,6 +124,7 @@ pub fn weight(message: &Message) -> usize {
         Message::Ask(_) => 0,
         Message::Answer(_, digest) => rows(digest.moved.len()),
         Message::Swim(bytes) => bytes.len(),
+        Message::AskClock(_) | Message::TellClock(..) => 0,
     };
     lists + MESSAGE_OVERHEAD_BYTES
 }
@@ -179,8 +180,8 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
         Some(Body::Answer(answer)) => {
             answer.digest.as_ref().is_none_or(|digest| rows(&digest.moved) <= HEADS_MAX)
         }
-        Some(Body::Ask(_) | Body::Greeting(_) | Body::Busy(_) | Body::Swim(_) | Body::Piece(_))
-        | None => true,
+        Some(Body::Ask(_) | Body::AskClock(_) | Body::TellClock(_)) => true,
+        Some(Body::Greeting(_) | Body::Busy(_) | Body::Swim(_) | Body::Piece(_)) | None => true,
     }
 }
 
@@ -259,6 +260,15 @@ pub fn encode(message: &Message) -> pb::Frame {
             Body::Answer(pb::Answer { id: *id, digest: Some(encode_digest(digest)) })
         }
         Message::Swim(bytes) => Body::Swim(bytes.clone()),
+        Message::AskClock(asked_millis) => {
+            Body::AskClock(pb::AskClock { asked_millis: *asked_millis })
+        }
+        Message::TellClock(asked_millis, reading) => Body::TellClock(pb::TellClock {
+            asked_millis: *asked_millis,
+            wall_millis: reading.wall_millis,
+            ahead_millis: reading.clock_millis.wrapping_sub(reading.wall_millis).cast_signed(),
+            time_ahead_millis: reading.time_millis.wrapping_sub(reading.wall_millis).cast_signed(),
+        }),
     };
     pb::Frame { body: Some(body) }
 }
@@ -297,6 +307,14 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
             Message::Answer(id, decode_digest(digest.ok_or(Malformed("an answer without one"))?)?)
         }
         Body::Swim(bytes) => Message::Swim(bytes),
+        Body::AskClock(pb::AskClock { asked_millis }) => Message::AskClock(asked_millis),
+        Body::TellClock(told) => {
+            let wall_millis = told.wall_millis;
+            let clock_millis = wall_millis.wrapping_add_signed(told.ahead_millis);
+            let time_millis = wall_millis.wrapping_add_signed(told.time_ahead_millis);
+            let reading = ClockReading { wall_millis, clock_millis, time_millis };
+            Message::TellClock(told.asked_millis, reading)
+        }
     })
 }
 

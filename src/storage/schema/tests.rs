@@ -75,6 +75,9 @@ fn any_meta() -> impl Strategy<Value = Meta> {
         any::<(u64, u64)>()
             .prop_map(|(time, complete)| Meta::Promised(Timestamp(time), Timestamp(complete))),
         any::<u16>().prop_map(Meta::Tag),
+        (any_place(), proptest::option::of(any_place())).prop_map(|(until, next)| {
+            Meta::Strays(until.with_tag(0), next.map(|next| next.with_tag(0)))
+        }),
     ]
 }
 
@@ -238,6 +241,7 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("peered", Meta::Peered(time)),
         ("promised", Meta::Promised(time, time)),
         ("tag", Meta::Tag(300)),
+        ("strays", Meta::Strays(place, None)),
     ];
     let rows = [
         ("put", put),

@@ -9,7 +9,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::replication::entry::{Entry, EntryOp, Segment};
-use crate::replication::message::{Compare, Compared, Dot, RangeSum, Segments, Span};
+use crate::replication::message::{ClockReading, Compare, Compared, Dot, RangeSum, Segments, Span};
 use crate::storage::schema::Table;
 use crate::time::Stamp;
 use crate::types::{LeaseId, Revision};
@@ -198,6 +198,10 @@ fn message() -> impl Strategy<Value = Message> {
         }),
         count().prop_map(Message::Ask),
         (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
+        count().prop_map(Message::AskClock),
+        any::<[u64; 4]>().prop_map(|[asked, wall_millis, clock_millis, time_millis]| {
+            Message::TellClock(asked, ClockReading { wall_millis, clock_millis, time_millis })
+        }),
         compare().prop_map(Message::Compare),
         (vec(span(), 0..3), vec(dot(), 0..3))
             .prop_map(|(differing, gone)| Message::Compared(Compared { differing, gone })),

@@ -1,0 +1,242 @@
+//! The clock of a member with peers: what it follows, whether it may write, and what comes too early.
+//!
+//! * After a start the clock goes on shortly after where it had stopped, until peers confirm what the wall clock shows: an
+//!   entry of a time that is far ahead could not be taken back. Who hears of nobody believes its wall clock after a while.
+//! * From then on it goes on by monotonic time, and the wall clock only counts as long as others confirm it.
+//! * If it is off the median of the live members all the same, or has given out times that are, the member *fences* itself:
+//!   it takes no writes of clients, until that is over.
+//! * Entries and promises of times that are further ahead than clocks may be apart are not taken before they are due. So
+//!   one clock that is ahead does not push the others.
+
+use super::{Effect, Replica};
+use crate::engine::command::Command;
+use crate::error::Error;
+use crate::replication::clocks::apart;
+use crate::replication::entry::Segment;
+use crate::replication::message::{ClockReading, Message, Promises};
+use crate::replication::{Clocks, Dice};
+use crate::time::{Now, Timestamp};
+use crate::types::MemberId;
+
+/// How far clocks may be apart, unless somebody says otherwise.
+const SKEW_MILLIS_MAX: u64 = 500;
+/// How often a peer is asked what its clocks show.
+const ASK_MILLIS: u64 = 2000;
+/// New peers that are asked at once.
+const ASK_AT_ONCE_MAX: usize = 3;
+/// Who has heard of nobody for so long believes its wall clock.
+const ALONE_MILLIS: u64 = 10_000;
+/// A restarted member goes on so far behind the last time that is known, since entries may have left that were never durable.
+const RESTART_MILLIS: u64 = 1000;
+
+/// Settings of the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockOptions {
+    /// How far the clocks of members may be apart.
+    pub skew_millis_max: u64,
+}
+
+impl Default for ClockOptions {
+    fn default() -> Self {
+        Self { skew_millis_max: SKEW_MILLIS_MAX }
+    }
+}
+
+/// What has become of the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockNews {
+    /// It is so many milliseconds ahead of the others': no writes are taken until that is over.
+    Fenced(i64),
+    /// It is not off any more.
+    Unfenced,
+    /// The wall clock has jumped by so many milliseconds, and nobody has confirmed that: it does not count.
+    Jumped(i64),
+    /// What the wall clock shows counts again.
+    Confirmed,
+}
+
+/// What there is to know about the clock in a cluster.
+pub(super) struct ClockWatch {
+    clocks: Clocks,
+    /// Whether the wall clock was confirmed in this run, or is believed for want of anybody to ask.
+    is_confirmed: bool,
+    /// Whether it has jumped since.
+    has_jumped: bool,
+    is_fenced: bool,
+    /// The median of the live members' clocks when it was found last, and when that was.
+    median: Option<(u64, Now)>,
+    started_millis: u64,
+    next_ask: u64,
+}
+
+impl ClockWatch {
+    pub(super) fn new(options: ClockOptions, now: Now) -> Self {
+        Self {
+            clocks: Clocks::new(options.skew_millis_max),
+            is_confirmed: false,
+            has_jumped: false,
+            is_fenced: false,
+            median: None,
+            started_millis: now.monotonic_millis,
+            next_ask: now.monotonic_millis,
+        }
+    }
+
+    pub(super) fn wake_at(&self) -> u64 {
+        self.next_ask
+    }
+
+    /// Whom to ask now.
+    fn whom_to_ask(&mut self, live: &[MemberId], dice: &mut Dice, now: Now) -> Vec<MemberId> {
+        if now.monotonic_millis < self.next_ask {
+            return Vec::new();
+        }
+        self.next_ask = now.monotonic_millis + dice.jitter(ASK_MILLIS);
+        let count = if self.clocks.wants_more(live, now) { ASK_AT_ONCE_MAX } else { 1 };
+        (0..count.min(live.len())).filter_map(|_| dice.pick(live).copied()).collect()
+    }
+}
+
+impl Replica {
+    /// At start: where the clock goes on from.
+    pub(super) fn start_clock(&mut self, now: Now) {
+        let last = self.writer.time().millis();
+        let wall_millis = if self.writer.is_peered() {
+            now.wall_millis.min(last + RESTART_MILLIS).max(last)
+        } else {
+            now.wall_millis
+        };
+        self.writer.trust_clock(wall_millis, now);
+    }
+
+    /// Whether this member takes no writes because of its clock.
+    pub fn is_fenced(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.clock.is_fenced)
+    }
+
+    /// Whether a command may be executed now.
+    pub(super) fn check_fence(&self, command: &Command) -> Result<(), Error> {
+        // A compaction is a member's own, and leaves no entry.
+        let is_local = matches!(command, Command::Compact { .. });
+        if self.is_fenced() && !is_local { Err(Error::ClockSkew) } else { Ok(()) }
+    }
+
+    /// What others are told of the clocks here. Until the wall clock is confirmed, it is what counts: they have to find out.
+    fn clock_reading(&self, now: Now) -> ClockReading {
+        let is_confirmed = self.cluster.as_ref().is_some_and(|it| it.clock.is_confirmed);
+        let wall_millis = now.wall_millis;
+        let clock_millis = if is_confirmed { self.writer.clock_millis(now) } else { wall_millis };
+        ClockReading { wall_millis, clock_millis, time_millis: self.writer.time().millis() }
+    }
+
+    /// Asks somebody what time it is, when that is due.
+    pub(super) fn tick_clock(&mut self, now: Now) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if now.monotonic_millis < cluster.clock.next_ask {
+            return;
+        }
+        for peer in cluster.clock.whom_to_ask(&cluster.live, &mut self.dice, now) {
+            self.effects.push(Effect::Send(peer, Message::AskClock(now.monotonic_millis)));
+        }
+        self.judge_clock(now);
+    }
+
+    /// Somebody new is alive: if too little is known, asks at once.
+    pub(super) fn hurry_clock(&mut self, now: Now) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.clock.clocks.wants_more(&cluster.live, now) {
+            cluster.clock.next_ask = now.monotonic_millis;
+            self.tick_clock(now);
+        }
+    }
+
+    /// Takes what a peer says about clocks. Answers what is left for the gossip: nothing, if it comes too early.
+    pub(super) fn receive_clock(
+        &mut self,
+        from: MemberId,
+        message: Message,
+        now: Now,
+    ) -> Option<Message> {
+        match message {
+            Message::AskClock(asked) => {
+                let answer = Message::TellClock(asked, self.clock_reading(now));
+                self.effects.push(Effect::Send(from, answer));
+                None
+            }
+            Message::TellClock(asked, reading) => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.clock.clocks.hear(from, asked, reading, now);
+                }
+                self.judge_clock(now);
+                None
+            }
+            // All rows of it are older than its own time. To take none of them is as if it had been lost.
+            Message::Promises(Promises { now: time, .. }) if time > self.due_time(now) => None,
+            message => Some(message),
+        }
+    }
+
+    /// Up to when entries are taken now.
+    fn due_time(&self, now: Now) -> Timestamp {
+        let Some(cluster) = &self.cluster else { return Timestamp(u64::MAX) };
+        let reading = self.clock_reading(now);
+        let median = cluster.clock.median.map_or(0, |(median, then)| {
+            median + now.monotonic_millis.saturating_sub(then.monotonic_millis)
+        });
+        let millis = reading.clock_millis.max(median);
+        let skew = cluster.clock.clocks.skew_millis_max();
+        // All of the last millisecond.
+        Timestamp(Timestamp::from_millis(millis.saturating_add(skew).saturating_add(1)).0 - 1)
+    }
+
+    /// The part of a segment that may be applied now, and whether something else is left.
+    pub(super) fn due_part(&self, mut segment: Segment, now: Now) -> (Option<Segment>, bool) {
+        let due = self.due_time(now);
+        let Some(early) = segment.entries.iter().position(|entry| entry.time > due) else {
+            return (Some(segment), false);
+        };
+        let Some(last) = early.checked_sub(1).and_then(|last| segment.entries.get(last)) else {
+            return (None, true);
+        };
+        segment.through = last.seq;
+        segment.entries.truncate(early);
+        (Some(segment), true)
+    }
+
+    /// Draws the conclusions of what the clocks of the live members show.
+    pub(super) fn judge_clock(&mut self, now: Now) {
+        let own = self.clock_reading(now);
+        let Some(cluster) = &mut self.cluster else { return };
+        let clock = &mut cluster.clock;
+        let skew = clock.clocks.skew_millis_max();
+        // Not in and out all the time at the very limit.
+        let limit = if clock.is_fenced { skew - skew / 4 } else { skew };
+        let Some(verdict) = clock.clocks.judge(own, &cluster.live, limit, now) else {
+            let is_alone = now.monotonic_millis >= clock.started_millis + ALONE_MILLIS;
+            if is_alone && !clock.is_confirmed && !clock.is_fenced {
+                clock.is_confirmed = true;
+                self.writer.trust_clock(now.wall_millis, now);
+            }
+            return;
+        };
+        clock.median = Some((verdict.median_millis, now));
+        if verdict.confirms {
+            clock.is_confirmed = true;
+            self.writer.trust_clock(now.wall_millis, now);
+        }
+        if !verdict.is_firm {
+            return;
+        }
+        let jump = apart(own.wall_millis, own.clock_millis);
+        let has_jumped = clock.is_confirmed && !verdict.confirms && jump.unsigned_abs() > skew;
+        if std::mem::replace(&mut clock.has_jumped, has_jumped) != has_jumped {
+            let news = if has_jumped { ClockNews::Jumped(jump) } else { ClockNews::Confirmed };
+            self.effects.push(Effect::Clock(news));
+        }
+        let is_off = verdict.off_millis.is_some();
+        if std::mem::replace(&mut clock.is_fenced, is_off) != is_off {
+            let news = verdict.off_millis.map_or(ClockNews::Unfenced, ClockNews::Fenced);
+            self.effects.push(Effect::Clock(news));
+        }
+    }
+}
