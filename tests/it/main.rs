@@ -7,6 +7,7 @@ mod cli;
 mod crash;
 mod disk;
 mod floods;
+mod forwarding;
 mod gateway;
 mod hostile;
 mod leases;
