@@ -39,6 +39,7 @@ const (
 type cluster struct {
 	t      *testing.T
 	ctx    context.Context
+	stop   context.CancelFunc
 	client *clientv3.Client
 	// Whether all members are there, so that nothing may fail or be asked for anew.
 	whole bool
@@ -60,7 +61,7 @@ func TestClientThatChangesMembers(t *testing.T) {
 		cancel()
 		client.Close()
 	})
-	c := &cluster{t: t, ctx: ctx, client: client, whole: true}
+	c := &cluster{t: t, ctx: ctx, stop: cancel, client: client, whole: true}
 	c.awaitTurns(len(strings.Split(endpoints, ",")))
 	tallies := make([]counter, counters)
 	c.work("whole", tallies, func() {})
@@ -82,6 +83,12 @@ func (c *cluster) awaitTurns(members int) {
 		}
 		seen[response.Header.MemberId] = true
 	}
+}
+
+// fail ends everything: nobody waits for what will not come.
+func (c *cluster) fail(format string, args ...any) {
+	c.t.Errorf(format, args...)
+	c.stop()
 }
 
 func kill(t *testing.T) {
@@ -124,14 +131,14 @@ func try[T any](c *cluster, what string, call func(ctx context.Context) (T, erro
 			return value, true
 		}
 		if c.whole && !errors.Is(err, rpctypes.ErrCompacted) {
-			c.t.Errorf("%s: %v", what, err)
+			c.fail("%s: %v", what, err)
 			return value, false
 		}
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			return value, false
 		}
 		if failures >= failuresMax || c.ctx.Err() != nil {
-			c.t.Errorf("%s fails for ever: %v", what, err)
+			c.fail("%s fails for ever: %v", what, err)
 			return value, false
 		}
 		time.Sleep(retryPause)
@@ -160,7 +167,7 @@ func (n *counter) increment(c *cluster, key string) {
 			revision = read.Kvs[0].ModRevision
 		}
 		if value < n.value || value > n.tries || c.whole && value != n.value {
-			c.t.Errorf("%s is %d: %d is certain, %d were tried", key, value, n.value, n.tries)
+			c.fail("%s is %d: %d is certain, %d were tried", key, value, n.value, n.tries)
 			return
 		}
 		n.tries++
@@ -175,7 +182,7 @@ func (n *counter) increment(c *cluster, key string) {
 		}
 		// Nobody else writes it.
 		if failures++; failures > failuresMax || c.whole {
-			c.t.Errorf("%s does not become %d: %v, %v", key, value+1, answer, err)
+			c.fail("%s does not become %d: %v, %v", key, value+1, answer, err)
 			return
 		}
 		time.Sleep(retryPause)
@@ -203,12 +210,12 @@ func (c *cluster) list(phase string) {
 		values, whole := c.listOnce(prefix)
 		switch {
 		case whole && (len(values) != listed || values[0] != values[listed-1]):
-			c.t.Errorf("%d keys of %d, from %s to %s", len(values), listed, values[0], values[len(values)-1])
+			c.fail("%d keys of %d, from %s to %s", len(values), listed, values[0], values[len(values)-1])
 		case whole:
 			i++
 		default:
 			if restarts++; restarts > failuresMax || c.whole {
-				c.t.Errorf("lists are compacted for ever")
+				c.fail("lists are compacted for ever")
 			}
 		}
 	}
@@ -266,17 +273,17 @@ func (c *cluster) watch(phase string, started chan struct{}) {
 		for count := 0; count < watchedEvery && len(seen) < events && !compacted; {
 			response, open := <-responses
 			if !open {
-				c.t.Errorf("%s: the watch has ended with %d of %d", phase, len(seen), events)
+				c.fail("%s: the watch has ended with %d of %d", phase, len(seen), events)
 				break
 			}
 			compacted = response.CompactRevision != 0
 			if err := response.Err(); err != nil && !compacted {
-				c.t.Errorf("%s: %v", phase, err)
+				c.fail("%s: %v", phase, err)
 				break
 			}
 			for _, event := range response.Events {
 				if event.Kv.ModRevision <= revision {
-					c.t.Errorf("%s: revision %d after %d", phase, event.Kv.ModRevision, revision)
+					c.fail("%s: revision %d after %d", phase, event.Kv.ModRevision, revision)
 				}
 				revision = event.Kv.ModRevision
 				seen[string(event.Kv.Key)] = true
@@ -291,7 +298,7 @@ func (c *cluster) watch(phase string, started chan struct{}) {
 		}
 	}
 	if c.whole && relists > 0 || relists > failuresMax {
-		c.t.Errorf("%s: the watch lost its place %d times", phase, relists)
+		c.fail("%s: the watch lost its place %d times", phase, relists)
 	}
 	c.t.Logf("%s: %d watches, %d of them lost", phase, moves, relists)
 }
