@@ -154,6 +154,18 @@ pub enum WriteAck {
     All,
 }
 
+impl WriteAck {
+    /// As it is written in settings and metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::One => "one",
+            Self::Majority => "majority",
+            Self::All => "all",
+        }
+    }
+}
+
 impl std::str::FromStr for WriteAck {
     type Err = String;
 
@@ -176,6 +188,16 @@ pub enum ReadLevel {
     Local,
     /// A majority of the members: it sees what any of them holds.
     Majority,
+}
+
+impl ReadLevel {
+    /// As it is written in settings and metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Majority => "majority",
+        }
+    }
 }
 
 impl std::str::FromStr for ReadLevel {

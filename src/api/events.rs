@@ -16,7 +16,7 @@ use super::{Context, header, status};
 use crate::engine::watch::{Event, EventKind, WatchRefusal, WatchReply};
 
 /// The id in replies that are about no watcher, or about all of them.
-const NO_WATCHER: i64 = -1;
+pub(super) const NO_WATCHER: i64 = -1;
 
 /// The fields of `WatchResponse` and `Event` that are messages.
 const EVENTS_TAG: u32 = 11;

@@ -7,7 +7,7 @@ use starling_proto::etcdserverpb::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
 use super::wire::{self, Answer};
-use super::{Context, convert, header, txn_size};
+use super::{Context, convert, elsewhere, header, txn_size};
 use crate::engine::Pair;
 use crate::engine::command::{RangeReply, TxnOpReply, TxnReply};
 use crate::error::{Error, Invalid};
@@ -54,8 +54,31 @@ fn may_put(txn: &pb::TxnRequest) -> bool {
     })
 }
 
-/// An answer to a Range whose pairs are encoded already.
-pub(crate) struct RangeAnswer {
+/// An answer to a Range.
+pub(crate) enum RangeAnswer {
+    Own(OwnAnswer),
+    /// Another member's.
+    Forwarded(pb::RangeResponse),
+}
+
+impl Answer for RangeAnswer {
+    fn len(&self) -> usize {
+        match self {
+            Self::Own(answer) => answer.len(),
+            Self::Forwarded(answer) => answer.encoded_len(),
+        }
+    }
+
+    fn encode_to(&self, buffer: &mut BytesMut) {
+        match self {
+            Self::Own(answer) => answer.encode_to(buffer),
+            Self::Forwarded(answer) => answer.encode_raw(buffer),
+        }
+    }
+}
+
+/// An answer whose pairs are encoded already.
+pub(crate) struct OwnAnswer {
     /// Everything but the pairs.
     frame: pb::RangeResponse,
     pairs: Vec<Pair>,
@@ -64,13 +87,13 @@ pub(crate) struct RangeAnswer {
 /// `RangeResponse.kvs`.
 const KVS_TAG: u32 = 2;
 
-impl RangeAnswer {
+impl OwnAnswer {
     fn pair_len(pair: &Pair) -> usize {
         wire::nested_len(KVS_TAG, pair.wire().len())
     }
 }
 
-impl Answer for RangeAnswer {
+impl Answer for OwnAnswer {
     fn len(&self) -> usize {
         self.frame.encoded_len() + self.pairs.iter().map(Self::pair_len).sum::<usize>()
     }
@@ -110,7 +133,12 @@ impl KvService {
     ) -> Result<Response<RangeAnswer>, Status> {
         let request = request.into_inner();
         let is_linearizable = !request.serializable;
+        let kept = elsewhere::kept(&self.context.node, &request);
         let range = convert::range(request)?;
+        let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
+        if let Some(answer) = forwarded {
+            return Ok(Response::new(RangeAnswer::Forwarded(answer)));
+        }
         if is_linearizable {
             self.context.node.begin_read().await?;
         }
@@ -120,7 +148,7 @@ impl KvService {
         let header = Some(header::at(&self.context.node, reply.revision));
         let count = convert::shown(count);
         let frame = pb::RangeResponse { header, kvs: Vec::new(), more, count };
-        Ok(Response::new(RangeAnswer { frame, pairs }))
+        Ok(Response::new(RangeAnswer::Own(OwnAnswer { frame, pairs })))
     }
 }
 
@@ -134,7 +162,12 @@ impl Kv for KvService {
     ) -> Result<Response<pb::RangeResponse>, Status> {
         let request = request.into_inner();
         let is_linearizable = !request.serializable;
+        let kept = elsewhere::kept(&self.context.node, &request);
         let range = convert::range(request)?;
+        let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
+        if let Some(answer) = forwarded {
+            return Ok(Response::new(answer));
+        }
         if is_linearizable {
             self.context.node.begin_read().await?;
         }
@@ -187,10 +220,14 @@ impl Kv for KvService {
         let request = request.into_inner();
         let large = self.check_size(&request);
         let adds = self.context.node.is_out_of_space() && may_put(&request);
+        let kept = elsewhere::kept(&self.context.node, &request);
         let txn = convert::txn(request, self.context.node.txn_ops_max());
         let txn =
             txn.and_then(|txn| if txn.is_read_only() { Ok(txn) } else { large.map(|()| txn) });
         let txn = txn.map_err(|invalid| self.refusal(invalid, adds))?;
+        if let Some(answer) = elsewhere::txn(&self.context.node, kept, &txn).await? {
+            return Ok(Response::new(answer));
+        }
         if txn.is_read_only() {
             self.context.node.begin_read().await?;
         }
@@ -208,6 +245,9 @@ impl Kv for KvService {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         let request = request.into_inner();
+        if let Some(answer) = elsewhere::compact(&self.context.node, request).await? {
+            return Ok(Response::new(answer));
+        }
         let revision = self.context.node.compact(request.revision, request.physical).await?;
         let header = Some(header::at(&self.context.node, revision));
         Ok(Response::new(pb::CompactionResponse { header }))
@@ -259,7 +299,7 @@ mod tests {
             let messages: Vec<mvccpb::KeyValue> =
                 kvs.iter().cloned().map(convert::key_value).collect();
             let expected = pb::RangeResponse { kvs: messages, ..frame.clone() };
-            let answer = RangeAnswer { frame, pairs: kvs.iter().map(Pair::from).collect() };
+            let answer = OwnAnswer { frame, pairs: kvs.iter().map(Pair::from).collect() };
             let mut buffer = BytesMut::new();
             answer.encode_to(&mut buffer);
             assert_eq!(buffer, expected.encode_to_vec());

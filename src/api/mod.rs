@@ -13,6 +13,7 @@
 //! | `lock`, `election` | the same, after one recipe: `ownership` |
 //! | [`convert`] | etcd's messages to commands, and replies back |
 //! | `unary`, `events`, `wire` | messages in and answers out where that is hot: calls of KV, replies of watches, framing |
+//! | `elsewhere`, `relay` | calls of KV and watchers that another member has to answer |
 //! | [`header`] | the header of every answer |
 //! | [`status`] | errors as gRPC statuses |
 
@@ -21,6 +22,7 @@ mod auth;
 mod cluster;
 pub(crate) mod convert;
 mod election;
+mod elsewhere;
 mod events;
 pub(crate) mod header;
 mod health;
@@ -29,6 +31,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod ownership;
+mod relay;
 pub(crate) mod router;
 pub(crate) mod status;
 mod txn_size;

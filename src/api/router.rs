@@ -36,14 +36,11 @@ use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::{Context, status, unary, watch};
 use crate::metrics::{RpcKind, RpcMetrics};
+use crate::node::{READ, WRITE_ACK};
 use crate::types::{ReadLevel, WriteAck};
 
 /// How long a client will wait, and how many digits it may say that with.
 pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
-/// Overrides `--write-ack` for one request.
-const WRITE_ACK: &str = "starling-write-ack";
-/// Overrides `--linearizable-reads` for one request.
-const READ: &str = "starling-read";
 /// Where what is for operators begins.
 const OPERATORS_PATH: &str = "/starling.admin.";
 const TIMEOUT_DIGITS_MAX: usize = 8;

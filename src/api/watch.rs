@@ -3,7 +3,8 @@
 //! Each stream has a task that takes the client's requests and the member's replies. Replies are taken from
 //! the member only when there is room for them on the way out, so a client that does not read costs what fits
 //! in [`BATCHES_MAX`] batches and in the connection's buffers, and its events wait where they are shared with
-//! every other watcher. Its requests are still heard, up to [`UNANSWERED_MAX`] of them.
+//! every other watcher. Its requests are still heard, up to [`UNANSWERED_MAX`] of them. Watchers that another member has to
+//! serve are the business of [`super::relay`].
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
@@ -15,10 +16,11 @@ use tokio::sync::mpsc;
 use tonic::codec::{DecodeBuf, Decoder};
 use tonic::{Status, Streaming};
 
+use super::relay::{Relayed, Relays};
 use super::wire::{self, Messages};
 use super::{Context, convert, events};
 use crate::engine::watch::WatchReply;
-use crate::node::WatchStream;
+use crate::node::{Handle, WatchStream};
 
 /// Batches on their way out: one that is being written, one that is ready.
 const BATCHES_MAX: usize = 2;
@@ -65,36 +67,90 @@ type Batch = Result<Bytes, Status>;
 
 /// Serves one client until it is gone; its watchers go with it.
 async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc::Sender<Batch>) {
-    let mut watchers = context.node.watch();
+    let mut watchers = Watchers {
+        own: context.node.watch(),
+        others: Relays::new(context.node.clone()),
+        node: context.node.clone(),
+    };
     // `None` once the client has said that it has no more requests, which ends nothing.
     let mut requests = Some(requests);
     loop {
-        let hear = watchers.backlog() < UNANSWERED_MAX;
+        let hear = watchers.own.backlog() < UNANSWERED_MAX && watchers.others.can_hear();
         tokio::select! {
             () = out.closed() => return,
             request = next_request(&mut requests), if hear => match request {
-                Ok(request) => handle(&mut watchers, request),
+                Ok(request) => watchers.handle(request),
                 Err(error) => return drop(out.send(Err(error)).await),
             },
             reply = next_reply(&out, &mut watchers) => match reply {
-                Some((room, Ok(first))) => room.send(batch(&context, &first, &mut watchers)),
-                Some((room, Err(error))) => return room.send(Err(error.into())),
+                Some((room, Reply::Own(Ok(first)))) => {
+                    room.send(batch(&context, &first, &mut watchers.own));
+                }
+                Some((room, Reply::Own(Err(error)))) => return room.send(Err(error.into())),
+                Some((room, Reply::Relayed(first))) => match relayed_batch(first, &mut watchers) {
+                    Ok(batch) if batch.is_empty() => {}
+                    batch => room.send(batch),
+                },
                 None => return,
             },
         }
     }
 }
 
-/// Requests without any content are ignored, as in etcd.
-fn handle(watchers: &mut WatchStream, request: pb::WatchRequest) {
-    match request.request_union {
-        Some(RequestUnion::CreateRequest(create)) => {
-            watchers.create(convert::watch_create(&create));
+/// The watchers of a client.
+struct Watchers {
+    own: WatchStream,
+    others: Relays,
+    node: Handle,
+}
+
+impl Watchers {
+    /// Requests without any content are ignored, as in etcd.
+    fn handle(&mut self, request: pb::WatchRequest) {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
+            Some(RequestUnion::ProgressRequest(_)) => {
+                self.own.request_progress();
+                self.others.request_progress();
+            }
+            None => {}
         }
-        Some(RequestUnion::CancelRequest(cancel)) => watchers.cancel(cancel.watch_id),
-        Some(RequestUnion::ProgressRequest(_)) => watchers.request_progress(),
-        None => {}
     }
+
+    fn create(&mut self, create: pb::WatchCreateRequest) {
+        let wanted = convert::watch_create(&create);
+        match self.node.elsewhere(|tag| wanted.names(tag)) {
+            Some(member) => self.others.create(member, &wanted, create, &mut self.own),
+            None => self.own.create(wanted),
+        }
+    }
+
+    fn cancel(&mut self, id: i64) {
+        if !self.others.cancel(id) {
+            self.own.cancel(id);
+        }
+    }
+
+    /// The next reply. What this member has ready goes first: it confirms what the client has asked for before.
+    async fn next(&mut self) -> Reply {
+        if self.others.is_in_pieces() {
+            return Reply::Relayed(self.others.next().await);
+        }
+        if self.own.backlog() > 0 {
+            return Reply::Own(self.own.next().await);
+        }
+        tokio::select! {
+            reply = self.own.next() => Reply::Own(reply),
+            relayed = self.others.next() => Reply::Relayed(relayed),
+        }
+    }
+}
+
+/// What there is to say.
+enum Reply {
+    Own(crate::error::Result<WatchReply>),
+    Relayed(Relayed),
 }
 
 /// The client's next request; after its last one, waits for ever.
@@ -113,8 +169,8 @@ async fn next_request(
 /// The next reply, once there is room for it; `None` when the client is gone. Loses nothing when dropped.
 async fn next_reply<'a>(
     out: &'a mpsc::Sender<Batch>,
-    watchers: &mut WatchStream,
-) -> Option<(mpsc::Permit<'a, Batch>, crate::error::Result<WatchReply>)> {
+    watchers: &mut Watchers,
+) -> Option<(mpsc::Permit<'a, Batch>, Reply)> {
     let room = out.reserve().await.ok()?;
     Some((room, watchers.next().await))
 }
@@ -130,6 +186,21 @@ fn batch(context: &Context, first: &WatchReply, watchers: &mut WatchStream) -> B
         // A failure shows again at the next call.
         let Ok(Some(reply)) = watchers.try_next() else { break };
         events::append(context, &reply, &mut batch)?;
+    }
+    Ok(batch.freeze())
+}
+
+/// The same of what comes from other members.
+fn relayed_batch(first: Relayed, watchers: &mut Watchers) -> Batch {
+    let mut batch = BytesMut::new();
+    let mut next = Some(first);
+    while let Some(relayed) = next {
+        for answer in watchers.others.take(relayed, &mut watchers.own) {
+            wire::append(&answer, &mut batch)?;
+        }
+        // What this member has to say of it goes first.
+        let is_full = batch.len() >= BATCH_BYTES || watchers.own.backlog() > 0;
+        next = if is_full { None } else { watchers.others.try_next() };
     }
     Ok(batch.freeze())
 }

@@ -53,6 +53,13 @@ pub struct Names {
 }
 
 impl Names {
+    /// What one number names, for a member with this tag.
+    pub fn of(number: i64, tag: u16) -> Self {
+        let mut names = Self::default();
+        names.add(number, tag);
+        names
+    }
+
     /// Those of others, as the member sees it that was asked.
     pub fn foreign(&self) -> &BTreeSet<u16> {
         &self.foreign
@@ -153,11 +160,7 @@ impl Command {
     pub fn names(&self, tag: u16) -> Names {
         match self {
             Self::Txn(txn) => txn.names(tag),
-            Self::Compact { revision } => {
-                let mut names = Names::default();
-                names.add(*revision, tag);
-                names
-            }
+            Self::Compact { revision } => Names::of(*revision, tag),
             Self::Put(_)
             | Self::DeleteRange(_)
             | Self::LeaseGrant { .. }
@@ -170,9 +173,7 @@ impl Command {
 impl WatchCreate {
     /// The tags that it names, for a member with this one.
     pub fn names(&self, tag: u16) -> Names {
-        let mut names = Names::default();
-        names.add(self.start_revision, tag);
-        names
+        Names::of(self.start_revision, tag)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -15,7 +15,9 @@ use super::limit::MessageLimit;
 use crate::api::Context;
 use crate::api::router::{self, Router};
 use crate::metrics::Metrics;
-use crate::node::{FORWARDED_BY, FORWARDED_TO, Handle};
+use crate::node::{
+    FORWARDED, FORWARDED_ANSWERED, FORWARDED_BY, FORWARDED_REFUSED, FORWARDED_TO, Handle,
+};
 use crate::types::MemberId;
 
 /// What each call needs.
@@ -46,12 +48,12 @@ pub fn router(node: Handle, metrics: Arc<Metrics>, max_request_bytes: usize) -> 
 impl Services {
     async fn answer(&self, request: Request) -> http::Response<AnswerBody> {
         if let Err(refusal) = self.check(&request) {
-            return refusal.into_http();
+            return marked(refusal.into_http(), FORWARDED_REFUSED);
         }
         let limit = self.max_message_bytes;
         let Ok(response) =
             self.router.call(request.map(|body| MessageLimit::new(body, limit))).await;
-        response
+        marked(response, FORWARDED_ANSWERED)
     }
 
     fn check(&self, request: &Request) -> Result<(), Status> {
@@ -73,6 +75,14 @@ impl Services {
         }
         Ok(())
     }
+}
+
+/// Tells an error of this member's from one of the way here. Whatever else comes on that way is no error.
+fn marked<B>(mut response: http::Response<B>, mark: &'static str) -> http::Response<B> {
+    if response.headers().contains_key(Status::GRPC_STATUS) {
+        response.headers_mut().insert(FORWARDED, HeaderValue::from_static(mark));
+    }
+    response
 }
 
 fn member(headers: &HeaderMap, name: &str) -> Option<MemberId> {

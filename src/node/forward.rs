@@ -11,8 +11,10 @@
 //! ```
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -20,12 +22,23 @@ use tonic::{Request, Status};
 use super::handle::Handle;
 use crate::error::{Error, Result};
 use crate::transport::Transport;
-use crate::types::MemberId;
+use crate::types::{MemberId, ReadLevel, WriteAck};
 
 /// The metadata that names the member which sends a request on.
 pub const FORWARDED_BY: &str = "starling-forwarded-by";
 /// The metadata that names the member which it is for: an address may be somebody else's by now.
 pub const FORWARDED_TO: &str = "starling-forwarded-to";
+/// The metadata of an error that says whose it is. Without it, the request got lost somewhere.
+pub const FORWARDED: &str = "starling-forwarded";
+/// It is the answer ...
+pub const FORWARDED_ANSWERED: &str = "answered";
+/// ... or the member has not looked at the request, since it is not for this member.
+pub const FORWARDED_REFUSED: &str = "refused";
+
+/// Overrides `--write-ack` for one request.
+pub const WRITE_ACK: &str = "starling-write-ack";
+/// Overrides `--linearizable-reads` for one request.
+pub const READ: &str = "starling-read";
 
 /// What serves the requests that other members send on, given the handle for it.
 pub struct Services(Box<dyn FnOnce(Handle) -> axum::Router + Send>);
@@ -54,6 +67,9 @@ pub struct Forward {
     by: MemberId,
     to: MemberId,
     timeout: Duration,
+    ack: WriteAck,
+    reads: ReadLevel,
+    live: watch::Receiver<Arc<[MemberId]>>,
 }
 
 impl Forward {
@@ -62,8 +78,27 @@ impl Forward {
         self.channel.clone()
     }
 
-    /// Marks a request, which keeps what else is said of it.
+    /// Where it goes.
+    pub fn to(&self) -> MemberId {
+        self.to
+    }
+
+    /// How long a request may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Returns when the member does not seem alive any more.
+    pub async fn lost(&self) {
+        let mut live = self.live.clone();
+        // An error means that this member is gone, too.
+        let _gone = live.wait_for(|live| !live.contains(&self.to)).await.is_err();
+    }
+
+    /// Marks a request, which keeps what else is said of it. Whoever answers it waits for those whom this member would wait for.
     pub fn mark(&self, metadata: &mut MetadataMap) {
+        metadata.insert(WRITE_ACK, AsciiMetadataValue::from_static(self.ack.name()));
+        metadata.insert(READ, AsciiMetadataValue::from_static(self.reads.name()));
         metadata.insert(FORWARDED_BY, AsciiMetadataValue::from(self.by.0));
         metadata.insert(FORWARDED_TO, AsciiMetadataValue::from(self.to.0));
     }
@@ -91,10 +126,24 @@ impl Handle {
     /// The way to a member, for a request that is its to answer. There is none for what was forwarded already, and none to
     /// members that nobody knows.
     pub fn forward(&self, to: MemberId) -> Result<Forward> {
+        self.forward_by(to, Transport::channel)
+    }
+
+    /// The same for watches.
+    pub fn forward_watches(&self, to: MemberId) -> Result<Forward> {
+        self.forward_by(to, Transport::watch_channel)
+    }
+
+    fn forward_by(
+        &self,
+        to: MemberId,
+        channel: impl FnOnce(&Transport, MemberId) -> Option<Channel>,
+    ) -> Result<Forward> {
         let transport = self.transport.as_ref().ok_or(Error::OwnerChanged)?;
-        let channel = transport.channel(to).ok_or(Error::Timeout)?;
+        let channel = channel(transport, to).ok_or(Error::Timeout)?;
         let (by, timeout) = (self.shared.member.id, self.shared.options.timeout);
-        Ok(Forward { channel, by, to, timeout })
+        let live = self.shared.follow_live();
+        Ok(Forward { channel, by, to, timeout, ack: self.ack, reads: self.reads, live })
     }
 
     /// Whether a member may send requests for another one on to this one.

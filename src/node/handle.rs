@@ -108,7 +108,7 @@ pub(super) struct Shared {
     /// The members, if there are or were others.
     directory: RwLock<Option<Arc<Directory>>>,
     /// Who of them seems alive.
-    live: RwLock<Arc<[MemberId]>>,
+    live: watch::Sender<Arc<[MemberId]>>,
     /// What the driver has found out about the cluster.
     facts: RwLock<Arc<Facts>>,
     /// Whether clients may be served.
@@ -147,7 +147,7 @@ impl Shared {
             run: writer.origin().run,
             cluster: AtomicU64::new(writer.identity().cluster.0),
             directory: RwLock::new(None),
-            live: RwLock::new(Arc::new([])),
+            live: watch::Sender::new(Arc::new([])),
             facts: RwLock::default(),
             ready: AtomicBool::new(true),
             looks_around: AtomicBool::new(false),
@@ -217,12 +217,17 @@ impl Shared {
     }
 
     pub(super) fn set_live(&self, live: &[MemberId]) {
-        *self.live.write() = live.into();
+        self.live.send_replace(live.into());
     }
 
     /// Who seems alive, this member left out.
     pub(super) fn live(&self) -> Arc<[MemberId]> {
-        Arc::clone(&self.live.read())
+        Arc::clone(&self.live.borrow())
+    }
+
+    /// The same, as it changes.
+    pub(super) fn follow_live(&self) -> watch::Receiver<Arc<[MemberId]>> {
+        self.live.subscribe()
     }
 
     /// The members, if there are or were others.
@@ -652,6 +657,31 @@ impl WatchStream {
     /// order of the calls.
     pub fn create(&mut self, create: WatchCreate) {
         self.stream.create(create);
+    }
+
+    /// Takes an id for a watcher that another member serves, or says through [`Self::next`] why there is none.
+    pub fn adopt(&mut self, create: &WatchCreate) -> Option<i64> {
+        self.stream.adopt(create)
+    }
+
+    /// A watcher that another member serves has ended at the client's wish.
+    pub fn release(&mut self, id: i64) {
+        self.stream.release(id);
+    }
+
+    /// A watcher that another member serves has ended, since what it needs next is compacted there.
+    pub fn expire(&mut self, id: i64) {
+        self.stream.expire(id);
+    }
+
+    /// The member that serves a watcher is not reached: it ends as compacted here. `is_new`: the client does not know of it yet.
+    pub fn lose(&mut self, id: i64, is_new: bool) {
+        self.stream.lose(id, is_new);
+    }
+
+    /// Whether this member serves no watcher of the stream.
+    pub fn is_idle(&self) -> bool {
+        self.stream.is_idle()
     }
 
     /// Ends a watcher; an unknown id is ignored.

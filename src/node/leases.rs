@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::Status;
 
 use super::handle::{Handle, draw_lease_id};
-use crate::engine::command::{Command, CommandReply, LeaseGrantReply, LeaseStatus, Reply};
+use crate::engine::command::{Command, CommandReply, LeaseGrantReply, LeaseStatus, Reply, Txn};
 use crate::engine::lease::KeepAlive;
 use crate::error::{Error, Result};
 use crate::types::{LeaseId, MemberId, Revision};
@@ -197,6 +197,14 @@ impl Handle {
         if timeout(SEARCH_TIME, arrival).await.is_err() {
             tracing::debug!(lease = %id, "a lease that is known elsewhere has not come");
         }
+    }
+
+    /// Whether there are all leases that a transaction names, as far as this member can know.
+    pub async fn has_leases(&self, txn: &Txn) -> bool {
+        for lease in txn.leases() {
+            self.await_lease(lease).await;
+        }
+        txn.leases().into_iter().all(|lease| self.shared.lessor.exists(lease))
     }
 
     /// Whether a peer that seems alive knows a lease.

@@ -31,7 +31,10 @@ pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;
 pub use clock::SystemClock;
 pub use compactor::Retention;
-pub use forward::{FORWARDED_BY, FORWARDED_TO, Forward, Services};
+pub use forward::{
+    FORWARDED, FORWARDED_ANSWERED, FORWARDED_BY, FORWARDED_REFUSED, FORWARDED_TO, Forward, READ,
+    Services, WRITE_ACK,
+};
 pub use handle::{Handle, Member, RequestOptions, Status, WatchStream};
 pub use peers::PeerOptions;
 pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};

@@ -5,21 +5,24 @@ use std::collections::BTreeMap;
 use super::handle::Handle;
 use crate::engine::tags::Names;
 use crate::storage::schema::member::MemberRecord;
-use crate::types::{MemberId, Revision};
+use crate::types::MemberId;
 
 impl Handle {
+    /// The tag by which to tell revisions of others; `None` if there are no others, or what is to be answered has come from one
+    /// of them.
+    pub fn own_tag(&self) -> Option<u16> {
+        self.transport.as_ref()?;
+        Some(self.revision().tag()).filter(|own| *own != 0)
+    }
+
     /// The member that a request has to go to, since what it names are revisions of that member; `names` tells what it names, for
     /// a member with some tag. `None` if this member is to answer: that is so, too, if the other one is unknown or seems
     /// dead, and then the engine answers as if those revisions were compacted.
-    pub fn elsewhere(&self, names: impl FnOnce(u16) -> Names) -> Option<(MemberId, MemberRecord)> {
-        let own = Revision::tag(self.revision());
-        if own == 0 {
-            return None;
-        }
-        let tag = names(own).elsewhere()?;
+    pub fn elsewhere(&self, names: impl FnOnce(u16) -> Names) -> Option<MemberId> {
+        let tag = names(self.own_tag()?).elsewhere()?;
         let directory = self.shared.directory()?;
-        let member = holder(tag, &directory.members, &self.shared.live())?;
-        Some((member, directory.members[&member].clone()))
+        // Who has nothing yet answers nothing.
+        holder(tag, &directory.members, &self.shared.live()).filter(|_| self.is_ready())
     }
 }
 

@@ -92,6 +92,12 @@ impl Heads {
         slot.applied = slot.applied.max(through);
     }
 
+    /// What is on its way to the disk.
+    pub fn on_their_way(&self) -> impl Iterator<Item = (Origin, u64)> {
+        let slots = self.slots.iter().filter(|(_, slot)| slot.applied > slot.seq);
+        slots.map(|(origin, slot)| (*origin, slot.applied))
+    }
+
     /// What was on its way to the disk does not get there.
     pub fn forget_applied(&mut self, origin: Origin) {
         if let Some(slot) = self.slots.get_mut(&origin) {

@@ -23,11 +23,16 @@ use tower::{Service, service_fn};
 
 use super::queue::{Queue, Refused};
 use super::resolve::{Candidate, PeerUrl, Resolver};
-use super::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use super::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX};
 use super::socket::Socket;
 use super::tls::Tls;
 use super::{Identity, PeerStats, Shared, Timing, wire};
 use crate::types::MemberId;
+
+/// What the other side may send of one watch that is forwarded before it is read. Clients that do not read their watches must
+/// not hold up those of others, so the connection has a window for as many as there can be.
+const WATCH_WINDOW_BYTES: u32 = 64 * 1024;
+const WATCHES_WINDOW_BYTES: u32 = WATCH_WINDOW_BYTES * STREAMS_MAX;
 
 /// The most addresses of one member that one attempt tries. The next attempt goes on behind them.
 const ATTEMPTS_MAX: usize = 8;
@@ -113,7 +118,8 @@ pub(super) struct Peer {
     pub(super) queue: Queue,
     /// Something says that it can be reached again.
     hint: Notify,
-    forwarding: Mutex<Option<Forwarding>>,
+    calls: Lane,
+    watches: Lane,
     pub(super) counters: Counters,
 }
 
@@ -124,7 +130,25 @@ struct Place {
     turn: AtomicUsize,
 }
 
-/// A connection for calls of clients, which are not to wait behind messages.
+/// A connection for calls of clients, which are not to wait behind messages. Connects when it is used, and again whenever
+/// that is needed.
+#[derive(Default)]
+struct Lane(Mutex<Option<Forwarding>>);
+
+impl Lane {
+    fn channel(&self, connect: impl FnOnce() -> Channel) -> Channel {
+        let mut lane = self.0.lock();
+        let forwarding = lane
+            .get_or_insert_with(|| Forwarding { channel: connect(), asked_for: Instant::now() });
+        forwarding.asked_for = Instant::now();
+        forwarding.channel.clone()
+    }
+
+    fn tidy(&self, idle: Duration) {
+        self.0.lock().take_if(|forwarding| forwarding.asked_for.elapsed() >= idle);
+    }
+}
+
 struct Forwarding {
     channel: Channel,
     asked_for: Instant,
@@ -148,7 +172,8 @@ impl Peer {
             place: Arc::new(Place { urls: RwLock::new(urls), turn: AtomicUsize::new(0) }),
             queue: Queue::new(),
             hint: Notify::new(),
-            forwarding: Mutex::new(None),
+            calls: Lane::default(),
+            watches: Lane::default(),
             counters: Counters::default(),
         }
     }
@@ -182,23 +207,25 @@ impl Peer {
         }
     }
 
-    /// For calls. Connects when it is used, and again whenever that is needed.
+    /// For calls with one answer.
     pub(super) fn channel(&self, dialer: &Dialer) -> Channel {
-        let mut forwarding = self.forwarding.lock();
-        let forwarding = forwarding.get_or_insert_with(|| {
-            let channel = dialer.endpoint().connect_with_connector_lazy(self.connector(dialer));
-            Forwarding { channel, asked_for: Instant::now() }
-        });
-        forwarding.asked_for = Instant::now();
-        forwarding.channel.clone()
+        let connect = || dialer.endpoint().connect_with_connector_lazy(self.connector(dialer));
+        self.calls.channel(connect)
     }
 
-    /// Lets go of the connection for calls unless somebody has asked for it lately. Who uses it keeps it.
+    /// For watches, whose answers wait for clients to read them.
+    pub(super) fn watch_channel(&self, dialer: &Dialer) -> Channel {
+        self.watches.channel(|| {
+            let endpoint = dialer.endpoint().initial_stream_window_size(WATCH_WINDOW_BYTES);
+            let endpoint = endpoint.initial_connection_window_size(WATCHES_WINDOW_BYTES);
+            endpoint.connect_with_connector_lazy(self.connector(dialer))
+        })
+    }
+
+    /// Lets go of connections for calls that nobody has asked for lately. Who uses one keeps it.
     pub(super) fn tidy(&self, idle: Duration) {
-        let mut forwarding = self.forwarding.lock();
-        if forwarding.as_ref().is_some_and(|forwarding| forwarding.asked_for.elapsed() >= idle) {
-            *forwarding = None;
-        }
+        self.calls.tidy(idle);
+        self.watches.tidy(idle);
     }
 
     fn connector(&self, dialer: &Dialer) -> impl Connector {

@@ -353,6 +353,13 @@ impl Transport {
         peers.get(&to).map(|task| task.peer.channel(&self.shared.dialer))
     }
 
+    /// The same for watches that are forwarded.
+    pub fn watch_channel(&self, to: MemberId) -> Option<Channel> {
+        let _runtime = self.running.runtime.enter();
+        let peers = self.shared.peers.read();
+        peers.get(&to).map(|task| task.peer.watch_channel(&self.shared.dialer))
+    }
+
     /// What became of the messages to each peer, and what came from it, since it is known where it is.
     pub fn stats(&self) -> BTreeMap<MemberId, PeerStats> {
         let peers = self.shared.peers.read();

@@ -30,10 +30,10 @@ use crate::types::{ClusterId, MemberId};
 pub(super) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
-/// Connections at the same time. A member needs two, one for messages and one for forwarded calls.
+/// Connections at the same time. A member needs three, for messages, forwarded calls, and forwarded watches.
 const CONNECTIONS_MAX: usize = 4096;
-/// Calls at the same time on one connection: watches that are forwarded take one each.
-const STREAMS_MAX: u32 = 16 * 1024;
+/// Calls at the same time on one connection: each client whose watches are forwarded takes one.
+pub(super) const STREAMS_MAX: u32 = 16 * 1024;
 /// The headers of a call.
 const HEADER_BYTES: u32 = 64 * 1024;
 

@@ -46,12 +46,12 @@ impl Exchange {
     }
 }
 
-/// A whole request, and the status of its answer.
-async fn call(member: &Member, path: &str, headers: &str, json: &str, status: &str) {
+/// A whole request, and a part of its answer, such as the status.
+pub(crate) async fn call(member: &Member, path: &str, headers: &str, json: &str, part: &str) {
     let mut call = Exchange::start(member, path, headers).await;
     call.send(json).await;
     call.end().await;
-    call.line_with(status).await;
+    call.line_with(part).await;
 }
 
 #[tokio::test]

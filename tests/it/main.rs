@@ -8,6 +8,7 @@ mod cluster;
 mod crash;
 mod disk;
 mod floods;
+mod forwarding;
 mod gateway;
 mod hostile;
 mod leases;

@@ -51,6 +51,8 @@ pub struct Stream {
     by_serial: BTreeMap<u64, i64>,
     /// Watchers that compaction has ended. As in etcd their ids stay taken until the client cancels them.
     ended: BTreeSet<i64>,
+    /// The ids of watchers that other members serve.
+    elsewhere: BTreeSet<i64>,
     next_id: i64,
     next_serial: u64,
     behind: usize,
@@ -71,6 +73,7 @@ impl Stream {
             watchers: BTreeMap::new(),
             by_serial: BTreeMap::new(),
             ended: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             next_id: 0,
             next_serial: 0,
             behind: 0,
@@ -94,11 +97,55 @@ impl Stream {
                 self.refuse_start(id);
             }
             Ok(id) => self.add(id, create),
+            Err(reason) => self.refuse(reason),
+        }
+    }
+
+    fn refuse(&mut self, reason: WatchRefusal) {
+        self.ready.push_back(WatchReply::Refused { reason, revision: self.hub.published() });
+    }
+
+    /// Takes an id for a watcher that another member serves. If there can be no such watcher, the reply says why.
+    pub fn adopt(&mut self, create: &WatchCreate) -> Option<i64> {
+        match self.check(create) {
+            Ok(id) => {
+                self.elsewhere.insert(id);
+                Some(id)
+            }
             Err(reason) => {
-                self.ready
-                    .push_back(WatchReply::Refused { reason, revision: self.hub.published() });
+                self.refuse(reason);
+                None
             }
         }
+    }
+
+    /// A watcher that another member serves has ended at the client's wish.
+    pub fn release(&mut self, id: i64) {
+        self.elsewhere.remove(&id);
+    }
+
+    /// A watcher that another member serves has ended, since what it needs next is compacted there.
+    pub fn expire(&mut self, id: i64) {
+        if self.elsewhere.remove(&id) {
+            self.ended.insert(id);
+        }
+    }
+
+    /// The member that serves a watcher is not reached: the watcher ends as compacted here. `is_new`: it was not there yet.
+    pub fn lose(&mut self, id: i64, is_new: bool) {
+        let revision = self.mvcc.revision();
+        if !self.elsewhere.remove(&id) {
+            return;
+        }
+        if is_new {
+            self.ready.push_back(WatchReply::Created { id, revision });
+        }
+        self.end(id, revision);
+    }
+
+    /// Whether this member serves no watcher of the stream.
+    pub fn is_idle(&self) -> bool {
+        self.watchers.is_empty()
     }
 
     fn check(&mut self, create: &WatchCreate) -> Result<i64, WatchRefusal> {
@@ -120,7 +167,7 @@ impl Stream {
     }
 
     fn is_taken(&self, id: i64) -> bool {
-        self.watchers.contains_key(&id) || self.ended.contains(&id)
+        self.watchers.contains_key(&id) || self.ended.contains(&id) || self.elsewhere.contains(&id)
     }
 
     fn add(&mut self, id: i64, create: WatchCreate) {
@@ -357,9 +404,14 @@ impl Stream {
             self.progress_asked = true;
             return;
         };
-        if !self.watchers.is_empty()
-            && self.watchers.values().all(|watcher| revision >= watcher.start)
-        {
+        if self.watchers.values().any(|watcher| revision < watcher.start) {
+            return;
+        }
+        if !self.elsewhere.is_empty() {
+            // This revision means nothing to the other watchers.
+            let ids = self.watchers.keys();
+            self.ready.extend(ids.map(|id| WatchReply::Progress { id: Some(*id), revision }));
+        } else if !self.watchers.is_empty() {
             self.ready.push_back(WatchReply::Progress { id: None, revision });
         }
     }

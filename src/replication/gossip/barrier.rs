@@ -92,7 +92,8 @@ impl Gossip {
             self.send(from, Message::Ask(id));
             return;
         }
-        let targets = self.pulls.targets();
+        // What is on its way to the disk is missed by nobody, but cannot be read yet.
+        let targets = self.pulls.targets().chain(self.heads.on_their_way());
         if let Some(barrier) = self.barriers.get_mut(&id)
             && barrier.voters.contains(&from)
         {
@@ -114,5 +115,43 @@ impl Gossip {
         self.outputs.extend(passed.map(|(id, _)| Output::Passed(id)));
         self.barriers.retain(|_, barrier| barrier.deadline_millis > now.monotonic_millis);
         self.ask_again(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::gossip::{Input, Options};
+    use crate::replication::message::Head;
+    use crate::replication::settled::Frontier;
+    use crate::time::Timestamp;
+
+    const NOW: Now = Now { monotonic_millis: 1, wall_millis: 1 };
+    const READ: u64 = 7;
+
+    fn origin(member: u64) -> Origin {
+        Origin { member: MemberId(member), run: 1 }
+    }
+
+    fn passes(gossip: &mut Gossip, input: Input) -> bool {
+        gossip.step(NOW, input).iter().any(|output| matches!(output, Output::Passed(READ)))
+    }
+
+    #[test]
+    fn what_is_on_its_way_to_the_disk_is_waited_for() {
+        let options = Options::default();
+        let none = Timestamp::default();
+        let frontier = Frontier::new(MemberId(1), none, none);
+        let mut gossip = Gossip::new(origin(1), options, 1, &[], frontier, NOW);
+        let voters = vec![MemberId(2)];
+        let barrier = Input::Barrier { id: READ, voters, needed: 1, deadline_millis: 1000 };
+        assert!(!passes(&mut gossip, barrier));
+        let head = Head { origin: origin(2), seq: 1 };
+        gossip.heads.note_applied(head.origin, head.seq);
+        let digest = Digest { arrivals: 1, until: 1, moved: vec![head], ..Digest::default() };
+        let answer = Input::Receive(MemberId(2), Message::Answer(READ, digest));
+        assert!(!passes(&mut gossip, answer), "it cannot be read yet");
+        let committed = Input::Committed { entries: Vec::new(), heads: vec![head] };
+        assert!(passes(&mut gossip, committed));
     }
 }

@@ -383,6 +383,14 @@ impl Cluster {
         removed.unwrap_or_else(|status| panic!("m{number} is not removed: {status}"));
     }
 
+    /// What a client is given that is to know all members.
+    pub(super) fn endpoints(&self) -> String {
+        let places = self.members.iter().map(|member| &member.place);
+        let endpoints: Vec<_> =
+            places.map(|place| format!("{}:{}", place.host, place.client_port)).collect();
+        endpoints.join(",")
+    }
+
     /// The ends of all logs.
     pub(super) fn logs(&self) -> String {
         let logs: Vec<_> = self.members.iter().map(Member::log_end).collect();

@@ -6,6 +6,7 @@
 //!
 //! Pauses are how long something is out of order; everything else waits for a condition.
 
+mod changing;
 mod checker;
 mod latency;
 mod links;
