@@ -94,7 +94,6 @@ fn measure(
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the numbers are for whoever runs the test")]
 fn a_few_missed_writes_cost_little() {
     let mut cluster = filled(1);
     cluster.world.with(2, |full, _| full.crash());
@@ -115,7 +114,6 @@ fn a_few_missed_writes_cost_little() {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the numbers are for whoever runs the test")]
 fn an_old_disk_costs_what_has_changed() {
     let mut cluster = filled(2);
     let copy = cluster.world.actors[2].copy_of_disk();

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,6 @@ fn from_answer_to_everywhere() {
 
 /// Puts a second on both sides of a cut, to those before.
 #[test]
-#[expect(clippy::print_stdout, reason = "the numbers are for whoever runs the test")]
 fn both_sides_of_a_cut() {
     super::run(async {
         let cluster = Cluster::start_linked(3, &[]).await;
@@ -95,7 +94,7 @@ fn both_sides_of_a_cut() {
 }
 
 #[expect(clippy::print_stdout, reason = "the numbers are for whoever runs the test")]
-async fn measure(program: &PathBuf, build: &str, members: usize, level: &str) {
+async fn measure(program: &Path, build: &str, members: usize, level: &str) {
     let places = (0..members).map(|_| Place::on_loopback()).collect();
     let cluster = Cluster::start_at(program, places, &["--write-ack", level]).await;
     let (sender, mut seen) = mpsc::channel(EVENTS_MAX);

@@ -199,16 +199,22 @@ impl Client {
                 80..85 => self.write_shared(false).await,
                 _ => self.get_own().await,
             };
-            let mut book = self.book.borrow_mut();
-            let Err(status) = result else {
-                *book.answered.entry(self.member).or_default() += 1;
-                continue;
-            };
-            let errors = book.errors.entry(self.member).or_default();
-            *errors.entry(status.message().to_owned()).or_default() += 1;
-            drop(book);
-            sleep(ERROR_PAUSE).await;
+            if !self.note(result) {
+                sleep(ERROR_PAUSE).await;
+            }
         }
+    }
+
+    /// Answers whether it was an answer.
+    fn note<T>(&self, result: Result<T, Status>) -> bool {
+        let mut book = self.book.borrow_mut();
+        let Err(status) = result else {
+            *book.answered.entry(self.member).or_default() += 1;
+            return true;
+        };
+        let errors = book.errors.entry(self.member).or_default();
+        *errors.entry(status.message().to_owned()).or_default() += 1;
+        false
     }
 
     fn next_value(&mut self) -> u64 {

@@ -104,7 +104,6 @@ fn run_tool(tool: &str, args: &[&str]) -> Result<Output, String> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, clippy::print_stdout, reason = "a skipped test has to be seen")]
 fn members_in_namespaces() {
     let namespaces = match Namespaces::create() {
         Ok(namespaces) => namespaces,
