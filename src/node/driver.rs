@@ -526,7 +526,8 @@ impl Driver {
         let read = move |mvcc: &Mvcc| {
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
             let segments = mvcc.segments(&wants, &heads, bytes_max)?;
-            Ok((to, Message::Segments(Segments { segments, collected, answers: true })))
+            let traces = Vec::new();
+            Ok((to, Message::Segments(Segments { segments, collected, answers: true, traces })))
         };
         self.read_for_peer(read, Some(to), Urgency::Soon);
     }
