@@ -55,7 +55,7 @@ const INSTANCE_ATTRIBUTE: &str = "service.instance.id";
 /// etcd's flags for traces. What is not set is left to the variables of OpenTelemetry, and then to etcd's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Whether the flags want traces.
+    /// Whether the flags want traces. If not, the others mean nothing.
     pub enabled: bool,
     /// Where to, as `host:port`: without TLS, as etcd does it.
     pub address: Option<String>,
@@ -307,23 +307,24 @@ fn is_wanted(options: &Options, variable: &dyn Fn(&str) -> Option<String>) -> bo
 
 /// By gRPC unless the variables say otherwise, as etcd does it.
 fn exporter(options: &Options) -> Result<SpanExporter, String> {
-    let protocol = PROTOCOLS.into_iter().find_map(variable);
     let has_variable = ENDPOINTS.into_iter().any(|name| variable(name).is_some());
-    let address = options.address.as_deref().filter(|_| options.enabled);
-    let address = address.or((!has_variable).then_some(ADDRESS_DEFAULT));
-    let endpoint = address.map(|address| format!("http://{address}"));
-    match protocol.as_deref() {
-        _ if options.enabled && address.is_some() => grpc(endpoint),
-        None | Some("grpc") => grpc(endpoint),
+    match (&options.address, has_variable) {
+        (Some(address), _) if options.enabled => return grpc(Some(address)),
+        (_, false) => return grpc(Some(ADDRESS_DEFAULT)),
+        _ => {}
+    }
+    match PROTOCOLS.into_iter().find_map(variable).as_deref() {
+        None | Some("grpc") => grpc(None),
         Some("http/protobuf") => http(),
         Some(other) => Err(format!("{other} is no protocol that is spoken here")),
     }
 }
 
-fn grpc(endpoint: Option<String>) -> Result<SpanExporter, String> {
+/// To `host:port`, or to where the variables say.
+fn grpc(address: Option<&str>) -> Result<SpanExporter, String> {
     let mut builder = SpanExporter::builder().with_tonic();
-    if let Some(endpoint) = endpoint {
-        builder = builder.with_endpoint(endpoint);
+    if let Some(address) = address {
+        builder = builder.with_endpoint(format!("http://{address}"));
     }
     builder.build().map_err(|error| error.to_string())
 }
@@ -355,18 +356,20 @@ fn sampler(options: &Options, has_variable: bool) -> Option<Sampler> {
 /// What the spans are of: flags, then variables, then what we know ourselves.
 fn resource(options: &Options, name: &str) -> Resource {
     let of_variables = Resource::builder().build();
-    let has = |attribute: &'static str| of_variables.get(&attribute.into()).is_some();
     let default = if options.enabled { ETCD_SERVICE } else { SERVICE };
     let names_service = variable(SERVICE_NAME).is_some()
         || variable(RESOURCE).is_some_and(|attributes| attributes.contains(NAME_ATTRIBUTE));
-    let service = options.service_name.clone().or((!names_service).then(|| default.to_owned()));
-    let instance = options.instance_id.clone();
-    let instance = instance.or((!has(INSTANCE_ATTRIBUTE)).then(|| name.to_owned()));
+    let service =
+        options.service_name.as_deref().or(if names_service { None } else { Some(default) });
+    let names_instance = of_variables.get_ref(&INSTANCE_ATTRIBUTE.into()).is_some();
+    let instance =
+        options.instance_id.as_deref().or(if names_instance { None } else { Some(name) });
     let mut builder = Resource::builder();
     if let Some(service) = service {
-        builder = builder.with_service_name(service);
+        builder = builder.with_service_name(service.to_owned());
     }
     if let Some(instance) = instance {
+        let instance = instance.to_owned();
         builder = builder.with_attribute(Attribute::new(INSTANCE_ATTRIBUTE, instance));
     }
     builder.build()

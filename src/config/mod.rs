@@ -422,18 +422,19 @@ impl Settings {
     }
 
     fn traces(&self) -> Result<traces::Options, UsageError> {
+        if !self.is_on("enable-distributed-tracing") {
+            return Ok(traces::Options::default());
+        }
         let text = |name| self.values.get(name).filter(|value| !value.is_empty()).cloned();
         let rate = "distributed-tracing-sampling-rate";
         let refuse = |why: &str| UsageError::config(why.to_owned());
-        let enabled = self.is_on("enable-distributed-tracing");
         let sampling_rate = match self.int(rate) {
-            _ if !enabled => None,
             ..0 => return Err(refuse("tracing sampling rate must be positive")),
             per_million @ ..=SAMPLING_RATE_MAX => u32::try_from(per_million).ok(),
             _ => return Err(refuse("tracing sampling rate must be less than 1000000")),
         };
         Ok(traces::Options {
-            enabled,
+            enabled: true,
             address: text("distributed-tracing-address"),
             service_name: text("distributed-tracing-service-name"),
             instance_id: text("distributed-tracing-instance-id"),
