@@ -26,6 +26,7 @@ use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
+use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
@@ -420,7 +421,10 @@ impl Driver {
     /// A traced command has been evaluated, and has become this entry, if any.
     fn trace(&mut self, queued: &Queued, wrote: Option<u64>) {
         let Some(traces) = &mut self.traces else { return };
-        traces.took(queued, wrote, self.replica.live());
+        // Where members gossip, nobody acknowledges single writes.
+        let is_direct = self.replica.gossip().is_some_and(Gossip::is_direct);
+        let awaited = if is_direct { self.replica.live() } else { &[] };
+        traces.took(queued, wrote, awaited);
         if let Some(seq) = wrote {
             self.replica.trace(seq, queued.context());
         }

@@ -53,8 +53,9 @@ impl WriteTraces {
         Self { traces, me, own: VecDeque::new(), arrived: VecDeque::new() }
     }
 
-    /// A command has been evaluated; `wrote` is the entry that it became, if it did.
-    pub(super) fn took(&mut self, queued: &Queued, wrote: Option<u64>, live: &[MemberId]) {
+    /// A command has been evaluated; `wrote` is the entry that it became, if it did, and `awaited` are those who will
+    /// acknowledge it.
+    pub(super) fn took(&mut self, queued: &Queued, wrote: Option<u64>, awaited: &[MemberId]) {
         let taken = SystemTime::now();
         let context = queued.context;
         self.record(context, "queue", Kind::Internal, (queued.since, taken), Vec::new());
@@ -62,7 +63,7 @@ impl WriteTraces {
         if self.own.len() == FOLLOWED_MAX {
             self.own.pop_front();
         }
-        let missing = live.iter().copied().collect();
+        let missing = awaited.iter().copied().collect();
         self.own.push_back(Own { seq, context, taken, is_durable: false, missing });
     }
 

@@ -230,6 +230,7 @@ mod tests {
             ("authorization", "token"),
             ("grpc-metadata-hasleader", "true"),
             ("grpc-metadata-content-type", "text/plain"),
+            ("traceparent", "00-1-2-01"),
             ("user-agent", "curl"),
         ] {
             headers.insert(name, HeaderValue::from_static(value));
@@ -238,6 +239,7 @@ mod tests {
         assert_eq!(metadata.get("authorization").map(HeaderValue::as_bytes), Some(&b"token"[..]));
         assert_eq!(metadata.get("hasleader").map(HeaderValue::as_bytes), Some(&b"true"[..]));
         assert_eq!(metadata.get("content-type"), Some(&APPLICATION_GRPC));
-        assert_eq!(metadata.len(), 4);
+        assert!(metadata.contains_key("traceparent"));
+        assert_eq!(metadata.len(), 5);
     }
 }
