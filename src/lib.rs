@@ -3,7 +3,7 @@
 //! To its clients every member is an etcd of its own; between members changes travel by gossip. The layers,
 //! in reading order, each of which may name those before it:
 //!
-//! * [`types`], [`time`], [`error`], [`metrics`]: the words and counters that all layers share.
+//! * [`types`], [`time`], [`error`], [`metrics`], [`traces`]: the words, counters and spans that all layers share.
 //! * [`storage`]: bytes on disk, by fjall.
 //! * [`replication`]: how members come to hold the same, by gossip. Pure, as the engine.
 //! * [`engine`]: what etcd clients may observe: revisions, transactions, watches, leases. Pure: no
@@ -32,5 +32,6 @@ pub mod replication;
 pub mod sim;
 pub mod storage;
 pub mod time;
+pub mod traces;
 pub mod transport;
 pub mod types;

@@ -19,6 +19,7 @@ use starling::replication::gossip;
 use starling::sim::tool;
 use starling::storage::schema::Identity;
 use starling::storage::{Disk, DiskOptions, Memory, Store};
+use starling::traces::Traces;
 use starling::transport::TlsFiles;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, MemberId};
@@ -147,7 +148,9 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
     };
     let metrics = Arc::new(Metrics::new());
     let peers = peer_options(config, &metrics)?;
-    let node = Node::start(store.clone(), node_options(config), peers, Arc::clone(&metrics))
+    let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
+    let options = NodeOptions { traces: traces.clone(), ..node_options(config) };
+    let node = Node::start(store.clone(), options, peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();
     tracing::info!(
@@ -182,6 +185,9 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         outcome
     });
     node.stop();
+    if let Some(traces) = traces {
+        traces.stop();
+    }
     tracing::info!("stopped");
     outcome
 }
@@ -355,6 +361,7 @@ fn node_options(config: &Config) -> NodeOptions {
         retention: config.retention,
         ack: config.cluster.write_ack,
         reads: config.cluster.read_level,
+        traces: None,
     }
 }
 

@@ -234,6 +234,39 @@ impl std::str::FromStr for LeaseExpiry {
     }
 }
 
+/// Where in a trace something belongs: under which span of which trace. Opaque to everybody but those who make spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    /// The trace. Not all zero.
+    pub trace: [u8; 16],
+    /// The span that caused this. Not all zero.
+    pub span: [u8; 8],
+    /// As in the header `traceparent`: the lowest bit says that the trace is recorded.
+    pub flags: u8,
+}
+
+impl TraceContext {
+    /// How long it is as bytes.
+    pub const BYTES: usize = 25;
+
+    /// The trace, the span and the flags, one behind the other.
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [self.flags; Self::BYTES];
+        bytes[..16].copy_from_slice(&self.trace);
+        bytes[16..24].copy_from_slice(&self.span);
+        bytes
+    }
+
+    /// Reads them back; `None` if that is no place in a trace.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (trace, rest) = bytes.split_first_chunk::<16>()?;
+        let (span, rest) = rest.split_first_chunk::<8>()?;
+        let [flags] = *rest else { return None };
+        let is_valid = *trace != [0; 16] && *span != [0; 8];
+        is_valid.then_some(Self { trace: *trace, span: *span, flags })
+    }
+}
+
 /// A set of keys as etcd's requests describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRange {
@@ -319,4 +352,23 @@ pub struct KeyValue {
     pub value: Bytes,
     /// Its lease, if any.
     pub lease: LeaseId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_context_is_25_bytes_and_names_a_trace_and_a_span() {
+        let context = TraceContext { trace: *b"0123456789abcdef", span: *b"01234567", flags: 1 };
+        let bytes = context.to_bytes();
+        assert_eq!(&bytes, b"0123456789abcdef01234567\x01");
+        assert_eq!(TraceContext::from_bytes(&bytes), Some(context));
+        let without_trace = TraceContext { trace: [0; 16], ..context }.to_bytes();
+        let without_span = TraceContext { span: [0; 8], ..context }.to_bytes();
+        let longer = [&bytes[..], &[0]].concat();
+        for wrong in [&bytes[..24], &longer, &without_trace, &without_span, &[]] {
+            assert_eq!(TraceContext::from_bytes(wrong), None, "{wrong:?}");
+        }
+    }
 }

@@ -37,6 +37,7 @@ use super::maintenance::MaintenanceService;
 use super::{Context, status, unary, watch};
 use crate::metrics::{RpcKind, RpcMetrics};
 use crate::node::{READ, WRITE_ACK};
+use crate::traces::RequestSpan;
 use crate::types::{ReadLevel, WriteAck};
 
 /// How long a client will wait, and how many digits it may say that with.
@@ -181,6 +182,8 @@ type Answering = BoxFuture<'static, Result<Response<tonic::body::Body>, Infallib
 struct Method {
     service: ServiceName,
     kind: RpcKind,
+    /// The service and the method.
+    names: (&'static str, &'static str),
     hot: Option<Hot>,
     metrics: RpcMetrics,
 }
@@ -244,8 +247,16 @@ impl Router {
             Ok(levels) => levels,
             Err(refusal) => return Call::Unknown(Some(refusal.into_http())),
         };
+        let span = match self.context.node.traces() {
+            Some(traces) if method.kind == RpcKind::Unary => {
+                traces.request(method.names, request.headers(), self.context.node.member().id)
+            }
+            _ => None,
+        };
+        let has_more = levels != Levels::default() || span.is_some();
         let future = match method.service {
-            ServiceName::Kv if levels != Levels::default() => self.kv_with(levels).call(request),
+            ServiceName::Kv if has_more => self.kv_with(levels, span.clone()).call(request),
+            ServiceName::Lease if let Some(span) = &span => self.lease_with(span).call(request),
             _ if let Some(hot) = method.hot.filter(|_| unary::is_plain(&request)) => {
                 self.answer(hot, request)
             }
@@ -263,6 +274,10 @@ impl Router {
             ServiceName::Health => self.health.clone().call(request),
             ServiceName::Admin => self.admin.clone().call(request),
         };
+        let future = match span {
+            Some(span) => Box::pin(traced(span, future)),
+            None => future,
+        };
         method.metrics.started();
         let context = (method.kind != RpcKind::Unary).then(|| self.context.clone());
         Call::Known { future, handled: Handled::new(Arc::clone(method)), context }
@@ -270,9 +285,12 @@ impl Router {
 }
 
 impl Router {
-    /// For a request that says whom it wants to wait for.
-    fn kv_with(&self, levels: Levels) -> KvServer<KvService> {
+    /// For a request that says whom it wants to wait for, or that is traced.
+    fn kv_with(&self, levels: Levels, span: Option<Arc<RequestSpan>>) -> KvServer<KvService> {
         let mut node = self.context.node.clone();
+        if let Some(span) = span {
+            node = node.with_span(span);
+        }
         if let Some(ack) = levels.ack {
             node = node.with_ack(ack);
         }
@@ -281,6 +299,12 @@ impl Router {
         }
         let context = Context { node, ..self.context.clone() };
         KvServer::new(KvService::new(context)).max_decoding_message_size(usize::MAX)
+    }
+
+    fn lease_with(&self, span: &Arc<RequestSpan>) -> LeaseServer<LeaseService> {
+        let node = self.context.node.with_span(Arc::clone(span));
+        let context = Context { node, ..self.context.clone() };
+        LeaseServer::new(LeaseService::new(context)).max_decoding_message_size(usize::MAX)
     }
 
     fn answer<B>(&self, method: Hot, request: Request<B>) -> Answering
@@ -317,7 +341,9 @@ fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
             let metrics = context.metrics.rpc(name, method, kind);
             let method_path = format!("/{name}/{method}");
             let hot = Hot::of(*service, method);
-            methods.insert(method_path, Arc::new(Method { service: *service, kind, hot, metrics }));
+            let names = (*name, method);
+            let method = Method { service: *service, kind, names, hot, metrics };
+            methods.insert(method_path, Arc::new(method));
         }
     }
     methods
@@ -420,6 +446,17 @@ impl Future for Call {
             Self::Unknown(response) => Poll::Ready(Ok(response.take().unwrap_or_default())),
         }
     }
+}
+
+/// Ends the span of a unary call with its answer.
+async fn traced(
+    span: Arc<RequestSpan>,
+    future: Answering,
+) -> Result<Response<tonic::body::Body>, Infallible> {
+    let Ok(response) = future.await;
+    let failed = response.headers().get(Status::GRPC_STATUS).map(code);
+    span.finish(failed.unwrap_or(Code::Ok));
+    Ok(response)
 }
 
 /// A call that failed says so at once, in its headers. Otherwise a unary call is done, and a stream has begun.

@@ -20,6 +20,7 @@ pub use parse::ListenUrl;
 use parse::Values;
 
 use crate::node::Retention;
+use crate::traces;
 
 /// The prefix of etcd's environment variables.
 const ENV_PREFIX: &str = "ETCD_";
@@ -38,6 +39,8 @@ const ELECTION_TIMEOUT_MILLIS_MAX: i64 = 50_000;
 const HEARTBEATS_PER_ELECTION: i64 = 5;
 /// etcd's least interval of progress notifications.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// All requests, as the rate of sampling counts them.
+const SAMPLING_RATE_MAX: i64 = 1_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// How a member is to run.
@@ -89,6 +92,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Where it goes.
     pub log_outputs: Vec<LogOutput>,
+    /// What etcd's flags say of traces.
+    pub traces: traces::Options,
 }
 
 /// How much is logged.
@@ -411,7 +416,29 @@ impl Settings {
             log_level: self.log_level()?,
             log_format: self.log_format()?,
             log_outputs: self.log_outputs(),
+            traces: self.traces()?,
             name,
+        })
+    }
+
+    fn traces(&self) -> Result<traces::Options, UsageError> {
+        if !self.is_on("enable-distributed-tracing") {
+            return Ok(traces::Options::default());
+        }
+        let text = |name| self.values.get(name).filter(|value| !value.is_empty()).cloned();
+        let rate = "distributed-tracing-sampling-rate";
+        let refuse = |why: &str| UsageError::config(why.to_owned());
+        let sampling_rate = match self.int(rate) {
+            ..0 => return Err(refuse("tracing sampling rate must be positive")),
+            per_million @ ..=SAMPLING_RATE_MAX => u32::try_from(per_million).ok(),
+            _ => return Err(refuse("tracing sampling rate must be less than 1000000")),
+        };
+        Ok(traces::Options {
+            enabled: true,
+            address: text("distributed-tracing-address"),
+            service_name: text("distributed-tracing-service-name"),
+            instance_id: text("distributed-tracing-instance-id"),
+            sampling_rate: sampling_rate.filter(|_| self.is_set(rate)),
         })
     }
 

@@ -319,6 +319,30 @@ fn every_default_is_of_its_kind() {
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a flag stands twice in the table");
 }
 
+#[test]
+fn flags_for_traces_count_once_they_are_enabled() {
+    let off = traces::Options::default();
+    assert_eq!(config("--distributed-tracing-sampling-rate 2000000").traces, off);
+    let enabled = traces::Options { enabled: true, ..off };
+    let line = "--enable-distributed-tracing";
+    assert_eq!(config(line).traces, enabled);
+    let settings = "--distributed-tracing-address c:1 --distributed-tracing-service-name s \
+                    --distributed-tracing-instance-id i --distributed-tracing-sampling-rate 1000000";
+    let all = traces::Options {
+        address: Some("c:1".to_owned()),
+        service_name: Some("s".to_owned()),
+        instance_id: Some("i".to_owned()),
+        sampling_rate: Some(1_000_000),
+        ..enabled
+    };
+    assert_eq!(config(&format!("{line} {settings}")).traces, all);
+    for (rate, text) in [("-1", "be positive"), ("1000001", "be less than 1000000")] {
+        let text = format!("tracing sampling rate must {text}");
+        let line = format!("{line} --distributed-tracing-sampling-rate {rate}");
+        assert_eq!(error(&line), (text, 1), "{rate}");
+    }
+}
+
 /// What `etcd --help` of 3.7 lists.
 const ETCD_FLAGS: &str = "\
     name data-dir wal-dir snapshot-count heartbeat-interval election-timeout initial-election-tick-advance \

@@ -33,14 +33,14 @@ use crate::replication::entry::Segment;
 use crate::replication::gossip::{self, Input, Output};
 use crate::replication::heads::mix;
 use crate::replication::liveness::{self, Liveness, State};
-use crate::replication::message::{CatchUp, Compare, Head, Message, Span};
+use crate::replication::message::{CatchUp, Compare, Head, Message, Span, TracedEntry};
 use crate::replication::settled::Frontier;
 use crate::replication::{Dice, Gossip};
 use crate::storage::Store;
 use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::{Identity, Table};
 use crate::time::{Now, Timestamp};
-use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin};
+use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin, TraceContext};
 use clock::ClockWatch;
 pub use clock::{ClockNews, ClockOptions};
 use dead::Dead;
@@ -672,6 +672,14 @@ impl Replica {
         let Some(last) = own.last() else { return Ok(()) };
         cluster.offered = last.seq;
         self.step(Input::Offered(own), now)
+    }
+
+    /// An entry of this run is traced: whoever gets it soon is told.
+    pub fn trace(&mut self, seq: u64, context: TraceContext) {
+        let origin = self.writer.origin();
+        if let Some(cluster) = &mut self.cluster {
+            cluster.gossip.trace(TracedEntry { origin, seq, context });
+        }
     }
 
     /// Makes everything so far durable and visible, and tells the peers. After an error the member must stop.

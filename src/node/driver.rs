@@ -18,6 +18,7 @@ use super::handle::Shared;
 use super::home::{Answer, Answers, Home, Outcome};
 use super::peers::Peers;
 use super::status::Observer;
+use super::write_traces::{Queued, WriteTraces};
 use crate::engine::Failure;
 use crate::engine::command::{Command, CommandReply};
 use crate::engine::conflicts::{Conflicts, Noted};
@@ -25,6 +26,7 @@ use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
+use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
@@ -62,6 +64,8 @@ pub(super) enum Task {
         home: Home,
         /// Who has it on disk before it is answered.
         ack: WriteAck,
+        /// If it is traced.
+        queued: Option<Box<Queued>>,
     },
     /// Hear what a peer says; tell when that has been dealt with.
     Peer(Origin, Box<Message>, oneshot::Sender<()>),
@@ -136,6 +140,8 @@ pub(super) struct Driver {
     released: Answers,
     awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
     observer: Observer,
+    /// `None` if nobody wants any.
+    traces: Option<WriteTraces>,
     /// For sweeps to report back.
     queue: Queue,
     sweeper: Option<JoinHandle<()>>,
@@ -157,6 +163,8 @@ impl Driver {
         compactor: Compactor,
     ) -> Self {
         let now_millis = clock.now().monotonic_millis;
+        let me = replica.writer().origin();
+        let traces = shared.traces.clone().map(|traces| WriteTraces::new(traces, me));
         Self {
             replica,
             peers,
@@ -173,6 +181,7 @@ impl Driver {
             released: Answers::default(),
             awaiting_reclaim: Vec::new(),
             observer: Observer::default(),
+            traces,
             queue,
             sweeper: None,
             next_tick_millis: now_millis,
@@ -231,8 +240,13 @@ impl Driver {
             return Ok(());
         }
         let start = Instant::now();
+        let traced = self.traces.as_ref().and_then(WriteTraces::begin_commit);
         let before = self.replica.writer().tag();
         self.replica.commit(now)?;
+        if let (Some(begun), Some(traces)) = (traced, &mut self.traces) {
+            let writer = self.replica.writer();
+            traces.committed(begun, |origin| writer.head(origin));
+        }
         let tag = self.replica.writer().tag();
         if tag != before {
             tracing::info!(tag, before, "revisions have another tag: watchers start anew");
@@ -316,11 +330,14 @@ impl Driver {
 
     fn take(&mut self, task: Task, now: Now) -> Result<(), StoreError> {
         match task {
-            Task::Command { command, reply, home, ack } => {
+            Task::Command { command, reply, home, ack, queued } => {
                 let before = self.replica.writer().seq();
                 let outcome = self.execute(command, now)?;
                 let answer = Answer { waiting: reply, outcome };
                 let seq = self.replica.writer().seq();
+                if let Some(queued) = queued {
+                    self.trace(&queued, (seq != before).then_some(seq));
+                }
                 if seq == before || self.replica.directory().is_none() || ack == WriteAck::Local {
                     self.answers.push(&home, answer);
                 } else {
@@ -338,6 +355,10 @@ impl Driver {
             }
             Task::Peer(from, message, done) => {
                 self.acks.heard(from.member, now.monotonic_millis);
+                if let (Some(traces), Message::Segments(it)) = (&mut self.traces, &*message) {
+                    let writer = self.replica.writer();
+                    traces.heard(&it.traces, |origin| writer.head(origin));
+                }
                 self.replica.receive(from.member, *message, now)?;
                 // Whoever asked may have gone away.
                 let _ = done.send(());
@@ -395,6 +416,18 @@ impl Driver {
             Task::Stop => self.stopping = true,
         }
         Ok(())
+    }
+
+    /// A traced command has been evaluated, and has become this entry, if any.
+    fn trace(&mut self, queued: &Queued, wrote: Option<u64>) {
+        let Some(traces) = &mut self.traces else { return };
+        // Where members gossip, nobody acknowledges single writes.
+        let is_direct = self.replica.gossip().is_some_and(Gossip::is_direct);
+        let awaited = if is_direct { self.replica.live() } else { &[] };
+        traces.took(queued, wrote, awaited);
+        if let Some(seq) = wrote {
+            self.replica.trace(seq, queued.context());
+        }
     }
 
     fn execute(&mut self, command: Command, now: Now) -> Result<Outcome, StoreError> {
@@ -489,7 +522,12 @@ impl Driver {
                         Urgency::Background,
                     );
                 }
-                Effect::Acknowledged(peer, seq) => self.acks.acknowledged(peer, seq),
+                Effect::Acknowledged(peer, seq) => {
+                    self.acks.acknowledged(peer, seq);
+                    if let Some(traces) = &mut self.traces {
+                        traces.acknowledged(peer, seq);
+                    }
+                }
                 Effect::Passed(id) => {
                     if let Some(reader) = self.reads.remove(&id) {
                         let _ = reader.send(());
@@ -526,7 +564,8 @@ impl Driver {
         let read = move |mvcc: &Mvcc| {
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
             let segments = mvcc.segments(&wants, &heads, bytes_max)?;
-            Ok((to, Message::Segments(Segments { segments, collected, answers: true })))
+            let traces = Vec::new();
+            Ok((to, Message::Segments(Segments { segments, collected, answers: true, traces })))
         };
         self.read_for_peer(read, Some(to), Urgency::Soon);
     }

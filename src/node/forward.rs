@@ -21,6 +21,7 @@ use tonic::{Request, Status};
 
 use super::handle::Handle;
 use crate::error::{Error, Result};
+use crate::traces::RequestSpan;
 use crate::transport::Transport;
 use crate::types::{MemberId, ReadLevel, WriteAck};
 
@@ -39,6 +40,8 @@ pub const FORWARDED_REFUSED: &str = "refused";
 pub const WRITE_ACK: &str = "starling-write-ack";
 /// Overrides `--linearizable-reads` for one request.
 pub const READ: &str = "starling-read";
+/// The metadata that names the span of a request, as W3C Trace Context has it.
+const TRACEPARENT: &str = "traceparent";
 
 /// What serves the requests that other members send on, given the handle for it.
 pub struct Services(Box<dyn FnOnce(Handle) -> axum::Router + Send>);
@@ -70,6 +73,8 @@ pub struct Forward {
     ack: WriteAck,
     reads: ReadLevel,
     live: watch::Receiver<Arc<[MemberId]>>,
+    /// The request that it is part of, if that is traced.
+    span: Option<Arc<RequestSpan>>,
 }
 
 impl Forward {
@@ -101,6 +106,11 @@ impl Forward {
         metadata.insert(READ, AsciiMetadataValue::from_static(self.reads.name()));
         metadata.insert(FORWARDED_BY, AsciiMetadataValue::from(self.by.0));
         metadata.insert(FORWARDED_TO, AsciiMetadataValue::from(self.to.0));
+        if let Some(span) = &self.span
+            && let Ok(parent) = AsciiMetadataValue::try_from(span.traceparent())
+        {
+            metadata.insert(TRACEPARENT, parent);
+        }
     }
 
     /// A request of nobody but this member, marked.
@@ -142,8 +152,8 @@ impl Handle {
         let transport = self.transport.as_ref().ok_or(Error::OwnerChanged)?;
         let channel = channel(transport, to).ok_or(Error::Timeout)?;
         let (by, timeout) = (self.shared.member.id, self.shared.options.timeout);
-        let live = self.shared.follow_live();
-        Ok(Forward { channel, by, to, timeout, ack: self.ack, reads: self.reads, live })
+        let (live, span) = (self.shared.follow_live(), self.span.clone());
+        Ok(Forward { channel, by, to, timeout, ack: self.ack, reads: self.reads, live, span })
     }
 
     /// Whether a member may send requests for another one on to this one.

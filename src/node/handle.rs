@@ -13,6 +13,7 @@ use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use super::home::Home;
 use super::status::{ClusterStatus, Facts};
+use super::write_traces::Queued;
 use crate::engine::alarm::Alarms;
 use crate::engine::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, Put, PutReply, Range, RangeReply, Reply,
@@ -28,6 +29,7 @@ use crate::engine::{Failure, Writer, txn};
 use crate::error::{Error, Result, StoreError};
 use crate::metrics::Metrics;
 use crate::storage::schema::member::MemberRecord;
+use crate::traces::{RequestSpan, Traces};
 use crate::transport::Transport;
 use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, ReadLevel, Revision, WriteAck};
 
@@ -98,6 +100,8 @@ pub(super) struct Shared {
     pub(super) alarms: Arc<Alarms>,
     pub(super) clock: SystemClock,
     pub(super) metrics: Arc<Metrics>,
+    /// `None` if nobody wants any.
+    pub(super) traces: Option<Arc<Traces>>,
     pub(super) member: Member,
     pub(super) options: RequestOptions,
     pub(super) quota_bytes: Option<u64>,
@@ -131,7 +135,7 @@ impl Shared {
         options: RequestOptions,
         quota_bytes: Option<u64>,
         clock: SystemClock,
-        metrics: Arc<Metrics>,
+        (metrics, traces): (Arc<Metrics>, Option<Arc<Traces>>),
     ) -> Self {
         Self {
             mvcc: Arc::clone(writer.mvcc()),
@@ -140,6 +144,7 @@ impl Shared {
             alarms: Arc::clone(writer.alarms()),
             clock,
             metrics,
+            traces,
             member,
             options,
             quota_bytes,
@@ -304,6 +309,8 @@ pub struct Handle {
     pub(super) reads: ReadLevel,
     /// The way to other members; `None` if there is none, and for what one of them has sent on.
     pub(super) transport: Option<Transport>,
+    /// The span of the request that this is for, if that is traced.
+    pub(super) span: Option<Arc<RequestSpan>>,
 }
 
 impl Handle {
@@ -332,6 +339,17 @@ impl Handle {
     #[must_use]
     pub fn with_ack(&self, ack: WriteAck) -> Self {
         Self { ack, ..self.clone() }
+    }
+
+    /// What makes spans of requests, if that is wanted.
+    pub fn traces(&self) -> Option<&Traces> {
+        self.shared.traces.as_deref()
+    }
+
+    /// The same, for a request that is traced.
+    #[must_use]
+    pub fn with_span(&self, span: Arc<RequestSpan>) -> Self {
+        Self { span: Some(span), ..self.clone() }
     }
 
     /// A handle for requests of the current runtime, whose answers arrive there in batches. Its clones are the same.
@@ -515,6 +533,14 @@ impl Handle {
 
     /// Reads a range, without the writer.
     pub async fn range(&self, range: Range) -> Result<Reply<RangeReply>> {
+        let reply = self.read_range(range).await?;
+        if let Some(span) = &self.span {
+            span.answered(reply.revision, reply.body.kvs.len());
+        }
+        Ok(reply)
+    }
+
+    async fn read_range(&self, range: Range) -> Result<Reply<RangeReply>> {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
         }
@@ -615,12 +641,23 @@ impl Handle {
             return Err(Error::NotReady);
         }
         let (reply, wait) = oneshot::channel();
-        self.send(Task::Command { command, reply, home: self.home.clone(), ack: self.ack })?;
-        match tokio::time::timeout(self.shared.options.timeout, wait).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::Timeout),
+        let queued = self.span.as_ref().map(|span| Box::new(Queued::now(span)));
+        self.send(Task::Command {
+            command,
+            reply,
+            home: self.home.clone(),
+            ack: self.ack,
+            queued,
+        })?;
+        let reply = match tokio::time::timeout(self.shared.options.timeout, wait).await {
+            Ok(Ok(result)) => result?,
+            Ok(Err(_)) => return Err(Error::Stopped),
+            Err(_) => return Err(Error::Timeout),
+        };
+        if let Some(span) = &self.span {
+            span.answered(reply.revision, keys_of(&reply.body));
         }
+        Ok(reply)
     }
 
     fn send(&self, task: Task) -> Result<()> {
@@ -628,6 +665,16 @@ impl Handle {
             TrySendError::Full(_) => Error::TooManyRequests,
             TrySendError::Disconnected(_) => Error::Stopped,
         })
+    }
+}
+
+/// How many keys an answer is about; of a transaction, how many of its steps were done.
+fn keys_of(reply: &CommandReply) -> usize {
+    match reply {
+        CommandReply::Put(_) => 1,
+        CommandReply::DeleteRange(reply) => usize::try_from(reply.deleted).unwrap_or(usize::MAX),
+        CommandReply::Txn(reply) => reply.responses.len(),
+        _ => 0,
     }
 }
 

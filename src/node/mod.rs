@@ -20,6 +20,7 @@ mod leases;
 mod peers;
 mod status;
 mod tags;
+mod write_traces;
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -46,6 +47,7 @@ use crate::engine::replica::Replica;
 use crate::error::StoreError;
 use crate::metrics::Metrics;
 use crate::storage::Store;
+use crate::traces::Traces;
 use crate::types::{ReadLevel, WriteAck};
 use compactor::Compactor;
 use driver::{Driver, QUEUE_MAX, Task};
@@ -72,6 +74,8 @@ pub struct NodeOptions {
     pub ack: WriteAck,
     /// Whom linearizable reads ask, unless they say otherwise.
     pub reads: ReadLevel,
+    /// What makes spans of requests and writes; `None` if nobody wants any.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// A running member.
@@ -100,8 +104,9 @@ impl Node {
             client_urls: options.client_urls,
         };
         let quota_bytes = options.writer.quota_bytes;
+        let seen = (metrics, options.traces);
         let shared =
-            Shared::new(replica.writer(), member, options.request, quota_bytes, clock, metrics);
+            Shared::new(replica.writer(), member, options.request, quota_bytes, clock, seen);
         let shared = Arc::new(shared);
         let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
         let compactor = Compactor::new(options.retention, now.monotonic_millis);
@@ -114,6 +119,7 @@ impl Node {
             ack,
             reads: options.reads,
             transport: None,
+            span: None,
         };
         let peers = match peers {
             Some(peers) => Some(Peers::start(peers, &handle).map_err(io::Error::other)?),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::entry::{Entry, Segment};
 use crate::time::{Stamp, Timestamp};
-use crate::types::{MemberId, Origin, Revision};
+use crate::types::{MemberId, Origin, Revision, TraceContext};
 
 /// How far someone holds an origin's entries: every one up to `seq`, durably.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,6 +127,22 @@ pub struct Segments {
     pub collected: Timestamp,
     /// This answers a pull: the request is done, whether or not everything came.
     pub answers: bool,
+    /// Which of the entries are traced; at most [`TRACES_MAX`]. Nothing depends on it.
+    pub traces: Vec<TracedEntry>,
+}
+
+/// The most entries of one message that are traced.
+pub const TRACES_MAX: usize = 1024;
+
+/// An entry that somebody wants to see on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TracedEntry {
+    /// Whose entry.
+    pub origin: Origin,
+    /// Which.
+    pub seq: u64,
+    /// Where its spans belong.
+    pub context: TraceContext,
 }
 
 /// What a member has promised, and what it holds.

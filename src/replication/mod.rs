@@ -14,6 +14,7 @@ pub mod message;
 mod pulls;
 mod recent;
 pub mod settled;
+mod traced;
 
 pub use clocks::Clocks;
 pub use dice::Dice;

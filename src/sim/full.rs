@@ -200,7 +200,7 @@ impl Full {
                 let segments = replica.writer().mvcc().segments(&wants, &heads, bytes_max);
                 let segments = segments.expect("no fault");
                 let collected = replica.writer().collected();
-                let segments = Segments { segments, collected, answers: true };
+                let segments = Segments { segments, collected, answers: true, traces: Vec::new() };
                 self.sent.push((to, Message::Segments(segments)));
                 replica.loaded(to, now).expect("no fault");
             }

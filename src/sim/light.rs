@@ -172,7 +172,8 @@ impl Light {
                         wants.filter_map(|want| everything.segment(want, bytes_max)).collect();
                     drop(everything);
                     let collected = Timestamp::default();
-                    let segments = Segments { segments, collected, answers: true };
+                    let segments =
+                        Segments { segments, collected, answers: true, traces: Vec::new() };
                     self.sent.push((to, Message::Segments(segments)));
                     self.step(micros, Input::Loaded(to));
                 }

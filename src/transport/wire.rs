@@ -60,6 +60,8 @@ const AGE_MAX: u64 = (u64::MAX >> AGE_SHIFT) + 1;
 const MESSAGE_OVERHEAD_BYTES: usize = 64;
 /// The same of a row of a list.
 const ROW_BYTES: usize = 24;
+/// The same of an entry that is traced.
+const TRACE_BYTES: usize = 40;
 
 /// Bytes that are no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,8 @@ pub fn weight(message: &Message) -> usize {
         Message::Vector { heads, .. } | Message::Announce(heads) => rows(heads.len()),
         Message::Pull { wants, .. } => rows(wants.len()),
         Message::Segments(segments) => {
-            segments.segments.iter().map(|segment| segment.bytes() + ROW_BYTES).sum()
+            let bytes = segments.segments.iter().map(|segment| segment.bytes() + ROW_BYTES);
+            bytes.sum::<usize>() + segments.traces.len() * TRACE_BYTES
         }
         Message::Busy { .. } => 0,
         Message::Promises(promises) => rows(promises.rows.len()),

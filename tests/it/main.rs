@@ -15,3 +15,4 @@ mod leases;
 mod member;
 mod process;
 mod tidy;
+mod traces;

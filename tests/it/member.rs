@@ -13,6 +13,7 @@ use starling::node::{
 };
 use starling::storage::schema::Identity;
 use starling::storage::{Memory, Store};
+use starling::traces::Traces;
 use starling::types::{ClusterId, MemberId, ReadLevel, WriteAck};
 use tonic::transport::{Channel, Endpoint};
 
@@ -41,6 +42,14 @@ impl Member {
 
     /// Members that found a cluster together.
     pub(crate) fn found(members: u64) -> Vec<Self> {
+        Self::found_traced(members, |_| None)
+    }
+
+    /// The same, with what makes spans of each.
+    pub(crate) fn found_traced(
+        members: u64,
+        traces: impl Fn(u64) -> Option<Arc<Traces>>,
+    ) -> Vec<Self> {
         let sockets: Vec<_> = (0..members).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
         let sockets: Vec<_> = sockets.into_iter().map(|it| it.expect("a free port")).collect();
         let url = |socket: &TcpListener| format!("http://{}", socket.local_addr().expect("bound"));
@@ -50,7 +59,8 @@ impl Member {
         let members = (1..).zip(sockets).map(|(member, socket)| {
             let identity = Identity { member: MemberId(member), cluster };
             let peers = peer_options(member, socket, &urls);
-            Self::start_node(&options, vec![], node_options(identity), Some(peers))
+            let node = NodeOptions { traces: traces(member), ..node_options(identity) };
+            Self::start_node(&options, vec![], node, Some(peers))
         });
         members.collect()
     }
@@ -144,6 +154,7 @@ fn node_options(identity: Identity) -> NodeOptions {
         retention: Retention::Everything,
         ack: WriteAck::Local,
         reads: ReadLevel::Local,
+        traces: None,
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use tonic::transport::Channel;
 
@@ -35,6 +36,15 @@ impl Process {
 
     /// Starts a member, or answers what it said before it gave up.
     pub(crate) fn try_start(data_dir: &Path, flags: &[&str]) -> Result<Self, String> {
+        Self::try_start_in(data_dir, flags, &[])
+    }
+
+    /// The same with these variables and no others.
+    pub(crate) fn try_start_in(
+        data_dir: &Path,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, String> {
         let port = free_port();
         let url = format!("http://127.0.0.1:{port}");
         let mut child = Command::new(env!("CARGO_BIN_EXE_starling"))
@@ -43,6 +53,7 @@ impl Process {
             .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
             .args(flags)
             .env_clear()
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -79,6 +90,13 @@ impl Process {
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("it is ours to kill");
         self.child.wait().expect("it was killed");
+    }
+
+    /// Asks the process to stop, and waits until it has.
+    pub(crate) fn stop(mut self) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("it is ours to stop");
+        self.child.wait().expect("it stops");
     }
 
     /// A connection to it.

@@ -45,6 +45,8 @@ const APPLICATION_GRPC: HeaderValue = HeaderValue::from_static("application/grpc
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 /// How long the caller will wait.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static(router::GRPC_TIMEOUT);
 
 /// Headers with this before their name are metadata of the call.
@@ -153,13 +155,15 @@ fn grpc_request<B>(route: &Route, headers: &HeaderMap, body: B) -> Request<B> {
     request
 }
 
-/// The token, and whatever else is marked as metadata.
+/// The token, the place in a trace, and whatever else is marked as metadata.
 fn metadata(headers: &HeaderMap) -> HeaderMap {
     let mut metadata = HeaderMap::new();
     metadata.insert(CONTENT_TYPE, APPLICATION_GRPC);
     metadata.insert(TE, TRAILERS);
-    if let Some(token) = headers.get(AUTHORIZATION) {
-        metadata.insert(AUTHORIZATION, token.clone());
+    for name in [AUTHORIZATION, TRACEPARENT, TRACESTATE] {
+        if let Some(value) = headers.get(&name) {
+            metadata.insert(name, value.clone());
+        }
     }
     for (name, value) in headers {
         if let Some(name) = name.as_str().strip_prefix(METADATA_PREFIX)
@@ -226,6 +230,7 @@ mod tests {
             ("authorization", "token"),
             ("grpc-metadata-hasleader", "true"),
             ("grpc-metadata-content-type", "text/plain"),
+            ("traceparent", "00-1-2-01"),
             ("user-agent", "curl"),
         ] {
             headers.insert(name, HeaderValue::from_static(value));
@@ -234,6 +239,7 @@ mod tests {
         assert_eq!(metadata.get("authorization").map(HeaderValue::as_bytes), Some(&b"token"[..]));
         assert_eq!(metadata.get("hasleader").map(HeaderValue::as_bytes), Some(&b"true"[..]));
         assert_eq!(metadata.get("content-type"), Some(&APPLICATION_GRPC));
-        assert_eq!(metadata.len(), 4);
+        assert!(metadata.contains_key("traceparent"));
+        assert_eq!(metadata.len(), 5);
     }
 }

@@ -32,10 +32,11 @@ use std::sync::Arc;
 use super::dice::Dice;
 use super::entry::{Entry, Segment};
 use super::heads::Heads;
-use super::message::{CatchUp, Compare, Cursor, Dot, Head, Message, Segments, Span};
+use super::message::{CatchUp, Compare, Cursor, Dot, Head, Message, Segments, Span, TracedEntry};
 use super::pulls::Pulls;
 use super::recent::Recent;
 use super::settled::{Frontier, Membership};
+use super::traced::Traced;
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin, Revision};
 use barrier::Barrier;
@@ -279,6 +280,7 @@ pub struct Gossip {
     dice: Dice,
     heads: Heads,
     recent: Recent,
+    traced: Traced,
     pulls: Pulls,
     membership: Arc<Membership>,
     frontier: Frontier,
@@ -332,6 +334,7 @@ impl Gossip {
             epoch,
             heads: own,
             recent: Recent::new(options.recent_bytes),
+            traced: Traced::default(),
             pulls: Pulls::new(),
             membership: Arc::default(),
             frontier,
@@ -426,6 +429,11 @@ impl Gossip {
     /// How far a peer is known to hold this member's entries.
     pub fn acknowledged(&self, peer: MemberId) -> u64 {
         self.peers.get(&peer).map_or(0, |peer| peer.acknowledged)
+    }
+
+    /// An own entry is traced: whoever gets it from memory is told.
+    pub fn trace(&mut self, entry: TracedEntry) {
+        self.traced.note(entry);
     }
 
     /// How many entries are known to be missing here.
@@ -530,7 +538,9 @@ impl Gossip {
         let is_all = on_disk.is_empty() || bytes >= budget;
         if is_all || !segments.is_empty() {
             let collected = self.collected;
-            self.send(to, Message::Segments(Segments { segments, collected, answers: is_all }));
+            let traces = self.traced.within(&segments);
+            let segments = Segments { segments, collected, answers: is_all, traces };
+            self.send(to, Message::Segments(segments));
         }
         if is_all {
             return;
@@ -552,12 +562,15 @@ impl Gossip {
     }
 
     fn take_segments(&mut self, from: MemberId, message: Segments, now: Now) {
-        let Segments { segments, collected, answers } = message;
+        let Segments { segments, collected, answers, traces } = message;
         if collected > self.frontier.complete() {
             // Tombstones may be gone there that this member has never seen.
             self.pulls.answered(from, now.monotonic_millis);
             self.begin_catch_up(from, now);
             return;
+        }
+        for trace in traces {
+            self.traced.note(trace);
         }
         let mut is_news = false;
         for segment in segments {

@@ -78,8 +78,9 @@ impl Gossip {
             };
             pushed = segment.through;
             peer.push(pushed, segment.bytes());
-            let collected = self.collected;
-            let segments = Segments { segments: vec![segment], collected, answers: false };
+            let (segments, collected) = (vec![segment], self.collected);
+            let traces = self.traced.within(&segments);
+            let segments = Segments { segments, collected, answers: false, traces };
             self.send(to, Message::Segments(segments));
         }
     }

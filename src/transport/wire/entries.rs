@@ -10,13 +10,13 @@ use starling_proto::starling::peer::v1 as pb;
 
 use super::{ENTRIES_MAX, HEADS_MAX, Malformed, OPS_MAX, check_columns, check_count};
 use crate::replication::entry::{Entry, EntryOp, Segment};
-use crate::replication::message::Segments;
+use crate::replication::message::{Segments, TRACES_MAX, TracedEntry};
 use crate::storage::schema::Table;
 use crate::time::{Stamp, Timestamp};
-use crate::types::{LeaseId, MemberId, Origin};
+use crate::types::{LeaseId, MemberId, Origin, TraceContext};
 
 pub(super) fn encode_segments(segments: &Segments) -> pb::Segments {
-    let Segments { segments, collected, answers } = segments;
+    let Segments { segments, collected, answers, traces } = segments;
     let mut columns = pb::Segments { collected: collected.0, answers: *answers, ..<_>::default() };
     let mut writer = Writer::default();
     for segment in segments {
@@ -31,7 +31,44 @@ pub(super) fn encode_segments(segments: &Segments) -> pb::Segments {
         }
     }
     columns.entries = (!segments.is_empty()).then_some(writer.columns);
+    if !traces.is_empty() {
+        columns.traces = Some(encode_traces(traces, segments));
+    }
     columns
+}
+
+fn encode_traces(traces: &[TracedEntry], segments: &[Segment]) -> pb::Traces {
+    let rows: BTreeMap<_, _> = segments.iter().map(|segment| segment.origin).zip(0..).collect();
+    let mut columns = pb::Traces::default();
+    for trace in traces {
+        let Some(row) = rows.get(&trace.origin) else { continue };
+        columns.segments.push(*row);
+        columns.seqs.push(trace.seq);
+        columns.contexts.push(Bytes::copy_from_slice(&trace.context.to_bytes()));
+    }
+    columns
+}
+
+fn decode_traces(
+    columns: Option<pb::Traces>,
+    segments: &[Segment],
+) -> Result<Vec<TracedEntry>, Malformed> {
+    let Some(pb::Traces { segments: rows, seqs, contexts }) = columns else {
+        return Ok(Vec::new());
+    };
+    check_count(rows.len(), TRACES_MAX)?;
+    check_columns(rows.len(), &[seqs.len(), contexts.len()])?;
+    let mut traces = Vec::with_capacity(rows.len());
+    for ((row, seq), context) in rows.into_iter().zip(seqs).zip(contexts) {
+        let segment = usize::try_from(row).ok().and_then(|row| segments.get(row));
+        let origin = segment
+            .filter(|segment| seq > segment.after && seq <= segment.through)
+            .ok_or(Malformed("a trace of an entry that is not there"))?
+            .origin;
+        let context = TraceContext::from_bytes(&context).ok_or(Malformed("a trace of nothing"))?;
+        traces.push(TracedEntry { origin, seq, context });
+    }
+    Ok(traces)
 }
 
 pub(super) fn decode_segments(columns: pb::Segments) -> Result<Segments, Malformed> {
@@ -61,7 +98,9 @@ pub(super) fn decode_segments(columns: pb::Segments) -> Result<Segments, Malform
         segments.push(segment);
     }
     reader.end()?;
-    Ok(Segments { segments, collected: Timestamp(columns.collected), answers: columns.answers })
+    let traces = decode_traces(columns.traces, &segments)?;
+    let (collected, answers) = (Timestamp(columns.collected), columns.answers);
+    Ok(Segments { segments, collected, answers, traces })
 }
 
 pub(super) fn encode_entries(entries: &[(Origin, Arc<Entry>)]) -> Option<pb::Entries> {

@@ -9,10 +9,12 @@ use proptest::sample::select;
 
 use super::*;
 use crate::replication::entry::{Entry, EntryOp, Segment};
-use crate::replication::message::{ClockReading, Compare, Compared, Dot, RangeSum, Segments, Span};
+use crate::replication::message::{
+    ClockReading, Compare, Compared, Dot, RangeSum, Segments, Span, TRACES_MAX, TracedEntry,
+};
 use crate::storage::schema::Table;
 use crate::time::Stamp;
-use crate::types::{LeaseId, Revision};
+use crate::types::{LeaseId, Revision, TraceContext};
 
 fn bytes(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), len).prop_map(Bytes::from)
@@ -164,6 +166,14 @@ fn compare() -> impl Strategy<Value = Compare> {
     })
 }
 
+fn trace_context() -> impl Strategy<Value = TraceContext> {
+    (1..=u128::MAX, 1..=u64::MAX, any::<u8>()).prop_map(|(trace, span, flags)| TraceContext {
+        trace: trace.to_be_bytes(),
+        span: span.to_be_bytes(),
+        flags,
+    })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let part = (heads(), count(), vec((origin(), entry()), 0..4), cursor(), any::<u16>());
     prop_oneof![
@@ -176,9 +186,16 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         heads().prop_map(Message::Announce),
         (heads(), count()).prop_map(|(wants, bytes_max)| Message::Pull { wants, bytes_max }),
-        (segments(), count(), any::<bool>()).prop_map(|(segments, collected, answers)| {
-            Message::Segments(Segments { segments, collected: Timestamp(collected), answers })
-        }),
+        (segments(), count(), any::<bool>(), vec(trace_context(), 0..4)).prop_map(
+            |(segments, collected, answers, contexts)| {
+                let collected = Timestamp(collected);
+                let traces = segments.iter().rev().zip(contexts).map(|(segment, context)| {
+                    TracedEntry { origin: segment.origin, seq: segment.through, context }
+                });
+                let traces = traces.collect();
+                Message::Segments(Segments { segments, collected, answers, traces })
+            }
+        ),
         count().prop_map(|retry_millis| Message::Busy { retry_millis }),
         promises().prop_map(Message::Promises),
         (heads(), cursor(), count()).prop_map(|(heads, cursor, bytes_max)| {
@@ -379,7 +396,8 @@ fn an_entry_costs_little_more_than_its_key_and_value() {
     let (after, through) = (1_000_000, 1_001_000);
     let entries = (after + 1..=through).map(entry).collect();
     let segments = vec![Segment { origin, after, through, entries }];
-    let message = Message::Segments(Segments { segments, collected: time, answers: false });
+    let traces = Vec::new();
+    let message = Message::Segments(Segments { segments, collected: time, answers: false, traces });
     let bytes = frame_bytes(&message);
     assert!(bytes <= 1000 * (120 + 8) + 80, "{bytes}");
 }
@@ -400,6 +418,7 @@ fn what_breaks_its_own_rules_is_refused() {
             segments: vec![segment],
             collected: Timestamp(0),
             answers: false,
+            traces: Vec::new(),
         })
     };
     assert!(sent(&segments(0, 2, &[entry(1, 1, "a"), entry(2, 2, "b")])).is_ok());
@@ -427,7 +446,10 @@ fn refuse(what: &str, change: impl FnOnce(&mut pb::Segments, &mut pb::Entries)) 
         Segment { origin, after: 0, through: 1, entries: vec![Arc::new(entry)] }
     };
     let segments = vec![segment(1), segment(2)];
-    let message = Segments { segments, collected: Timestamp(0), answers: true };
+    let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
+    let traces = segments.iter().map(|it| TracedEntry { origin: it.origin, seq: 1, context });
+    let traces = traces.collect();
+    let message = Segments { segments, collected: Timestamp(0), answers: true, traces };
     let mut columns = entries::encode_segments(&message);
     assert_eq!(entries::decode_segments(columns.clone()), Ok(message));
     let mut rows = columns.entries.take().expect("there are entries");
@@ -459,4 +481,17 @@ fn columns_that_do_not_fit_are_refused() {
         (columns.afters[0], columns.lengths[0]) = (1, u64::MAX);
     });
     refuse("a segment without a length", |columns, _| columns.lengths.truncate(1));
+    let refuse_traces = |what: &str, change: fn(&mut pb::Traces)| {
+        refuse(what, |columns, _| change(columns.traces.as_mut().expect("there are two")));
+    };
+    refuse_traces("a trace without an entry", |traces| traces.seqs.truncate(1));
+    refuse_traces("a trace of an entry outside", |traces| traces.seqs[1] = 2);
+    refuse_traces("a trace of no segment", |traces| traces.segments[1] = 2);
+    refuse_traces("a trace that is too short", |traces| traces.contexts[1].truncate(24));
+    refuse_traces("a trace without an id", |traces| traces.contexts[1] = vec![0; 25].into());
+    refuse_traces("too many traces", |traces| {
+        let context = traces.contexts[0].clone();
+        (traces.segments, traces.seqs) = (vec![0; TRACES_MAX + 1], vec![1; TRACES_MAX + 1]);
+        traces.contexts = vec![context; TRACES_MAX + 1];
+    });
 }
