@@ -166,6 +166,8 @@ fn judge(status: &Status, is_unsent: bool, effect: Effect) -> Verdict {
         Some(mark) if mark == FORWARDED_REFUSED => Verdict::Unreachable,
         Some(_) if is_error(status, &Error::NotReady) => Verdict::Unreachable,
         Some(_) if is_error(status, &Error::Timeout) => Verdict::Answered,
+        // Refused before anything is done.
+        Some(_) if is_error(status, &Error::ClockSkew) => Verdict::Answered,
         Some(_) if status.code() == Code::Unavailable => lost,
         Some(_) => Verdict::Answered,
     }
@@ -267,6 +269,7 @@ mod tests {
             (&answered(Error::NotReady), Unreachable, Unreachable),
             (&answered(Error::Stopped), Unreachable, Unknown),
             (&answered(Error::Timeout), Answered, Answered),
+            (&answered(Error::ClockSkew), Answered, Answered),
             (&answered(Error::LeaseNotFound), Answered, Answered),
             (&answered(Error::NoSpace), Answered, Answered),
         ];
