@@ -520,7 +520,11 @@ impl Handle {
                 return Err(Error::NotReady);
             }
             let cost = txn_cost(&txn, &self.shared.mvcc);
-            return self.read(cost, move |reader| txn::read_only(&txn, reader)).await;
+            let reply = self.read(cost, move |reader| txn::read_only(&txn, reader)).await?;
+            if let Some(span) = &self.span {
+                span.answered(reply.revision, reply.body.responses.len());
+            }
+            return Ok(reply);
         }
         for lease in txn.leases() {
             self.await_lease(lease).await;
