@@ -127,26 +127,31 @@ fn put(key: &'static str, is_sampled: Option<bool>) -> Request<PutRequest> {
     request
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_put_on_its_way_to_every_member_is_one_trace() {
+/// Three members that have met, and send the spans of requests that are sampled already.
+async fn cluster() -> (Collector, Vec<Arc<Traces>>, Vec<Member>) {
     let (collector, address) = Collector::start().await;
-    let traces: Vec<_> = (1..=3)
-        .map(|member| {
-            let address = Some(address.to_string());
-            let options = Options { enabled: true, address, ..Options::default() };
-            let traces = Traces::start(&options, &format!("m{member}")).expect("sound settings");
-            Arc::new(traces.expect("it is wanted"))
-        })
-        .collect();
+    let start = |member| {
+        let address = Some(address.to_string());
+        let options = Options { enabled: true, address, ..Options::default() };
+        let traces = Traces::start(&options, &format!("m{member}")).expect("sound settings");
+        Arc::new(traces.expect("it is wanted"))
+    };
+    let traces: Vec<_> = (1..=3).map(start).collect();
     let of = |member: u64| traces.get(usize::try_from(member - 1).unwrap()).cloned();
     let members = Member::found_traced(3, of);
-    eventually("all know each other", || {
-        members
-            .iter()
-            .all(|member| member.handle().live_members().len() == 3 && member.handle().is_ready())
-    })
-    .await;
+    for member in &members {
+        eventually("all are members, and alive", || {
+            let (known, live) = (member.handle().members(), member.handle().live_members());
+            live.len() == 3 && known.len() == 3 && known.values().all(|record| record.tag != 0)
+        })
+        .await;
+    }
+    (collector, traces, members)
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_on_its_way_to_every_member_is_one_trace() {
+    let (collector, traces, members) = cluster().await;
     let mut kv = KvClient::new(members[0].channel().await);
     for is_sampled in [None, Some(false)] {
         kv.put(put("unseen", is_sampled)).await.expect("it is put");
@@ -183,6 +188,26 @@ async fn a_put_on_its_way_to_every_member_is_one_trace() {
     peers.sort_unstable();
     appliers.sort_unstable();
     assert_eq!(peers, appliers, "those that have it are those that said so");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_another_member_answers_is_one_trace() {
+    let (collector, traces, members) = cluster().await;
+    let mut kv = KvClient::new(members[0].channel().await);
+    let reply = kv.put(put("k", None)).await.expect("it is put").into_inner();
+    let revision = reply.header.expect("a header").revision;
+    let mut read = Request::new(RangeRequest { key: "k".into(), revision, ..<_>::default() });
+    *read.metadata_mut() = put("k", Some(true)).metadata().clone();
+    let mut other = KvClient::new(members[1].channel().await);
+    other.range(read).await.expect("the first one answers");
+
+    let range = "etcdserverpb.KV/Range";
+    collector.until(&traces, &[("m1", range, 1), ("m2", range, 1)]).await;
+    let spans = collector.spans();
+    let of = |instance| spans.iter().find(|it| it.instance == instance).expect("it was counted");
+    assert_eq!((of("m2").trace, of("m2").parent), (TRACE, CLIENT_SPAN));
+    assert_eq!((of("m1").trace, of("m1").parent), (TRACE, of("m2").id));
+    assert_eq!(of("m1").attributes["starling.keys"], "1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
