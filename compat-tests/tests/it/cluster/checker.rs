@@ -17,16 +17,6 @@ const POLL: Duration = Duration::from_millis(20);
 /// Broken rules that are shown of each kind.
 const SHOWN_MAX: usize = 8;
 
-/// Something that should hold and does not yet: where, what its report contains, and why.
-struct KnownFailure {
-    scenario: &'static str,
-    text: &'static str,
-    reason: &'static str,
-}
-
-/// An entry goes when what it names is repaired; a scenario that does not fail as expected says so.
-const KNOWN_FAILURES: &[KnownFailure] = &[];
-
 /// What a scenario has found.
 pub(super) struct Report {
     scenario: &'static str,
@@ -129,27 +119,14 @@ impl Report {
         }
     }
 
-    /// Fails if anything is broken that is not known to be.
-    #[expect(clippy::print_stderr, reason = "a known failure has to be seen")]
+    /// Fails if anything is broken.
     pub(super) fn settle(self, cluster: &Cluster) {
-        let known: Vec<_> =
-            KNOWN_FAILURES.iter().filter(|known| known.scenario == self.scenario).collect();
-        let is_known = |broken: &&String| known.iter().any(|known| broken.contains(known.text));
-        let (expected, surprising): (Vec<_>, Vec<_>) = self.broken.iter().partition(is_known);
-        for known in &known {
-            let count = expected.iter().filter(|broken| broken.contains(known.text)).count();
-            let KnownFailure { scenario, text, reason } = known;
-            eprintln!("*** KNOWN FAILURE in {scenario}: {count} times {text:?}: {reason} ***");
-        }
-        for broken in &expected {
-            eprintln!("    {broken}");
-        }
+        let Self { scenario, broken, .. } = self;
         assert!(
-            surprising.is_empty(),
-            "{}: {} broken\n  {}\n{}",
-            self.scenario,
-            surprising.len(),
-            surprising.into_iter().cloned().collect::<Vec<_>>().join("\n  "),
+            broken.is_empty(),
+            "{scenario}: {} broken\n  {}\n{}",
+            broken.len(),
+            broken.join("\n  "),
             cluster.logs()
         );
     }
