@@ -5,55 +5,38 @@
 //! names the puts there. The *dot rule*: a put that the peer lacks, though the peer holds the entry that made it and
 //! has no greater put there, was deleted. The member then deletes it, too, by an entry of its own like any other.
 
-use super::{CATCH_UP_PATIENCE_MILLIS, Gossip, Output};
-use crate::replication::message::{Compare, Compared, Span};
+use super::compare::Comparison;
+use super::{Gossip, Output};
+use crate::replication::message::{Compare, Compared};
 use crate::time::{Now, Timestamp};
 use crate::types::MemberId;
-
-/// Ranges that one question is about.
-const SPANS_MAX: usize = 64;
 
 /// Where a state merge stands.
 #[derive(Clone, Debug)]
 pub(super) struct Merging {
-    from: MemberId,
-    /// The ranges that are not settled yet.
-    pending: Vec<Span>,
-    /// Those that the question under way is about.
-    asked: Vec<Span>,
+    pub(super) comparison: Comparison,
     /// Up to when this member will be complete when it is done.
     complete: Timestamp,
-    pub(super) deadline_millis: u64,
 }
 
 impl Gossip {
     /// Begins to compare everything with a peer whose data has just been taken over.
     pub(super) fn begin_merge(&mut self, from: MemberId, complete: Timestamp, now: Now) {
-        let everything = Span { from: bytes::Bytes::new(), to: None };
-        self.merging = Some(Merging {
-            from,
-            pending: vec![everything],
-            asked: Vec::new(),
-            complete,
-            deadline_millis: 0,
-        });
+        let comparison = Comparison::new(from, Timestamp(u64::MAX));
+        self.merging = Some(Merging { comparison, complete });
         self.ask_where_it_differs(now);
     }
 
     fn ask_where_it_differs(&mut self, now: Now) {
         let Some(merging) = &mut self.merging else { return };
-        let first = merging.pending.len().saturating_sub(SPANS_MAX);
-        merging.asked = merging.pending.split_off(first);
-        merging.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
-        if merging.asked.is_empty() {
-            let complete = merging.complete;
-            self.merging = None;
-            self.counts.merges += 1;
-            self.outputs.push(Output::Complete(complete));
+        if let Some(question) = merging.comparison.ask(now) {
+            self.outputs.push(question);
             return;
         }
-        let (to, spans) = (merging.from, merging.asked.clone());
-        self.outputs.push(Output::Compare { to, spans, upto: Timestamp(u64::MAX) });
+        let complete = merging.complete;
+        self.merging = None;
+        self.counts.merges += 1;
+        self.outputs.push(Output::Complete(complete));
     }
 
     /// A peer asks where it differs from us.
@@ -64,12 +47,11 @@ impl Gossip {
     }
 
     pub(super) fn take_compared(&mut self, from: MemberId, compared: Compared, now: Now) {
-        let Some(merging) = self.merging.as_mut().filter(|merging| merging.from == from) else {
+        let Some(merging) = self.merging.as_mut().filter(|it| it.comparison.with == from) else {
             self.take_scrubbed(from, compared, now);
             return;
         };
-        merging.asked.clear();
-        merging.pending.extend(compared.differing);
+        merging.comparison.answered(compared.differing);
         if !compared.gone.is_empty() {
             self.outputs.push(Output::Drop(compared.gone));
         }
@@ -79,18 +61,17 @@ impl Gossip {
     /// Asks again when no answer has come for too long; somebody else, from the start, if the peer seems dead.
     pub(super) fn merge_timeout(&mut self, now: Now) {
         let Some(merging) = &mut self.merging else { return };
-        if merging.deadline_millis > now.monotonic_millis {
+        if merging.comparison.deadline_millis > now.monotonic_millis {
             return;
         }
-        if self.live.binary_search(&merging.from).is_err() {
+        if self.live.binary_search(&merging.comparison.with).is_err() {
             self.merging = None;
             if let Some(other) = self.dice.pick(&self.live).copied() {
                 self.begin_catch_up(other, now);
             }
             return;
         }
-        let asked = std::mem::take(&mut merging.asked);
-        merging.pending.extend(asked);
+        merging.comparison.unanswered();
         self.ask_where_it_differs(now);
     }
 }

@@ -18,6 +18,7 @@
 
 mod barrier;
 mod catch_up;
+mod compare;
 mod exchange;
 mod merge;
 mod peer;
@@ -393,7 +394,7 @@ impl Gossip {
     /// When to call [`Self::step`] again at the latest, in monotonic milliseconds.
     pub fn wake_at(&self) -> u64 {
         let catch_up = self.catching_up.as_ref().map(|catching_up| catching_up.deadline_millis);
-        let merge = self.merging.as_ref().map(|merging| merging.deadline_millis);
+        let merge = self.merging.as_ref().map(|merging| merging.comparison.deadline_millis);
         let ask = self.next_ask();
         let scrub = self.scrub.wake_at();
         let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge, ask, scrub];
@@ -634,7 +635,7 @@ impl Gossip {
             catching_up.deadline_millis = until;
         }
         if let Some(merging) = &mut self.merging {
-            merging.deadline_millis = until;
+            merging.comparison.deadline_millis = until;
         }
     }
 

@@ -11,13 +11,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{CATCH_UP_PATIENCE_MILLIS, Gossip, Output};
+use super::compare::Comparison;
+use super::{Gossip, Output};
 use crate::replication::message::{Compared, Dot, Span};
 use crate::time::{Now, Timestamp};
 use crate::types::MemberId;
 
-/// Ranges that one question is about.
-const SPANS_MAX: usize = 64;
 /// How long after it was found a difference is looked at again: longer than any write is on its way.
 const CONFIRM_MILLIS: u64 = 10_000;
 /// Differences that one scrub looks into; the next one finds the rest.
@@ -35,17 +34,11 @@ pub(super) struct Scrub {
 
 #[derive(Clone, Debug)]
 struct Round {
-    with: MemberId,
-    /// What was put later does not count.
-    upto: Timestamp,
-    pending: Vec<Span>,
-    asked: Vec<Span>,
+    comparison: Comparison,
     /// What the other one seems to lack, by key.
     suspects: BTreeMap<Bytes, Dot>,
     /// Of those, what it still lacks; `None` at the first look.
     confirmed: Option<Vec<Dot>>,
-    /// It goes on, or is given up, then.
-    due_millis: u64,
 }
 
 impl Scrub {
@@ -55,7 +48,7 @@ impl Scrub {
     }
 
     pub(super) fn wake_at(&self) -> Option<u64> {
-        self.round.as_ref().map(|round| round.due_millis).or(self.next_millis)
+        self.round.as_ref().map(|round| round.comparison.deadline_millis).or(self.next_millis)
     }
 
     /// When the last one ended, in monotonic milliseconds.
@@ -73,7 +66,7 @@ impl Gossip {
         }
         match &mut self.scrub.round {
             // The second look.
-            Some(round) if round.asked.is_empty() => self.ask_what_differs(now),
+            Some(round) if !round.comparison.is_asking() => self.ask_what_differs(now),
             Some(_) => self.scrub.round = None,
             None => {
                 let interval = self.options.scrub_millis;
@@ -92,34 +85,27 @@ impl Gossip {
             return;
         }
         self.scrub.round = Some(Round {
-            with,
-            upto,
-            pending: vec![Span { from: Bytes::new(), to: None }],
-            asked: Vec::new(),
+            comparison: Comparison::new(with, upto),
             suspects: BTreeMap::new(),
             confirmed: None,
-            due_millis: 0,
         });
         self.ask_what_differs(now);
     }
 
     fn ask_what_differs(&mut self, now: Now) {
         let Some(round) = &mut self.scrub.round else { return };
-        let first = round.pending.len().saturating_sub(SPANS_MAX);
-        round.asked = round.pending.split_off(first);
-        round.due_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
-        if !round.asked.is_empty() {
-            let (to, spans, upto) = (round.with, round.asked.clone(), round.upto);
-            self.outputs.push(Output::Compare { to, spans, upto });
+        if let Some(question) = round.comparison.ask(now) {
+            self.outputs.push(question);
             return;
         }
         if round.confirmed.is_none() && !round.suspects.is_empty() {
             round.confirmed = Some(Vec::new());
-            round.pending = round.suspects.keys().map(span_of).collect();
-            round.due_millis = now.monotonic_millis + CONFIRM_MILLIS;
+            round.comparison.answered(round.suspects.keys().map(span_of));
+            round.comparison.deadline_millis = now.monotonic_millis + CONFIRM_MILLIS;
             return;
         }
-        let (with, differences) = (round.with, round.confirmed.take().unwrap_or_default());
+        let (with, differences) =
+            (round.comparison.with, round.confirmed.take().unwrap_or_default());
         self.scrub.round = None;
         self.scrub.last_millis = Some(now.monotonic_millis);
         self.counts.scrubs += 1;
@@ -131,19 +117,19 @@ impl Gossip {
 
     /// Takes an answer, if it is one to a scrub's question.
     pub(super) fn take_scrubbed(&mut self, from: MemberId, compared: Compared, now: Now) {
-        let Some(round) = self.scrub.round.as_mut().filter(|round| round.with == from) else {
+        let Some(round) = self.scrub.round.as_mut().filter(|it| it.comparison.with == from) else {
             return;
         };
-        if round.asked.is_empty() {
+        if !round.comparison.is_asking() {
             return;
         }
-        round.asked.clear();
-        let Round { suspects, confirmed, pending, .. } = round;
+        let Round { suspects, confirmed, comparison } = round;
         if let Some(confirmed) = confirmed {
             let stays = |dot: &Dot| suspects.get(&dot.key) == Some(dot);
+            comparison.answered([]);
             confirmed.extend(compared.gone.into_iter().filter(stays));
         } else {
-            pending.extend(compared.differing);
+            comparison.answered(compared.differing);
             let room = SUSPECTS_MAX - suspects.len().min(SUSPECTS_MAX);
             let found = compared.gone.into_iter().take(room);
             suspects.extend(found.map(|dot| (dot.key.clone(), dot)));
