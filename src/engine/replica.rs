@@ -83,6 +83,8 @@ pub enum Effect {
     Members,
     /// Who seems alive has changed.
     Live,
+    /// A scrub has found that a peer lacks these keys; they are written anew.
+    Differ(MemberId, Vec<Bytes>),
     /// The data has come: clients may be served.
     Ready,
     /// Something has become of the clock.
@@ -783,13 +785,9 @@ impl Replica {
             }
             Output::Drop(dots) => self.writer.drop_puts(&dots, now)?,
             Output::Differ(peer, dots) => {
-                tracing::error!(
-                    %peer,
-                    keys = dots.len(),
-                    first = %dots[0].key.escape_ascii(),
-                    "a peer has lost what it once had, or this member has: it is written anew"
-                );
                 self.writer.rewrite_puts(&dots, now)?;
+                let keys = dots.into_iter().map(|dot| dot.key).collect();
+                self.effects.push(Effect::Differ(peer, keys));
             }
             Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
             Output::Seal(heads) => {

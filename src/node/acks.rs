@@ -145,7 +145,7 @@ impl Acks {
     pub(super) fn release(&mut self, durable: u64, now_millis: u64) -> Vec<(Home, Answer)> {
         self.look_for_silence(now_millis);
         let reached = [WriteAck::One, WriteAck::Majority, WriteAck::All]
-            .map(|level| if self.is_idle() { 0 } else { self.reached(level).min(durable) });
+            .map(|level| self.reached(level).min(durable));
         let mut released = Vec::new();
         let queues = [&mut self.one, &mut self.majority, &mut self.all];
         for (queue, reached) in queues.into_iter().zip(reached) {
@@ -166,7 +166,7 @@ impl Acks {
     }
 
     /// Whether nobody waits.
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.one.is_empty() && self.majority.is_empty() && self.all.is_empty()
     }
 }

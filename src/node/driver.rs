@@ -541,6 +541,12 @@ impl Driver {
                         peers.set_members(&directory.members, self.shared.member.id);
                     }
                 }
+                Effect::Differ(peer, keys) => tracing::error!(
+                    %peer,
+                    keys = keys.len(),
+                    first = %keys.first().map(|key| key.escape_ascii().to_string()).unwrap_or_default(),
+                    "a peer has lost what it once had, or this member has: it is written anew"
+                ),
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
                 Effect::Clock(news) => self.observe_clock(news),
@@ -548,6 +554,9 @@ impl Driver {
                     tracing::warn!(%member, "the member is dead for too long: it is removed");
                 }
             }
+        }
+        if self.acks.is_idle() {
+            return;
         }
         let now_millis = self.clock.now().monotonic_millis;
         let durable = self.replica.writer().head(self.replica.writer().origin());

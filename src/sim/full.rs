@@ -235,7 +235,11 @@ impl Full {
                 self.passed.insert(id);
             }
             Effect::Clock(news) => self.clock_news.push(news),
-            Effect::RemovedDead(_) | Effect::Members | Effect::Live | Effect::Ready => {}
+            Effect::RemovedDead(_)
+            | Effect::Members
+            | Effect::Live
+            | Effect::Differ(..)
+            | Effect::Ready => {}
         }
     }
 
