@@ -27,6 +27,7 @@ pub mod command;
 pub mod conflicts;
 pub mod directory;
 mod entries;
+pub mod former;
 mod graves;
 pub mod lease;
 pub mod lease_owner;

@@ -15,6 +15,7 @@
 
 mod clock;
 mod dead;
+mod removed;
 mod strays;
 mod tags;
 
@@ -26,6 +27,7 @@ use bytes::Bytes;
 use super::command::{Command, CommandReply, Reply};
 use super::conflicts::Conflicts;
 use super::directory::Directory;
+use super::former::LostWrite;
 use super::lease_owner::Duty;
 use super::{Conflict, Failure, Options, Outcome, RecordChange, RecordWrite, Writer};
 use crate::error::StoreError;
@@ -44,6 +46,7 @@ use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin, TraceContext};
 use clock::ClockWatch;
 pub use clock::{ClockNews, ClockOptions};
 use dead::Dead;
+use removed::Removal;
 
 /// Peers that are kept in touch with before their records have come.
 const ACQUAINTANCES_MAX: usize = 1024;
@@ -91,6 +94,13 @@ pub enum Effect {
     Clock(ClockNews),
     /// A member was dead for too long, and is removed.
     RemovedDead(MemberId),
+    /// These writes of who owned the store before are lost. To be kept before the next commit.
+    Lost(Vec<LostWrite>),
+    /// This member was removed, which is on disk: it has to end. Whoever opens the store next is somebody else.
+    Removed {
+        /// Whether it was in touch with the others then. If not, it may have been taken for dead.
+        was_live: bool,
+    },
 }
 
 /// How a member takes part in a cluster.
@@ -162,6 +172,7 @@ struct Cluster {
     live: Vec<MemberId>,
     clock: ClockWatch,
     dead: Dead,
+    removal: Removal,
     pledge: Pledge,
     /// Where the segments in the open batch end.
     applied: Vec<Head>,
@@ -275,6 +286,7 @@ impl Replica {
             live: Vec::new(),
             clock: ClockWatch::new(self.options.clock, now),
             dead: Dead::default(),
+            removal: Removal::default(),
             pledge: Pledge::None,
             applied: Vec::new(),
             finishing: None,
@@ -303,6 +315,10 @@ impl Replica {
         let is_member = directory.members.contains_key(&me);
         cluster.conflicts.keep_members(|peer| directory.members.contains_key(&peer));
         cluster.directory = directory;
+        if cluster.directory.membership.removed.contains_key(&me) {
+            self.note_removal(now);
+        }
+        let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let membership = Arc::clone(&cluster.directory.membership);
         let announces = is_member && !std::mem::replace(&mut cluster.announced, is_member);
         let is_known =
@@ -364,6 +380,7 @@ impl Replica {
     /// Whatever comes from a peer is a sign of life.
     fn hear(&mut self, from: MemberId, now: Now) -> Result<(), StoreError> {
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        cluster.removal.heard(now);
         let outputs = cluster.liveness.heard_from(from, now);
         self.follow_liveness(outputs, now)
     }
@@ -694,6 +711,7 @@ impl Replica {
             cluster.pledge = Pledge::Open { time, seq };
         }
         self.writer.commit()?;
+        self.tell_removal();
         self.show_revision();
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let entries = self.writer.take_committed();

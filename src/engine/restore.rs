@@ -1,6 +1,9 @@
 //! Start: what a store says about itself, and its log read back into memory.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
+
+use bytes::Bytes;
 
 use super::collection::Collection;
 use super::graves::Grave;
@@ -42,6 +45,10 @@ pub(super) struct StoreMeta {
     pub(super) complete: Timestamp,
     pub(super) tag: u16,
     pub(super) strays: Option<(Place, Option<Place>)>,
+    /// Whether this store's member was removed, so that its next one is somebody else.
+    pub(super) removed: bool,
+    /// Rows up to here do not count. Under the tag 0.
+    pub(super) former: Option<Place>,
     /// Whether the tag is yet to be written.
     pub(super) takes_tag: bool,
 }
@@ -70,6 +77,8 @@ impl StoreMeta {
                 Meta::Origin(index, origin) => meta.add_origin(index, origin)?,
                 Meta::Tag(tag) => meta.tag = tag,
                 Meta::Strays(until, next) => meta.strays = Some((until, next)),
+                Meta::Removed => meta.removed = true,
+                Meta::Former(place) => meta.former = Some(place),
             }
         }
         if meta.tag != 0 && meta.compacted.is_none() {
@@ -160,7 +169,7 @@ impl StoreMeta {
 /// Whether a row about the store can be there at all.
 fn is_possible(row: &Meta) -> bool {
     match row {
-        Meta::Identity(_) => true,
+        Meta::Identity(_) | Meta::Removed => true,
         Meta::Origin(index, origin) => index.0 < u32::MAX && origin.run <= COUNT_MAX,
         Meta::Compacted(revision) => revision.0 <= COUNTER_MAX,
         Meta::Swept(revision, settled) => revision.0 <= COUNTER_MAX && *settled < TIME_MAX,
@@ -168,6 +177,7 @@ fn is_possible(row: &Meta) -> bool {
         Meta::Settled(time) | Meta::Collected(time) | Meta::Peered(time) => *time < TIME_MAX,
         Meta::Promised(time, complete) => *time < TIME_MAX && *complete < TIME_MAX,
         Meta::Strays(until, next) => until.revision.0 <= COUNTER_MAX && *next <= Some(*until),
+        Meta::Former(place) => place.revision.0 <= COUNTER_MAX,
         Meta::Tag(tag) => (1..=TAG_MAX).contains(tag),
     }
 }
@@ -212,6 +222,8 @@ pub(super) struct LogEnd {
     pub(super) seq: u64,
     /// What hidden rows take.
     pub(super) hidden_bytes: u64,
+    /// The members as they were when this one was removed: where the others may be found.
+    pub(super) former_members: BTreeMap<Bytes, Bytes>,
 }
 
 /// Reads the whole log back into memory, and finds out how the store goes on.
@@ -222,8 +234,14 @@ pub(super) fn restore(
     revision_entropy: u64,
 ) -> Result<LogEnd, StoreError> {
     let mut end = read_log(mvcc, lessor, meta)?;
+    if meta.removed {
+        meta.leave_behind(&end);
+    }
     if meta.takes_tag {
         meta.compact_for_tag(&mut end, revision_entropy);
+    }
+    if let Some(former) = meta.former {
+        mvcc.set_former(former);
     }
     meta.check(&end)?;
     Ok(end)
@@ -232,7 +250,14 @@ pub(super) fn restore(
 fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, StoreError> {
     mvcc.origins().write().clone_from(&meta.origins);
     let (newest, time, seq) = (meta.beginning(), meta.time(), meta.seq_on_record());
-    let mut end = LogEnd { newest, is_empty: true, time, seq, hidden_bytes: 0 };
+    let mut end = LogEnd {
+        newest,
+        is_empty: true,
+        time,
+        seq,
+        hidden_bytes: 0,
+        former_members: BTreeMap::new(),
+    };
     if meta.peered.is_some() {
         mvcc.marks().write().keep();
     }
@@ -247,6 +272,10 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
         end.time = end.time.max(row.stamp.time);
         if meta.run.is_some_and(|(run, _)| run == row.stamp.origin) {
             end.seq = end.seq.max(row.seq);
+        }
+        if meta.removed || meta.former.is_some_and(|former| place.with_tag(0) <= former) {
+            end.note_former(&row);
+            continue;
         }
         let entry = (row.stamp.origin, row.seq);
         if meta.peered.is_some() && current.replace(entry) != Some(entry) {
@@ -285,8 +314,6 @@ fn restore_hidden(mvcc: &Mvcc, place: Place, row: &Row) {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::engine::{Options, Writer};
     use crate::storage::schema::RowStamp;

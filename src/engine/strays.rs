@@ -24,11 +24,11 @@ const ROWS_MAX: usize = 4096;
 const BYTES_MAX: usize = 4 << 20;
 
 /// Some of the strays.
-struct Slice {
-    /// Whole entries, but for what does not count any more.
-    rows: Vec<(Place, Row)>,
+pub(super) struct Slice {
+    /// Whole entries, but for what is not wanted.
+    pub(super) rows: Vec<(Place, Row)>,
     /// Where to go on.
-    next: Option<Place>,
+    pub(super) next: Option<Place>,
 }
 
 impl Writer {
@@ -58,7 +58,7 @@ impl Writer {
     /// Writes the next strays anew, with the open batch. To be called when the others' data is here.
     pub fn write_strays(&mut self, now: Now) -> Result<(), StoreError> {
         let Some((until, next)) = self.replica.strays else { return Ok(()) };
-        let Slice { rows, next } = self.read_strays(until, next)?;
+        let Slice { rows, next } = self.read_strays(until, next, Self::is_stray)?;
         let mut rest = &rows[..];
         while let Some((_, first)) = rest.first() {
             let is_same =
@@ -71,8 +71,13 @@ impl Writer {
         Ok(())
     }
 
-    /// The next rows that count, whole entries, and where to go on.
-    fn read_strays(&self, until: Place, next: Option<Place>) -> Result<Slice, StoreError> {
+    /// The next rows that are wanted, whole entries, and where to go on.
+    pub(super) fn read_strays(
+        &self,
+        until: Place,
+        next: Option<Place>,
+        is_wanted: impl Fn(&Self, Place, &Row) -> bool,
+    ) -> Result<Slice, StoreError> {
         let (from, to) = (next.map(Place::encode), until.encode());
         let from = from.as_ref().map_or(Bound::Unbounded, |from| Bound::Excluded(from.as_ref()));
         let (mut rows, mut bytes, mut current, mut last) = (Vec::new(), 0, None, None);
@@ -88,7 +93,7 @@ impl Writer {
                 return Ok(Slice { rows, next: last });
             }
             last = Some(place.with_tag(0));
-            if self.is_stray(place, &row) {
+            if is_wanted(self, place, &row) {
                 rows.push((place, row));
             }
         }
@@ -138,7 +143,7 @@ impl Writer {
         }
     }
 
-    fn set_strays(&mut self, strays: Option<(Place, Option<Place>)>) {
+    pub(super) fn set_strays(&mut self, strays: Option<(Place, Option<Place>)>) {
         self.replica.strays = strays;
         match strays {
             Some((until, next)) => self.put_meta(Meta::Strays(until, next)),

@@ -154,6 +154,8 @@ pub struct Writer {
     pub(super) reclaim: Option<Reclaim>,
     pub(super) collection: Collection,
     pub(super) replica: Replicated,
+    /// Where the members were that a former owner of the store knew.
+    pub(super) former_peers: Vec<String>,
     room: Room,
     pub(super) quota_bytes: Option<u64>,
     /// The bytes of the rows in `open`.
@@ -168,13 +170,17 @@ impl Writer {
     pub fn open(store: Store, options: &Options, now: Now) -> Result<Self, StoreError> {
         let mut meta = StoreMeta::read(&store)?;
         meta.take_tag(options.tag);
-        let identity = meta.identity.unwrap_or(options.identity);
+        let mut identity = meta.identity.unwrap_or(options.identity);
+        if meta.removed {
+            identity.member = options.identity.member;
+        }
         let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes, meta.tag));
         let lessor = Arc::new(Lessor::new(identity.member, options.lease_ttl_seconds_min));
         let end = restore(&mvcc, &lessor, &mut meta, options.revision_entropy)?;
         let origin = meta.origins.next();
         let run = next_run(&meta, identity.member, options.run_entropy, now)?;
         let revision = end.newest.revision;
+        let heads = meta.heads.iter().copied().filter(|_| !meta.removed);
         let mut writer = Self {
             hub: Arc::new(Hub::new(revision)),
             mvcc,
@@ -200,7 +206,8 @@ impl Writer {
             compacting: None,
             reclaim: None,
             collection: meta.collection(options.gc_age_millis),
-            replica: Replicated::new(meta.heads.iter().copied(), (meta.promised, meta.complete)),
+            replica: Replicated::new(heads, (meta.promised, meta.complete)),
+            former_peers: end.former_peers()?,
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
             open_bytes: 0,
@@ -222,10 +229,13 @@ impl Writer {
         origin: Origin,
         former_seq: u64,
     ) -> Result<(), StoreError> {
-        if meta.identity.is_none() {
+        if meta.removed {
+            self.record_new_owner(meta);
+        }
+        if meta.identity != Some(self.identity) {
             self.put_meta(Meta::Identity(self.identity));
         }
-        if let Some((former, _)) = meta.run {
+        if let Some((former, _)) = meta.run.filter(|_| !meta.removed) {
             self.put_meta(Meta::Head(former, former_seq));
             self.replica.heads.insert(former, former_seq);
         }
@@ -704,7 +714,7 @@ impl Writer {
         // Durable rows only: the end of the log must not be swept away under an open batch.
         let is_settled =
             self.reclaim.is_none() && self.compacting.is_none() && !self.has_open_batch();
-        if !is_due || !is_settled {
+        if !is_due || !is_settled || self.has_former() {
             return Ok(None);
         }
         let rules = self.collection.begin_sweep(self.clock.last());

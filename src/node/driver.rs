@@ -550,6 +550,7 @@ impl Driver {
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
                 Effect::Clock(news) => self.observe_clock(news),
+                Effect::Lost(_) | Effect::Removed { .. } => {}
                 Effect::RemovedDead(member) => {
                     tracing::warn!(%member, "the member is dead for too long: it is removed");
                 }

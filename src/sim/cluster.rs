@@ -322,6 +322,8 @@ impl Cluster {
         if now >= self.next_contact {
             self.next_contact = now + CONTACT_MICROS;
             self.introduce();
+            self.refuse_removed();
+            self.restart_removed();
             self.admit_joiners();
         }
         if now >= self.next_check {
@@ -361,6 +363,61 @@ impl Cluster {
                 })
             });
         }
+    }
+
+    /// Members are told by others, whom they take for members, that they were removed.
+    fn refuse_removed(&mut self) {
+        for number in self.up() {
+            let me = self.world.actors[number].member();
+            let takes_for_member = self.members(number);
+            let refuses = |other: &usize| {
+                let peer = &self.world.actors[*other];
+                self.is_reachable(number, *other)
+                    && peer.has_removed(me)
+                    && takes_for_member.contains(&peer.member())
+            };
+            if self.up().iter().any(refuses) {
+                self.world.with(number, |full, micros| {
+                    full.with(micros, |replica, now| replica.note_removal(now))
+                });
+            }
+        }
+    }
+
+    /// Members that know that they were removed end. Those that were not in touch then come back as somebody else.
+    fn restart_removed(&mut self) {
+        for number in self.up() {
+            match self.world.actors[number].removed {
+                Some(true) => self.crash(number),
+                Some(false) => {
+                    self.succeed(number);
+                    self.start(number);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The process of a member ends; the next one is somebody else, if this one knew that it was removed.
+    pub(super) fn succeed(&mut self, number: usize) {
+        self.tell(format!("n{number} is to come back as somebody else"));
+        let member = member_id(self.next_id);
+        self.next_id += 1;
+        self.world.with(number, |full, _| full.succeed(member));
+        self.world.rename(number, member);
+        self.witnesses.remove(&number);
+        self.shown[number] = Shown::default();
+    }
+
+    /// A member removes another.
+    pub(super) fn remove(&mut self, by: usize, whom: usize) {
+        self.tell(format!("n{by} removes n{whom}"));
+        let member = self.world.actors[whom].member();
+        self.world.with(by, |full, micros| {
+            full.with(micros, |replica, now| {
+                replica.change_members(vec![(member, None)], now).expect("no fault");
+            })
+        });
     }
 
     /// Those who belong to no cluster ask somebody.
@@ -477,8 +534,9 @@ impl Cluster {
             (0..self.world.actors.len()).map(|n| (self.world.actors[n].member(), n)).collect();
         for number in self.up() {
             let settled = self.shown[number].settled;
-            for member in self.members(number) {
-                let Some(holder) = by_member.get(&member) else { continue };
+            let members = self.members(number);
+            for member in &members {
+                let Some(holder) = by_member.get(member) else { continue };
                 // One that is on its way in holds nothing that anyone counts on.
                 let replica = &self.world.actors[*holder].replica;
                 let is_here = replica.as_ref().is_none_or(|replica| replica.is_ready());
@@ -492,7 +550,7 @@ impl Cluster {
                 for (origin, entries) in &self.truth {
                     let head = heads.get(origin).copied().unwrap_or(0);
                     let missing = entries.range(head + 1..).find(|(_, e)| e.time <= settled);
-                    let survives = |seq: &u64| self.survives(*origin, *seq);
+                    let survives = |seq: &u64| self.survives(*origin, *seq, &members);
                     if let Some((seq, entry)) = missing.filter(|(seq, _)| survives(seq)) {
                         self.fail(&format!(
                             "n{number} takes {settled} for settled, but n{holder} lacks {origin} {seq} of {}",
@@ -504,9 +562,11 @@ impl Cluster {
         }
     }
 
-    /// Whether anybody has an entry at all: the only disk that had it may have been replaced.
-    fn survives(&self, origin: Origin, seq: u64) -> bool {
+    /// Whether any of these members has an entry at all: the only disk that had it may have been replaced, or its owner
+    /// removed.
+    fn survives(&self, origin: Origin, seq: u64, members: &BTreeSet<MemberId>) -> bool {
         (0..self.world.actors.len())
+            .filter(|number| members.contains(&self.world.actors[*number].member()))
             .any(|number| self.heads_of(number).get(&origin).is_some_and(|head| *head >= seq))
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::{Actor, now_at};
 use crate::engine::command::{Command, CommandReply, Reply};
+use crate::engine::former::LostWrite;
 use crate::engine::lease::KeepAlive;
 use crate::engine::replica::{Admission, ClockNews, ClusterOptions, Effect, Refusal, Replica};
 use crate::engine::{Failure, Options};
@@ -52,6 +53,10 @@ pub(super) struct Full {
     pub(super) clock_news: Vec<ClockNews>,
     /// What came while it stood still.
     waiting: Vec<(MemberId, Message)>,
+    /// What it was told that its former self has lost.
+    pub(super) lost: Vec<LostWrite>,
+    /// Whether it was told that it was removed, and whether it was live then.
+    pub(super) removed: Option<bool>,
 }
 
 impl Full {
@@ -68,6 +73,8 @@ impl Full {
             next_leases: 0,
             clock_news: Vec::new(),
             waiting: Vec::new(),
+            lost: Vec::new(),
+            removed: None,
         };
         full.start(micros);
         full
@@ -115,6 +122,19 @@ impl Full {
         self.setup.writer.identity = Identity { member, cluster };
         self.setup.cluster.initial.clear();
         self.setup.cluster.joins = true;
+    }
+
+    /// Whoever starts it next on what is on its disk is somebody else, if this one knows that it was removed.
+    pub(super) fn succeed(&mut self, member: MemberId) {
+        self.crash();
+        self.setup.writer.identity.member = member;
+        self.removed = None;
+    }
+
+    /// Whether it knows that a member was removed: then it does not listen to it.
+    pub(super) fn has_removed(&self, member: MemberId) -> bool {
+        let directory = self.replica.as_ref().and_then(Replica::directory);
+        directory.is_some_and(|directory| directory.membership.removed.contains_key(&member))
     }
 
     /// A copy of what would be left on its disk.
@@ -235,6 +255,8 @@ impl Full {
                 self.passed.insert(id);
             }
             Effect::Clock(news) => self.clock_news.push(news),
+            Effect::Lost(lost) => self.lost.extend(lost),
+            Effect::Removed { was_live } => self.removed = Some(was_live),
             Effect::RemovedDead(_)
             | Effect::Members
             | Effect::Live
@@ -257,6 +279,9 @@ impl Full {
 
     fn deliver(&mut self, micros: u64, from: MemberId, message: Message) {
         let now = self.now(micros);
+        if self.has_removed(from) {
+            return;
+        }
         if let Some(replica) = &mut self.replica {
             replica.receive(from, message, now).expect("no fault");
             self.after(micros);

@@ -23,6 +23,8 @@ mod properties;
 mod report;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod removal_scenarios;
 pub mod spread;
 pub mod tool;
 #[cfg(test)]

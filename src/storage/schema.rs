@@ -401,6 +401,10 @@ pub enum Meta {
     /// written anew; behind the second place that is yet to be done. There is none until the data of the others has come.
     /// When it is read their tags are 0.
     Strays(Place, Option<Place>),
+    /// This member was removed from its cluster: whoever opens the store next is somebody else.
+    Removed,
+    /// Everything up to this place was written under a former member id, and does not count. When it is read its tag is 0.
+    Former(Place),
 }
 
 /// Whose store it is.
@@ -424,6 +428,8 @@ const META_PEERED: u8 = 9;
 const META_PROMISED: u8 = 10;
 const META_TAG: u8 = 11;
 const META_STRAYS: u8 = 12;
+const META_REMOVED: u8 = 13;
+const META_FORMER: u8 = 14;
 
 impl Meta {
     /// The key and value of the row.
@@ -489,6 +495,11 @@ impl Meta {
                     value.put_slice(&next.encode());
                 }
             }
+            Self::Removed => key.put_u8(META_REMOVED),
+            Self::Former(place) => {
+                key.put_u8(META_FORMER);
+                value.put_slice(&place.encode());
+            }
         }
         (key.freeze(), value.freeze())
     }
@@ -524,6 +535,8 @@ impl Meta {
                 };
                 return Ok(Self::Strays(Place::decode(until, 0)?, next));
             }
+            [META_REMOVED] => Self::Removed,
+            [META_FORMER] => return Ok(Self::Former(Place::decode(&reader.rest(), 0)?)),
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
         reader.end()?;

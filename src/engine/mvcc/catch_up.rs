@@ -55,7 +55,7 @@ impl Mvcc {
         let origins = self.origins.read().clone();
         let covered: std::collections::BTreeMap<OriginIndex, u64> =
             heads.iter().filter_map(|head| Some((origins.index(head.origin)?, head.seq))).collect();
-        let start = cursor.map(place_of).map(Place::encode);
+        let start = cursor.map(place_of).max(self.former()).map(Place::encode);
         let start =
             start.as_ref().map_or(Bound::Unbounded, |start| Bound::Excluded(start.as_ref()));
         let mut entries: Vec<(Origin, Entry)> = Vec::new();

@@ -146,6 +146,9 @@ impl Sweep {
         if place >= self.newest {
             return Ok(false);
         }
+        if mvcc.is_former(place) {
+            return Ok(true);
+        }
         let row = Row::decode(place, bytes::Bytes::copy_from_slice(value))?;
         let (time, rules) = (row.stamp.time, &self.rules);
         if !rules.allow(time) {

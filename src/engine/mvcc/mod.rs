@@ -34,7 +34,7 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering as Atomic};
 
 use bytes::Bytes;
@@ -150,6 +150,8 @@ pub struct Mvcc {
     graves: RwLock<Graves>,
     /// Where the entries of each origin are, if there are peers.
     marks: RwLock<Marks>,
+    /// Rows up to here do not count, under the tag 0, if there are any such.
+    former: OnceLock<Place>,
     store: Store,
     cache: Cache<Place, Pair, PairWeighter>,
     /// Guards it once it is full.
@@ -190,12 +192,30 @@ impl Mvcc {
             records: RwLock::default(),
             graves: RwLock::default(),
             marks: RwLock::default(),
+            former: OnceLock::new(),
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
             doorkeeper: Doorkeeper::new(),
             published: AtomicU64::new(Revision::FIRST.with_tag(tag).0),
             compacted_mark: AtomicU64::new(0),
         }
+    }
+
+    /// Rows up to here do not count, and are in nobody's way. To be said once, before anybody reads.
+    pub(super) fn set_former(&self, former: Place) {
+        let former = former.with_tag(0);
+        let known = self.former.get_or_init(|| former);
+        assert_eq!(*known, former, "what does not count is settled at the start");
+    }
+
+    /// Up to where rows do not count, under the tag 0.
+    pub(super) fn former(&self) -> Option<Place> {
+        self.former.get().copied()
+    }
+
+    /// Whether a row, under whatever tag, is one of those that do not count.
+    fn is_former(&self, place: Place) -> bool {
+        self.former.get().is_some_and(|former| place.with_tag(0) <= *former)
     }
 
     /// The revision that readers see.

@@ -200,6 +200,9 @@ impl Mvcc {
         for item in self.store.rows(Space::Log, Bound::Included(&start), Bound::Unbounded) {
             let (key, value) = item?;
             let place = Place::decode(&key, tag)?;
+            if self.is_former(place) {
+                continue;
+            }
             if !take(place, &Row::decode(place, value)?) {
                 return Ok(false);
             }

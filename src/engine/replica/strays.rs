@@ -18,9 +18,23 @@ impl Replica {
         if self.cluster.is_none() || !self.writer.has_strays() || !is_time {
             return Ok(());
         }
-        self.writer.write_strays(now)?;
+        if self.writer.has_former() {
+            self.tell_lost()?;
+        } else {
+            self.writer.write_strays(now)?;
+        }
         if !self.writer.has_strays() {
             self.effects.push(Effect::Ready);
+        }
+        Ok(())
+    }
+
+    /// Looks through what a former owner of the store has left.
+    fn tell_lost(&mut self) -> Result<(), StoreError> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        let lost = self.writer.find_lost(&cluster.directory.membership)?;
+        if !lost.is_empty() {
+            self.effects.push(Effect::Lost(lost));
         }
         Ok(())
     }

@@ -306,6 +306,8 @@ pub struct Gossip {
     exchange_interval: u64,
     next_exchange: u64,
     next_promise: u64,
+    /// What the promise that is to be made may say: see [`Self::promised`].
+    current_when_pledged: Timestamp,
     next_announce: Option<u64>,
     counts: Counts,
     outputs: Vec<Output>,
@@ -353,6 +355,7 @@ impl Gossip {
             offered: 0,
             exchange_interval: options.exchange_millis,
             next_exchange: millis + dice.below(options.exchange_millis),
+            current_when_pledged: Timestamp::default(),
             next_promise: millis + dice.below(options.promise_millis),
             next_announce: None,
             counts: Counts::default(),
@@ -730,6 +733,7 @@ impl Gossip {
             self.conclude();
             if !self.membership.members.is_empty() {
                 let complete = self.frontier.complete();
+                self.current_when_pledged = self.frontier.current();
                 self.outputs.push(Output::Promise { complete });
             }
         }

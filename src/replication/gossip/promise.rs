@@ -12,9 +12,13 @@ const REPLY_MEMBERS_MAX: usize = 64;
 
 impl Gossip {
     /// Our own promise is durable: passes it on to somebody, who passes it on in turn.
+    ///
+    /// It says that this member knows what was written up to `current`, removals and new runs too. Others rely on it that
+    /// whatever this member has to say of an end that it knows is among the entries that the promise covers. So it must not
+    /// say what became known when those entries were on their way to the disk.
     pub(super) fn promised(&mut self, time: Timestamp, seq: u64, now: Now) {
         let complete = coarse(self.frontier.complete());
-        let current = coarse(self.frontier.current());
+        let current = coarse(self.current_when_pledged);
         let Origin { member, run } = self.me;
         let promise = Promise { member, run, time: coarse(time), seq, complete, current };
         if let Some(number) = self.membership.number(member) {

@@ -78,6 +78,8 @@ fn any_meta() -> impl Strategy<Value = Meta> {
         (any_place(), proptest::option::of(any_place())).prop_map(|(until, next)| {
             Meta::Strays(until.with_tag(0), next.map(|next| next.with_tag(0)))
         }),
+        Just(Meta::Removed),
+        any_place().prop_map(|place| Meta::Former(place.with_tag(0))),
     ]
 }
 
@@ -242,6 +244,8 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("promised", Meta::Promised(time, time)),
         ("tag", Meta::Tag(300)),
         ("strays", Meta::Strays(place, None)),
+        ("removed", Meta::Removed),
+        ("former", Meta::Former(place)),
     ];
     let rows = [
         ("put", put),
