@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    ClockOptions, ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions,
-    Services, founding_cluster,
+    ClockOptions, ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, Removed,
+    RequestOptions, Services, founding_cluster,
 };
 use starling::replication::gossip;
 use starling::sim::tool;
@@ -36,6 +37,10 @@ const STORE_LOOK: Duration = Duration::from_secs(1);
 const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
 /// Leases live at least this part of the election timeout, in halves.
 const LEASE_ELECTION_HALVES: u128 = 3;
+/// Where writes are kept that nobody has any more, in the data directory.
+const LOST_AND_FOUND: &str = "lost-and-found";
+/// How long a member that was removed goes on, so that the others hear of it from itself, too (etcd: a second).
+const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 /// Exit code of a process that was told twice to stop.
 const EXIT_INTERRUPTED: i32 = 130;
 
@@ -130,6 +135,35 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         tracing::warn!("{warning}");
     }
     raise_file_limit();
+    let end = serve_member(config)?;
+    tracing::info!("stopped");
+    match end {
+        End::Wanted => Ok(()),
+        End::Removed => Err(start_anew()),
+    }
+}
+
+/// Puts a new process in the place of this one, by the same command. Returns why that cannot be.
+fn start_anew() -> String {
+    tracing::warn!("this member was removed while it was away: it joins again, as a new one");
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    let anew = |program| std::process::Command::new(program).arg0(name).args(args).exec();
+    let error = std::env::current_exe().map_or_else(|error| error, anew);
+    format!("cannot start anew as another member: {error}")
+}
+
+/// Why a member has come to an end that is none of its own fault.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is to stop.
+    Wanted,
+    /// The process is to go on as a new member.
+    Removed,
+}
+
+/// Runs a member until it is told to stop, is removed, or fails.
+fn serve_member(config: &Config) -> Result<End, String> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         name = config.name,
@@ -188,12 +222,11 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
     if let Some(traces) = traces {
         traces.stop();
     }
-    tracing::info!("stopped");
     outcome
 }
 
-/// Waits for a signal, or for the store to fail.
-async fn until_stopped(node: &Node, store: &Store) -> Result<(), String> {
+/// Waits for a signal, for the member to be removed, or for the store to fail.
+async fn until_stopped(node: &Node, store: &Store) -> Result<End, String> {
     let cannot = |error| format!("cannot listen for signals: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -204,6 +237,14 @@ async fn until_stopped(node: &Node, store: &Store) -> Result<(), String> {
             tracing::error!(error = describe(&error), "the store has failed");
             return Err(describe(&error));
         }
+        removed = node.removed() => match removed {
+            Removed::Away => return Ok(End::Removed),
+            Removed::Live => {
+                tracing::warn!("the member has been permanently removed from the cluster");
+                tokio::time::sleep(REMOVAL_GRACE).await;
+                return Ok(End::Wanted);
+            }
+        },
         why = failed_in_background(store.clone()) => {
             // The writer may wait for the store for ever, so there is no orderly end.
             tracing::error!(error = why, "the store has failed");
@@ -218,7 +259,7 @@ async fn until_stopped(node: &Node, store: &Store) -> Result<(), String> {
         }
         std::process::exit(EXIT_INTERRUPTED);
     });
-    Ok(())
+    Ok(End::Wanted)
 }
 
 /// Resolves when the store can no longer write what it was given before.
@@ -358,6 +399,7 @@ fn node_options(config: &Config) -> NodeOptions {
             timeout: REQUEST_TIMEOUT_BASE + 2 * config.election_timeout,
             progress_interval: config.progress_interval,
         },
+        lost_and_found: (!config.cluster.volatile).then(|| config.data_dir.join(LOST_AND_FOUND)),
         retention: config.retention,
         ack: config.cluster.write_ack,
         reads: config.cluster.read_level,

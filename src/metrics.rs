@@ -87,6 +87,8 @@ pub struct Metrics {
     pub leases_granted: Counter,
     /// Leases revoked, by a client or because they ran out.
     pub leases_revoked: Counter,
+    /// Writes that nobody has any more but the file of lost ones.
+    pub lost_writes: Counter,
     /// How long each commit took, its fsync included, in seconds.
     pub commit_seconds: Histogram,
     /// How long entries of other members took until they were durable here, in seconds.
@@ -158,6 +160,7 @@ impl Metrics {
             txns: Counter::default(),
             leases_granted: Counter::default(),
             leases_revoked: Counter::default(),
+            lost_writes: Counter::default(),
             commit_seconds: Histogram::new(exponential_buckets(
                 COMMIT_SECONDS_FIRST,
                 2.0,
@@ -193,6 +196,11 @@ impl Metrics {
         for (name, help, counter) in [
             ("etcd_debugging_lease_granted", "Leases granted", &metrics.leases_granted),
             ("etcd_debugging_lease_revoked", "Leases revoked", &metrics.leases_revoked),
+            (
+                "starling_lost_writes",
+                "Writes that only lost-and-found has, since this member was removed before others had them",
+                &metrics.lost_writes,
+            ),
             (
                 "etcd_network_client_grpc_received_bytes",
                 "Bytes received from clients",

@@ -71,7 +71,8 @@ impl StoreMeta {
         (self.former, self.strays) = (Some(newest), Some((newest, next)));
         self.compacted = Some(newest.revision);
         // What it promised was another's word. Only times go on: what comes is later than all that was.
-        (self.peered, self.settled, self.collected) = (Some(Timestamp::default()), Timestamp::default(), Timestamp::default());
+        (self.peered, self.settled, self.collected) =
+            (Some(Timestamp::default()), Timestamp::default(), Timestamp::default());
         self.complete = Timestamp::default();
     }
 }

@@ -14,14 +14,16 @@ use tokio::sync::oneshot;
 use super::acks::{Acks, Period, Voters};
 use super::clock::SystemClock;
 use super::compactor::Compactor;
-use super::handle::Shared;
+use super::handle::{Removed, Shared};
 use super::home::{Answer, Answers, Home, Outcome};
+use super::lost_and_found::LostAndFound;
 use super::peers::Peers;
 use super::status::Observer;
 use super::write_traces::{Queued, WriteTraces};
 use crate::engine::Failure;
 use crate::engine::command::{Command, CommandReply};
 use crate::engine::conflicts::{Conflicts, Noted};
+use crate::engine::former::LostWrite;
 use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
@@ -71,6 +73,8 @@ pub(super) enum Task {
     Peer(Origin, Box<Message>, oneshot::Sender<()>),
     /// A peer has connected.
     Contact(MemberId),
+    /// A peer says that this member was removed.
+    Removed(MemberId),
     /// Its connection has broken.
     Lost(MemberId),
     /// A peer has been sent what was read from the log for it.
@@ -140,6 +144,7 @@ pub(super) struct Driver {
     released: Answers,
     awaiting_reclaim: Vec<(Revision, oneshot::Sender<Result<()>>)>,
     observer: Observer,
+    lost_and_found: LostAndFound,
     /// `None` if nobody wants any.
     traces: Option<WriteTraces>,
     /// For sweeps to report back.
@@ -158,6 +163,7 @@ impl Driver {
         replica: Replica,
         peers: Option<Peers>,
         (queue, tasks): (Queue, Receiver<Task>),
+        lost_and_found: LostAndFound,
         shared: Arc<Shared>,
         clock: SystemClock,
         compactor: Compactor,
@@ -181,6 +187,7 @@ impl Driver {
             released: Answers::default(),
             awaiting_reclaim: Vec::new(),
             observer: Observer::default(),
+            lost_and_found,
             traces,
             queue,
             sweeper: None,
@@ -368,6 +375,10 @@ impl Driver {
                 self.replica.meet(peer, now)?;
             }
             Task::Lost(peer) => self.acks.lost(peer),
+            Task::Removed(by) => {
+                tracing::warn!(%by, "a peer says that this member was removed");
+                self.replica.note_removal(now);
+            }
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
             Task::Admit { member, record, reply } => {
                 let admission = self.replica.admit(member, &record, now)?;
@@ -465,6 +476,21 @@ impl Driver {
         self.count_voters();
     }
 
+    /// Keeps writes elsewhere that the store lets go of with the next commit.
+    fn keep_lost(&self, lost: &[LostWrite]) {
+        self.shared.metrics.lost_writes.inc_by(lost.len() as u64);
+        match self.lost_and_found.keep(lost) {
+            Ok(Some(path)) => tracing::warn!(
+                writes = lost.len(),
+                path = %path.display(),
+                "nobody else has these writes, and nobody takes them: they are kept in a file"
+            ),
+            Ok(None) => {}
+            // They are still in the store.
+            Err(error) => self.shared.fail(error.into()),
+        }
+    }
+
     fn observe_clock(&self, news: ClockNews) {
         self.shared.fence(self.replica.is_fenced());
         match news {
@@ -550,7 +576,10 @@ impl Driver {
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
                 Effect::Clock(news) => self.observe_clock(news),
-                Effect::Lost(_) | Effect::Removed { .. } => {}
+                Effect::Lost(lost) => self.keep_lost(&lost),
+                Effect::Removed { was_live } => {
+                    self.shared.set_removed(if was_live { Removed::Live } else { Removed::Away });
+                }
                 Effect::RemovedDead(member) => {
                     tracing::warn!(%member, "the member is dead for too long: it is removed");
                 }

@@ -92,6 +92,15 @@ pub struct RequestOptions {
     pub progress_interval: Duration,
 }
 
+/// That a member was removed from its cluster. Whoever opens its store next is somebody else, who may join again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// It was in touch with the others then, so somebody wanted it to go.
+    Live,
+    /// It was away, and may have been taken for dead.
+    Away,
+}
+
 /// What all handles of a member share with its writer.
 pub(super) struct Shared {
     pub(super) mvcc: Arc<Mvcc>,
@@ -126,6 +135,9 @@ pub(super) struct Shared {
     stopping: watch::Sender<bool>,
     failure: Mutex<Option<StoreError>>,
     failed: Notify,
+    /// Whether this process has been admitted by somebody.
+    adopted: AtomicBool,
+    removed: watch::Sender<Option<Removed>>,
 }
 
 impl Shared {
@@ -162,6 +174,8 @@ impl Shared {
             stopping: watch::Sender::new(false),
             failure: Mutex::new(None),
             failed: Notify::new(),
+            adopted: AtomicBool::new(false),
+            removed: watch::Sender::new(None),
         }
     }
 
@@ -256,7 +270,39 @@ impl Shared {
 
     /// Whether this member has been admitted, but has not got the data yet.
     pub(super) fn is_joining(&self) -> bool {
-        !self.is_ready() && self.directory.read().is_some()
+        let is_admitted =
+            || self.adopted.load(Ordering::Acquire) || self.has_member(self.member.id);
+        !self.is_ready() && is_admitted()
+    }
+
+    /// This member has been admitted.
+    pub(super) fn set_adopted(&self) {
+        self.adopted.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody is a member, as far as this one knows.
+    pub(super) fn has_member(&self, member: MemberId) -> bool {
+        self.directory.read().as_ref().is_some_and(|it| it.members.contains_key(&member))
+    }
+
+    /// Whether somebody was removed.
+    pub(super) fn has_removed(&self, member: MemberId) -> bool {
+        let directory = self.directory.read();
+        directory.as_ref().is_some_and(|it| it.membership.removed.contains_key(&member))
+    }
+
+    /// This member was removed.
+    pub(super) fn set_removed(&self, removed: Removed) {
+        self.removed.send_replace(Some(removed));
+    }
+
+    pub(super) async fn removed(&self) -> Removed {
+        let mut removals = self.removed.subscribe();
+        // The sender is as alive as this is.
+        match removals.wait_for(Option::is_some).await.map(|removed| *removed) {
+            Ok(Some(removed)) => removed,
+            _ => std::future::pending().await,
+        }
     }
 
     pub(super) fn is_stopping(&self) -> bool {

@@ -17,12 +17,14 @@ mod forward;
 mod handle;
 mod home;
 mod leases;
+mod lost_and_found;
 mod peers;
 mod status;
 mod tags;
 mod write_traces;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -36,7 +38,7 @@ pub use forward::{
     FORWARDED, FORWARDED_ANSWERED, FORWARDED_BY, FORWARDED_REFUSED, FORWARDED_TO, Forward, READ,
     Services, WRITE_ACK,
 };
-pub use handle::{Handle, Member, RequestOptions, Status, WatchStream};
+pub use handle::{Handle, Member, Removed, RequestOptions, Status, WatchStream};
 pub use peers::PeerOptions;
 pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};
 
@@ -53,6 +55,7 @@ use compactor::Compactor;
 use driver::{Driver, QUEUE_MAX, Task};
 use handle::Shared;
 use home::Home;
+use lost_and_found::LostAndFound;
 use peers::Peers;
 
 /// Settings of a member.
@@ -74,6 +77,8 @@ pub struct NodeOptions {
     pub ack: WriteAck,
     /// Whom linearizable reads ask, unless they say otherwise.
     pub reads: ReadLevel,
+    /// Where writes are kept that nobody else has any more; `None` for nowhere.
+    pub lost_and_found: Option<PathBuf>,
     /// What makes spans of requests and writes; `None` if nobody wants any.
     pub traces: Option<Arc<Traces>>,
 }
@@ -122,14 +127,18 @@ impl Node {
             span: None,
         };
         let peers = match peers {
-            Some(peers) => Some(Peers::start(peers, &handle).map_err(io::Error::other)?),
+            Some(peers) => Some(
+                Peers::start(peers, &handle, replica.writer().former_peers())
+                    .map_err(io::Error::other)?,
+            ),
             None => None,
         };
         if let Some(peers) = &peers {
             handle = handle.with_transport(peers.transport.clone());
         }
         let tasks = (queue, tasks);
-        let driver = Driver::new(replica, peers, tasks, shared, clock, compactor);
+        let lost_and_found = LostAndFound::new(options.lost_and_found);
+        let driver = Driver::new(replica, peers, tasks, lost_and_found, shared, clock, compactor);
         let driver =
             std::thread::Builder::new().name("writer".to_owned()).spawn(move || driver.run())?;
         Ok(Self { handle, driver: Some(driver) })
@@ -143,6 +152,12 @@ impl Node {
     /// Resolves when the store has failed, with the reason. The process must end then.
     pub async fn failed(&self) -> StoreError {
         self.handle.shared.failed().await
+    }
+
+    /// Resolves when this member was removed from its cluster, which is on disk: the process must end, or start the member
+    /// anew.
+    pub async fn removed(&self) -> Removed {
+        self.handle.shared.removed().await
     }
 
     /// Tells streams that the member stops. Requests are still answered.

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use starling_proto::starling::peer::v1 as pb;
 use tokio::sync::oneshot;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::driver::{Queue, Task, step_back};
 use super::forward::Services;
@@ -28,6 +28,9 @@ use crate::types::{ClusterId, MemberId, Origin};
 
 /// How long a peer's message waits for room in the writer's queue before it looks again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(2);
+/// What a member is told that was removed (etcd's words).
+const REMOVED: &str = "the member has been permanently removed from the cluster";
+
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -147,15 +150,15 @@ impl PeerHandler for Gate {
         self.submit(Task::Admit { member, record: Box::new(record), reply }).await?;
         match wait.await.map_err(|_| stopped())? {
             Ok(admission) => Ok(to_reply(&admission)),
-            Err(Refusal::Removed) => {
-                refuse("the member was removed: it needs a new data directory")
-            }
+            Err(Refusal::Removed) => refuse(REMOVED),
             Err(Refusal::Taken) => refuse("a living member has this name or address"),
         }
     }
 
     fn admit(&self, from: MemberId, _run: u64) -> Result<(), String> {
-        if self.shared.admits(from) {
+        if self.shared.has_removed(from) {
+            Err(REMOVED.to_owned())
+        } else if self.shared.admits(from) {
             Ok(())
         } else {
             Err("not a member of this cluster: join first".to_owned())
@@ -169,6 +172,14 @@ impl PeerHandler for Gate {
 
     fn on_disconnected(&self, from: MemberId, _run: u64) {
         let _ = self.queue.try_send(Task::Lost(from));
+    }
+
+    fn on_unreachable(&self, to: MemberId, status: &Status) {
+        // Whoever is no member here has no say in it.
+        let is_removal = status.code() == Code::FailedPrecondition && status.message() == REMOVED;
+        if is_removal && self.shared.has_member(to) {
+            let _ = self.queue.try_send(Task::Removed(to));
+        }
     }
 }
 
@@ -213,8 +224,12 @@ pub(super) struct Peers {
 type Work = Box<dyn FnOnce() + Send>;
 
 impl Peers {
-    /// Listens, and begins to look for those to be found.
-    pub(super) fn start(options: PeerOptions, handle: &Handle) -> Result<Self, String> {
+    /// Listens, and begins to look for those to be found; also at former addresses of members.
+    pub(super) fn start(
+        options: PeerOptions,
+        handle: &Handle,
+        former: &[String],
+    ) -> Result<Self, String> {
         let Handle { shared, queue, .. } = handle;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -251,6 +266,7 @@ impl Peers {
             addresses: Arc::clone(&addresses),
             founders,
             join: options.join,
+            former: parse_all(former.iter()),
             discovery: options.discovery,
             record: options.cluster.record,
         };
@@ -323,6 +339,8 @@ struct Search {
     addresses: Arc<Mutex<Addresses>>,
     founders: Vec<PeerUrl>,
     join: Vec<PeerUrl>,
+    /// Where members were that a former owner of the store knew.
+    former: Vec<PeerUrl>,
     discovery: Option<(String, String)>,
     record: MemberRecord,
 }
@@ -443,6 +461,10 @@ impl Search {
 
     async fn look_for_contact(&self, told: &mut BTreeSet<String>) {
         let mut urls = self.join.clone();
+        urls.extend(self.former.iter().cloned());
+        if !self.former.is_empty() {
+            urls.extend(self.founders.iter().cloned());
+        }
         if let Some((domain, name)) = &self.discovery {
             match self.transport.resolver().members_of(domain, name).await {
                 Ok(found) => urls.extend(found),
@@ -485,6 +507,9 @@ impl Search {
         let admission = match admission {
             Ok(admission) => admission,
             Err(why) => {
+                if why == REMOVED {
+                    let _ = self.queue.try_send(Task::Removed(MemberId(contact.member_id)));
+                }
                 if told.insert(why.clone()) {
                     tracing::warn!(address = %candidate.address, why, "not admitted");
                 }
@@ -516,6 +541,8 @@ impl Search {
         if self.queue.try_send(task).is_err() {
             return false;
         }
-        wait.await.is_ok()
+        let is_adopted = wait.await.is_ok();
+        self.shared.set_adopted();
+        is_adopted
     }
 }

@@ -20,11 +20,11 @@ pub mod network;
 mod plot;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod removal_scenarios;
 mod report;
 #[cfg(test)]
 mod scenarios;
-#[cfg(test)]
-mod removal_scenarios;
 pub mod spread;
 pub mod tool;
 #[cfg(test)]

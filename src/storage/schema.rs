@@ -431,6 +431,9 @@ const META_STRAYS: u8 = 12;
 const META_REMOVED: u8 = 13;
 const META_FORMER: u8 = 14;
 
+/// The value of the row that says so.
+const REMOVED: u8 = 1;
+
 impl Meta {
     /// The key and value of the row.
     pub fn encode(self) -> (Bytes, Bytes) {
@@ -495,7 +498,10 @@ impl Meta {
                     value.put_slice(&next.encode());
                 }
             }
-            Self::Removed => key.put_u8(META_REMOVED),
+            Self::Removed => {
+                key.put_u8(META_REMOVED);
+                value.put_u8(REMOVED);
+            }
             Self::Former(place) => {
                 key.put_u8(META_FORMER);
                 value.put_slice(&place.encode());
@@ -535,7 +541,8 @@ impl Meta {
                 };
                 return Ok(Self::Strays(Place::decode(until, 0)?, next));
             }
-            [META_REMOVED] => Self::Removed,
+            [META_REMOVED] if reader.u8()? == REMOVED => Self::Removed,
+            [META_REMOVED] => return Err(corrupt("a member is removed, or there is no such row")),
             [META_FORMER] => return Ok(Self::Former(Place::decode(&reader.rest(), 0)?)),
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };

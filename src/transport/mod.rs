@@ -149,7 +149,7 @@ pub trait PeerHandler: Send + Sync + 'static {
     /// Takes someone into the cluster, or says why not.
     async fn join(&self, request: pb::JoinRequest) -> Result<pb::JoinReply, Status>;
 
-    /// Whether messages of a member are taken that has been greeted; if not, why. It is told.
+    /// Whether messages of a member are taken; if not, why. It is told. Asked when it is greeted, and for each message.
     fn admit(&self, from: MemberId, run: u64) -> Result<(), String> {
         let _ = (from, run);
         Ok(())

@@ -342,6 +342,8 @@ async fn take_all(
         let message = taken.map_err(|error| Status::invalid_argument(error.to_string()))?;
         count_received(shared, from, u64::from(message.is_some()), bytes);
         if let Some(message) = message {
+            // It may have been removed since it was greeted.
+            shared.handler.admit(from, run).map_err(Status::failed_precondition)?;
             shared.handler.deliver(from, run, message).await;
             messages += 1;
         }

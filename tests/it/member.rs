@@ -154,6 +154,7 @@ fn node_options(identity: Identity) -> NodeOptions {
         retention: Retention::Everything,
         ack: WriteAck::Local,
         reads: ReadLevel::Local,
+        lost_and_found: None,
         traces: None,
     }
 }

@@ -34,8 +34,8 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering as Atomic};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::{RwLock, RwLockReadGuard};

@@ -7,7 +7,7 @@
 use super::{Effect, Replica};
 use crate::time::Now;
 
-/// Whoever was in touch with a peer so recently was not removed for being dead.
+/// Without so long a silence nobody was removed for being dead.
 const IN_TOUCH_MILLIS: u64 = 5000;
 
 /// What has become of a removal of this member.
@@ -15,6 +15,8 @@ const IN_TOUCH_MILLIS: u64 = 5000;
 pub(super) struct Removal {
     /// When a peer was heard of last.
     heard_millis: Option<u64>,
+    /// When the last long silence ended, if there was one.
+    back_millis: Option<u64>,
     stage: Stage,
 }
 
@@ -30,13 +32,21 @@ enum Stage {
 
 impl Removal {
     pub(super) fn heard(&mut self, now: Now) {
-        self.heard_millis = Some(now.monotonic_millis);
+        let before = self.heard_millis.replace(now.monotonic_millis);
+        if before.is_some_and(|before| !is_recent(before, now)) {
+            self.back_millis = Some(now.monotonic_millis);
+        }
     }
 
     fn is_in_touch(&self, now: Now) -> bool {
-        let since = self.heard_millis.map(|heard| now.monotonic_millis.saturating_sub(heard));
-        since.is_some_and(|since| since < IN_TOUCH_MILLIS)
+        // What was on its way in a cut may arrive after it, before the word of the removal.
+        let was_away = self.back_millis.is_some_and(|back| is_recent(back, now));
+        self.heard_millis.is_some_and(|heard| is_recent(heard, now)) && !was_away
     }
+}
+
+fn is_recent(millis: u64, now: Now) -> bool {
+    now.monotonic_millis.saturating_sub(millis) < IN_TOUCH_MILLIS
 }
 
 impl Replica {

@@ -144,6 +144,19 @@ impl Member {
         assert_eq!(code, Some(0), "{} did not end well:\n{}", self.name, self.log_end());
     }
 
+    /// Waits until the process has ended by itself. Answers its exit code.
+    pub(super) fn ended(&mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("the member runs");
+        server::wait(&mut child, STOP_DEADLINE)
+    }
+
+    /// What it keeps of writes that nobody has any more: a line for each.
+    pub(super) fn lost_and_found(&self) -> Vec<serde_json::Value> {
+        let path = self.data_dir.join("lost-and-found").join("writes.jsonl");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
+    }
+
     /// Lets the process stand still.
     pub(super) fn freeze(&self) {
         self.signal(Signal::STOP);

@@ -17,6 +17,9 @@ mod watcher;
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use starling_proto::etcdserverpb as pb;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use checker::Report;
@@ -30,6 +33,8 @@ const DEADLINE: Duration = Duration::from_secs(170);
 const FREEZE: Duration = Duration::from_secs(10);
 /// How long a link is cut.
 const CUT: Duration = Duration::from_secs(4);
+/// Whoever has not been heard of for so long is away.
+const AWAY: Duration = Duration::from_secs(6);
 /// Clients of each member.
 const CLIENTS: usize = 2;
 /// Answers that show that a member goes on.
@@ -234,6 +239,86 @@ fn wiped_directory() {
         load.answered(1, SOME).await;
         let formed = cluster.formed(3).await;
         report.check(formed.is_ok(), || formed.unwrap_err());
+        finish(report, cluster, load, watchers).await;
+    });
+}
+
+/// A member is removed while a cut keeps it from hearing of it: it comes back as another one. What it had accepted alone has no
+/// effect any more, and is kept in a file.
+#[test]
+fn removed_while_away() {
+    run(async {
+        let mut report = Report::new("removed_while_away");
+        let mut cluster = Cluster::start_linked(3, &[]).await;
+        let mut load = Load::new(8);
+        load.seed(&cluster, SEEDED).await;
+        load.on(&cluster, 0, CLIENTS);
+        load.on(&cluster, 1, CLIENTS);
+        let mut watchers = watch_all(&cluster).await;
+        load.answered(0, SOME).await;
+        let former = cluster.members[2].id().await;
+        let links = cluster.links.as_ref().expect("it was started with links");
+        links.cut(&[2], &[0, 1]);
+        sleep(AWAY).await;
+        let alone = format!("alone/{former:x}");
+        let put =
+            pb::PutRequest { key: alone.clone().into(), value: "it".into(), ..Default::default() };
+        cluster.members[2].kv().put(put).await.expect("it serves alone");
+        cluster.remove(2, 0).await;
+        load.answered(1, SOME).await;
+        links.heal();
+        let formed = cluster.formed(3).await;
+        report.check(formed.is_ok(), || formed.unwrap_err());
+        cluster.members[2].ready().await;
+        watchers.remove(2);
+        check_seeded(&mut report, &cluster, 2).await;
+        let id = cluster.members[2].id().await;
+        report.check(id != former, || format!("the removed member is {id:x} again"));
+        for member in &cluster.members {
+            report.check(!member.has(&alone).await, || format!("{} has {alone}", member.name));
+        }
+        let lost = cluster.members[2].lost_and_found();
+        let is_there = lost.iter().any(|line| {
+            line["key"] == BASE64.encode(&alone)
+                && line["value"] == BASE64.encode("it")
+                && line["member"] == format!("{former:x}")
+        });
+        report.check(is_there, || format!("{alone} is not among {lost:?}"));
+        watchers.push(Watcher::on(&cluster.members[2]).await);
+        load.on(&cluster, 2, CLIENTS);
+        load.answered(2, SOME).await;
+        finish(report, cluster, load, watchers).await;
+    });
+}
+
+/// A member that is removed while it is there ends by itself, as etcd does. Started again, it joins as another one.
+#[test]
+fn removed_while_there() {
+    run(async {
+        let mut report = Report::new("removed_while_there");
+        let mut cluster = Cluster::start(3, &[]).await;
+        let mut load = Load::new(9);
+        load.seed(&cluster, SEEDED).await;
+        load.on(&cluster, 0, CLIENTS);
+        load.on(&cluster, 1, CLIENTS);
+        let mut watchers = watch_all(&cluster).await;
+        load.answered(0, SOME).await;
+        watchers.remove(2);
+        let former = cluster.members[2].id().await;
+        cluster.remove(2, 0).await;
+        let code = cluster.members[2].ended();
+        report.check(code == Some(0), || format!("the removed member has ended with {code:?}"));
+        load.answered(0, SOME).await;
+        cluster.start_member(2);
+        cluster.members[2].ready().await;
+        check_seeded(&mut report, &cluster, 2).await;
+        let id = cluster.members[2].id().await;
+        report.check(id != former, || format!("the removed member is {id:x} again"));
+        let lost = cluster.members[2].lost_and_found();
+        report.check(lost.is_empty(), || format!("the others had {lost:?}"));
+        watchers.push(Watcher::on(&cluster.members[2]).await);
+        load.on(&cluster, 2, CLIENTS);
+        load.answered(2, SOME).await;
         finish(report, cluster, load, watchers).await;
     });
 }
