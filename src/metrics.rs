@@ -197,11 +197,6 @@ impl Metrics {
             ("etcd_debugging_lease_granted", "Leases granted", &metrics.leases_granted),
             ("etcd_debugging_lease_revoked", "Leases revoked", &metrics.leases_revoked),
             (
-                "starling_lost_writes",
-                "Writes that only lost-and-found has, since this member was removed before others had them",
-                &metrics.lost_writes,
-            ),
-            (
                 "etcd_network_client_grpc_received_bytes",
                 "Bytes received from clients",
                 &metrics.received_bytes,
@@ -240,6 +235,11 @@ impl Metrics {
         register_state(&mut now, state);
         if let Some(cluster) = &state.cluster {
             cluster::register(&mut now, cluster, &self.replication_seconds);
+            now.register(
+                "starling_lost_writes",
+                "Writes that only lost-and-found has, since this member was removed before others had them",
+                self.lost_writes.clone(),
+            );
         }
         self.register_process(&mut now);
         let mut text = String::new();
