@@ -53,8 +53,43 @@ pub enum Error {
     Stopped,
     /// No answer within the request timeout. The request may still take effect.
     Timeout,
+    /// Users and roles, or who somebody is.
+    Auth(AuthError),
     /// This member does not do that (yet).
     Unimplemented(&'static str),
+}
+
+/// What is wrong with who asks, or with a change of users and roles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "etcd's texts say it")]
+pub enum AuthError {
+    RootUserMissing,
+    RootRoleMissing,
+    UserExists,
+    UserEmpty,
+    UserNotFound,
+    RoleExists,
+    RoleNotFound,
+    RoleEmpty,
+    /// No such user, or the wrong password.
+    Failed,
+    /// A password for somebody who has none.
+    NoPasswordUser,
+    PasswordTooLong,
+    PermissionNotGiven,
+    PermissionDenied,
+    RoleNotGranted,
+    PermissionNotGranted,
+    NotEnabled,
+    InvalidToken,
+    InvalidManagement,
+    OldRevision,
+}
+
+impl From<AuthError> for Error {
+    fn from(error: AuthError) -> Self {
+        Self::Auth(error)
+    }
 }
 
 /// What is wrong with a request.
@@ -107,6 +142,7 @@ impl fmt::Display for Error {
             Self::MemberNotFound => write!(f, "member not found"),
             Self::Stopped => write!(f, "server stopped"),
             Self::Timeout => write!(f, "request timed out"),
+            Self::Auth(error) => write!(f, "authentication: {error:?}"),
             Self::Unimplemented(what) => write!(f, "{what} is not implemented"),
         }
     }

@@ -3,18 +3,19 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use starling::cli::{self, ToolError};
-use starling::config::{self, Command, Config, Invocation, ListenUrl};
+use starling::config::{self, Command, Config, Invocation, ListenUrl, TokenConfig};
 use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    ClockOptions, ClusterOptions, MemberRecord, Node, NodeOptions, PeerOptions, Removed,
-    RequestOptions, Services, founding_cluster,
+    AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
+    PeerOptions, Removed, RequestOptions, Services, TokenOptions, founding_cluster,
 };
 use starling::replication::gossip;
 use starling::sim::tool;
@@ -183,7 +184,8 @@ fn serve_member(config: &Config) -> Result<End, String> {
     let metrics = Arc::new(Metrics::new());
     let peers = peer_options(config, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
-    let options = NodeOptions { traces: traces.clone(), ..node_options(config) };
+    let auth = auth_options(config)?;
+    let options = NodeOptions { traces: traces.clone(), auth, ..node_options(config) };
     let node = Node::start(store.clone(), options, peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();
@@ -371,6 +373,25 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// How clients say who they are, with the keys that take part in it.
+fn auth_options(config: &Config) -> Result<AuthOptions, String> {
+    let read = |path: &Option<PathBuf>| {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+        };
+        path.as_ref().map(read).transpose()
+    };
+    let tokens = match &config.auth.tokens {
+        TokenConfig::Simple { ttl } => TokenOptions::Simple { ttl: *ttl },
+        TokenConfig::Jwt { method, public_key, private_key, ttl } => {
+            let (public, private) = (read(public_key)?, read(private_key)?);
+            let jwt = JwtOptions::new(method, public.as_deref(), private.as_deref(), *ttl);
+            TokenOptions::Jwt(Box::new(jwt.map_err(|error| format!("--auth-token: {error}"))?))
+        }
+    };
+    Ok(AuthOptions { tokens, bcrypt_cost: config.auth.bcrypt_cost })
+}
+
 fn node_options(config: &Config) -> NodeOptions {
     // Both are only for a new store; one that has data knows whose it is.
     let initial = &config.cluster.initial;
@@ -400,6 +421,7 @@ fn node_options(config: &Config) -> NodeOptions {
             progress_interval: config.progress_interval,
         },
         lost_and_found: (!config.cluster.volatile).then(|| config.data_dir.join(LOST_AND_FOUND)),
+        auth: AuthOptions::default(),
         retention: config.retention,
         ack: config.cluster.write_ack,
         reads: config.cluster.read_level,

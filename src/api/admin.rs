@@ -180,6 +180,7 @@ impl Cluster for AdminService {
         &self,
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusReply>, Status> {
+        self.context.access(&request)?.known()?;
         let max = bounded(request.into_inner().members_max, MEMBERS_MAX);
         let node = &self.context.node;
         let status = node.cluster_status();
@@ -216,6 +217,8 @@ impl Cluster for AdminService {
         &self,
         request: Request<pb::ConflictsRequest>,
     ) -> Result<Response<pb::ConflictsReply>, Status> {
+        // They have keys.
+        self.context.access(&request)?.admin()?;
         let max = bounded(request.into_inner().conflicts_max, CONFLICTS_MAX);
         let node = &self.context.node;
         let (newest, total) = node.conflicts(max).await?;

@@ -1,17 +1,20 @@
-//! `etcdserverpb.Auth`, answered as by an etcd whose authentication was never enabled.
+//! `etcdserverpb.Auth`: users, roles, and tokens for those who know a password.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use starling_proto::authpb;
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::auth_server::Auth;
 use tonic::{Request, Response, Status};
 
 use super::{Context, header};
-use crate::error::Error;
+use crate::engine::auth::{Permission, PermissionType, ROOT};
+use crate::engine::command::AuthChange;
+use crate::error::AuthError;
 
-/// Clients with a password ask for a token first, and go on without one when they read this text.
-const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
-
-/// The revision of users and roles before the first of them was made.
-const FIRST_AUTH_REVISION: u64 = 1;
+/// As etcd shows that the role root may do everything.
+const EVERYTHING: &[u8] = b"\0";
 
 pub(crate) struct AuthService {
     context: Context,
@@ -21,134 +24,252 @@ impl AuthService {
     pub(crate) fn new(context: Context) -> Self {
         Self { context }
     }
-}
 
-fn unimplemented<T>(what: &'static str) -> Result<Response<T>, Status> {
-    Err(Error::Unimplemented(what).into())
+    /// Does what only root may. Answers with the header of the reply.
+    async fn change<T>(
+        &self,
+        request: Request<T>,
+        change: impl FnOnce(T) -> Result<AuthChange, AuthError>,
+    ) -> Result<Option<pb::ResponseHeader>, Status> {
+        self.context.access(&request)?.admin()?;
+        let change = change(request.into_inner())?;
+        let revision = self.context.node.change_auth(change).await?;
+        Ok(Some(header::at(&self.context.node, revision)))
+    }
+
+    fn header(&self) -> Option<pb::ResponseHeader> {
+        Some(header::current(&self.context.node))
+    }
+
+    /// The hash of a password, or the one that the client has made itself.
+    async fn password(&self, password: String, hashed: &str) -> Result<Bytes, Status> {
+        if !password.is_empty() || hashed.is_empty() {
+            return Ok(self.context.node.hash_password(password).await?);
+        }
+        let hash = BASE64.decode(hashed);
+        hash.map(Bytes::from).map_err(|error| Status::unknown(error.to_string()))
+    }
 }
 
 #[tonic::async_trait]
 impl Auth for AuthService {
     async fn auth_enable(
         &self,
-        _: Request<pb::AuthEnableRequest>,
+        request: Request<pb::AuthEnableRequest>,
     ) -> Result<Response<pb::AuthEnableResponse>, Status> {
-        unimplemented("Auth.AuthEnable")
+        self.context.access(&request)?.admin()?;
+        let revision = self.context.node.enable_auth().await?;
+        let header = Some(header::at(&self.context.node, revision));
+        Ok(Response::new(pb::AuthEnableResponse { header }))
     }
 
     async fn auth_disable(
         &self,
-        _: Request<pb::AuthDisableRequest>,
+        request: Request<pb::AuthDisableRequest>,
     ) -> Result<Response<pb::AuthDisableResponse>, Status> {
-        unimplemented("Auth.AuthDisable")
+        let header = self.change(request, |_| Ok(AuthChange::Disable)).await?;
+        Ok(Response::new(pb::AuthDisableResponse { header }))
     }
 
     async fn auth_status(
         &self,
-        _: Request<pb::AuthStatusRequest>,
+        request: Request<pb::AuthStatusRequest>,
     ) -> Result<Response<pb::AuthStatusResponse>, Status> {
+        // Anybody may ask, but not with a wrong token.
+        self.context.access(&request)?;
+        let state = self.context.node.auth().state();
         Ok(Response::new(pb::AuthStatusResponse {
-            header: Some(header::current(&self.context.node)),
-            enabled: false,
-            auth_revision: FIRST_AUTH_REVISION,
+            header: self.header(),
+            enabled: state.is_enabled(),
+            auth_revision: state.revision(),
         }))
     }
 
     async fn authenticate(
         &self,
-        _: Request<pb::AuthenticateRequest>,
+        request: Request<pb::AuthenticateRequest>,
     ) -> Result<Response<pb::AuthenticateResponse>, Status> {
-        Err(Status::failed_precondition(NOT_ENABLED))
+        let pb::AuthenticateRequest { name, password } = request.into_inner();
+        let token = self.context.node.authenticate(name, password).await?;
+        Ok(Response::new(pb::AuthenticateResponse { header: self.header(), token }))
     }
 
     async fn user_add(
         &self,
-        _: Request<pb::AuthUserAddRequest>,
+        request: Request<pb::AuthUserAddRequest>,
     ) -> Result<Response<pb::AuthUserAddResponse>, Status> {
-        unimplemented("Auth.UserAdd")
+        // Hashing takes long, and is not for anybody.
+        self.context.access(&request)?.admin()?;
+        let message = request.get_ref();
+        let password = if message.options.as_ref().is_some_and(|options| options.no_password) {
+            None
+        } else {
+            Some(self.password(message.password.clone(), &message.hashed_password).await?)
+        };
+        let add = |message: pb::AuthUserAddRequest| {
+            Ok(AuthChange::AddUser { name: message.name, password })
+        };
+        let header = self.change(request, add).await?;
+        Ok(Response::new(pb::AuthUserAddResponse { header }))
     }
 
     async fn user_get(
         &self,
-        _: Request<pb::AuthUserGetRequest>,
+        request: Request<pb::AuthUserGetRequest>,
     ) -> Result<Response<pb::AuthUserGetResponse>, Status> {
-        unimplemented("Auth.UserGet")
+        let access = self.context.access(&request)?;
+        let name = request.into_inner().name;
+        if access.name() == Some(&name) {
+            access.known()?;
+        } else {
+            access.admin()?;
+        }
+        let state = self.context.node.auth().state();
+        if !state.has_user(&name) {
+            return Err(AuthError::UserNotFound.into());
+        }
+        let roles = state.roles_of(&name).cloned().collect();
+        Ok(Response::new(pb::AuthUserGetResponse { header: self.header(), roles }))
     }
 
     async fn user_list(
         &self,
-        _: Request<pb::AuthUserListRequest>,
+        request: Request<pb::AuthUserListRequest>,
     ) -> Result<Response<pb::AuthUserListResponse>, Status> {
-        unimplemented("Auth.UserList")
+        self.context.access(&request)?.admin()?;
+        let users = self.context.node.auth().state().users().cloned().collect();
+        Ok(Response::new(pb::AuthUserListResponse { header: self.header(), users }))
     }
 
     async fn user_delete(
         &self,
-        _: Request<pb::AuthUserDeleteRequest>,
+        request: Request<pb::AuthUserDeleteRequest>,
     ) -> Result<Response<pb::AuthUserDeleteResponse>, Status> {
-        unimplemented("Auth.UserDelete")
+        let delete =
+            |message: pb::AuthUserDeleteRequest| Ok(AuthChange::DeleteUser { name: message.name });
+        let header = self.change(request, delete).await?;
+        Ok(Response::new(pb::AuthUserDeleteResponse { header }))
     }
 
     async fn user_change_password(
         &self,
-        _: Request<pb::AuthUserChangePasswordRequest>,
+        request: Request<pb::AuthUserChangePasswordRequest>,
     ) -> Result<Response<pb::AuthUserChangePasswordResponse>, Status> {
-        unimplemented("Auth.UserChangePassword")
+        self.context.access(&request)?.admin()?;
+        let message = request.get_ref();
+        let password = self.password(message.password.clone(), &message.hashed_password).await?;
+        let change = |message: pb::AuthUserChangePasswordRequest| {
+            Ok(AuthChange::ChangePassword { name: message.name, password: Some(password) })
+        };
+        let header = self.change(request, change).await?;
+        Ok(Response::new(pb::AuthUserChangePasswordResponse { header }))
     }
 
     async fn user_grant_role(
         &self,
-        _: Request<pb::AuthUserGrantRoleRequest>,
+        request: Request<pb::AuthUserGrantRoleRequest>,
     ) -> Result<Response<pb::AuthUserGrantRoleResponse>, Status> {
-        unimplemented("Auth.UserGrantRole")
+        let grant =
+            |pb::AuthUserGrantRoleRequest { user, role }| Ok(AuthChange::GrantRole { user, role });
+        let header = self.change(request, grant).await?;
+        Ok(Response::new(pb::AuthUserGrantRoleResponse { header }))
     }
 
     async fn user_revoke_role(
         &self,
-        _: Request<pb::AuthUserRevokeRoleRequest>,
+        request: Request<pb::AuthUserRevokeRoleRequest>,
     ) -> Result<Response<pb::AuthUserRevokeRoleResponse>, Status> {
-        unimplemented("Auth.UserRevokeRole")
+        let revoke = |pb::AuthUserRevokeRoleRequest { name: user, role }| {
+            Ok(AuthChange::RevokeRole { user, role })
+        };
+        let header = self.change(request, revoke).await?;
+        Ok(Response::new(pb::AuthUserRevokeRoleResponse { header }))
     }
 
     async fn role_add(
         &self,
-        _: Request<pb::AuthRoleAddRequest>,
+        request: Request<pb::AuthRoleAddRequest>,
     ) -> Result<Response<pb::AuthRoleAddResponse>, Status> {
-        unimplemented("Auth.RoleAdd")
+        let add = |message: pb::AuthRoleAddRequest| Ok(AuthChange::AddRole { name: message.name });
+        let header = self.change(request, add).await?;
+        Ok(Response::new(pb::AuthRoleAddResponse { header }))
     }
 
     async fn role_get(
         &self,
-        _: Request<pb::AuthRoleGetRequest>,
+        request: Request<pb::AuthRoleGetRequest>,
     ) -> Result<Response<pb::AuthRoleGetResponse>, Status> {
-        unimplemented("Auth.RoleGet")
+        let access = self.context.access(&request)?;
+        let role = request.into_inner().role;
+        let state = self.context.node.auth().state();
+        if access.name().is_some_and(|user| state.has_role_of(user, &role)) {
+            access.known()?;
+        } else {
+            access.admin()?;
+        }
+        if !state.has_role(&role) {
+            return Err(AuthError::RoleNotFound.into());
+        }
+        let perm = if role == ROOT {
+            let (key, range_end) = (Bytes::new(), Bytes::from_static(EVERYTHING));
+            vec![shown(Permission { kind: PermissionType::ReadWrite, key, range_end })]
+        } else {
+            state.permissions(&role).map(shown).collect()
+        };
+        Ok(Response::new(pb::AuthRoleGetResponse { header: self.header(), perm }))
     }
 
     async fn role_list(
         &self,
-        _: Request<pb::AuthRoleListRequest>,
+        request: Request<pb::AuthRoleListRequest>,
     ) -> Result<Response<pb::AuthRoleListResponse>, Status> {
-        unimplemented("Auth.RoleList")
+        self.context.access(&request)?.admin()?;
+        let roles = self.context.node.auth().state().roles().cloned().collect();
+        Ok(Response::new(pb::AuthRoleListResponse { header: self.header(), roles }))
     }
 
     async fn role_delete(
         &self,
-        _: Request<pb::AuthRoleDeleteRequest>,
+        request: Request<pb::AuthRoleDeleteRequest>,
     ) -> Result<Response<pb::AuthRoleDeleteResponse>, Status> {
-        unimplemented("Auth.RoleDelete")
+        let delete =
+            |message: pb::AuthRoleDeleteRequest| Ok(AuthChange::DeleteRole { name: message.role });
+        let header = self.change(request, delete).await?;
+        Ok(Response::new(pb::AuthRoleDeleteResponse { header }))
     }
 
     async fn role_grant_permission(
         &self,
-        _: Request<pb::AuthRoleGrantPermissionRequest>,
+        request: Request<pb::AuthRoleGrantPermissionRequest>,
     ) -> Result<Response<pb::AuthRoleGrantPermissionResponse>, Status> {
-        unimplemented("Auth.RoleGrantPermission")
+        let grant = |message: pb::AuthRoleGrantPermissionRequest| {
+            let permission = message.perm.ok_or(AuthError::PermissionNotGiven)?;
+            let permission = read(permission)?;
+            Ok(AuthChange::GrantPermission { role: message.name, permission })
+        };
+        let header = self.change(request, grant).await?;
+        Ok(Response::new(pb::AuthRoleGrantPermissionResponse { header }))
     }
 
     async fn role_revoke_permission(
         &self,
-        _: Request<pb::AuthRoleRevokePermissionRequest>,
+        request: Request<pb::AuthRoleRevokePermissionRequest>,
     ) -> Result<Response<pb::AuthRoleRevokePermissionResponse>, Status> {
-        unimplemented("Auth.RoleRevokePermission")
+        let revoke = |pb::AuthRoleRevokePermissionRequest { role, key, range_end }| {
+            Ok(AuthChange::RevokePermission { role, key, range_end })
+        };
+        let header = self.change(request, revoke).await?;
+        Ok(Response::new(pb::AuthRoleRevokePermissionResponse { header }))
     }
+}
+
+fn read(permission: authpb::Permission) -> Result<Permission, AuthError> {
+    let kind = PermissionType::from_number(permission.perm_type);
+    let kind = kind.ok_or(AuthError::InvalidManagement)?;
+    Ok(Permission { kind, key: permission.key, range_end: permission.range_end })
+}
+
+fn shown(permission: Permission) -> authpb::Permission {
+    let Permission { kind, key, range_end } = permission;
+    authpb::Permission { perm_type: kind as i32, key, range_end }
 }

@@ -38,9 +38,7 @@ impl ClusterService {
 
     /// Addresses that a member may get: none that another one has.
     fn check_urls(&self, urls: &[String], of: Option<u64>) -> Result<(), Error> {
-        if urls.is_empty() || !urls.iter().all(|url| is_peer_url(url)) {
-            return Err(Error::BadMemberUrls);
-        }
+        check_form(urls)?;
         let others = self.members();
         let mut others = others.iter().filter(|(id, _)| Some(id.0) != of);
         if others.any(|(_, other)| other.peer_urls.iter().any(|url| urls.contains(url))) {
@@ -65,6 +63,11 @@ fn shown(id: MemberId, record: MemberRecord) -> pb::Member {
     }
 }
 
+fn check_form(urls: &[String]) -> Result<(), Error> {
+    let is_sound = !urls.is_empty() && urls.iter().all(|url| is_peer_url(url));
+    if is_sound { Ok(()) } else { Err(Error::BadMemberUrls) }
+}
+
 /// `http://host:port`, without a path.
 fn is_peer_url(url: &str) -> bool {
     let Some(("http" | "https", authority)) = url.split_once("://") else { return false };
@@ -79,8 +82,11 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        let access = self.context.access(&request);
         let pb::MemberAddRequest { peer_ur_ls: peer_urls, is_learner: learner } =
             request.into_inner();
+        check_form(&peer_urls)?;
+        access?.admin()?;
         self.check_urls(&peer_urls, None)?;
         let id = rand::random_range(1..=u64::MAX);
         let record = MemberRecord { peer_urls, learner, ..MemberRecord::default() };
@@ -96,6 +102,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         let id = request.into_inner().id;
         let record = self.find(id)?;
         let started = self.members().values().filter(|record| record.is_started()).count();
@@ -110,6 +117,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         let pb::MemberUpdateRequest { id, peer_ur_ls: peer_urls } = request.into_inner();
         let record = self.find(id)?;
         self.check_urls(&peer_urls, Some(id))?;
@@ -119,8 +127,9 @@ impl Cluster for ClusterService {
 
     async fn member_list(
         &self,
-        _: Request<pb::MemberListRequest>,
+        request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
+        self.context.access(&request)?.known()?;
         Ok(Response::new(pb::MemberListResponse { header: self.header(), members: self.list() }))
     }
 
@@ -128,6 +137,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         let id = request.into_inner().id;
         let record = self.find(id)?;
         if !record.learner {

@@ -9,8 +9,8 @@ use starling_proto::v3electionpb::election_server::Election;
 use tonic::{Request, Response, Status};
 
 use super::ownership::{
-    Claim, Refusal, Wish, acquire, changes, give_up, keys_of, lease_or_new, owner, replace,
-    unknown, watch,
+    Claim, Refusal, Wish, acquire, changes, give_up, keys_of, lease_or_new, may, may_change,
+    may_claim, owner, replace, unknown, watch,
 };
 use super::{Context, convert, header, status};
 use crate::engine::command::Reply;
@@ -41,6 +41,7 @@ impl Election for ElectionService {
         &self,
         request: Request<pb::CampaignRequest>,
     ) -> Result<Response<pb::CampaignResponse>, Status> {
+        may_claim(&self.context, &request, (&request.get_ref().name, request.get_ref().lease))?;
         let pb::CampaignRequest { name, lease, value } = request.into_inner();
         let wish = Wish { name: name.clone(), lease, value: Some(value) };
         let owned = acquire(&self.context, wish).await.map_err(refusal)?;
@@ -56,9 +57,10 @@ impl Election for ElectionService {
         &self,
         request: Request<pb::ProclaimRequest>,
     ) -> Result<Response<pb::ProclaimResponse>, Status> {
-        let pb::ProclaimRequest { leader, value } = request.into_inner();
         let node = &self.context.node;
-        let mut claim = claim(leader)?;
+        let mut claim = claim(request.get_ref().leader.clone())?;
+        may_change(&self.context, &request, &claim.key)?;
+        let value = request.into_inner().value;
         claim.lease = lease_or_new(node, claim.lease.0).await.map_err(unknown)?;
         let revision = replace(node, &claim, value).await.map_err(refusal)?;
         Ok(Response::new(pb::ProclaimResponse { header: Some(header::at(node, revision)) }))
@@ -68,6 +70,8 @@ impl Election for ElectionService {
         &self,
         request: Request<pb::LeaderRequest>,
     ) -> Result<Response<pb::LeaderResponse>, Status> {
+        let keys = keys_of(&request.get_ref().name);
+        may(&self.context, &request, |access| access.read(&keys))?;
         let reply = owner(&self.context.node, &request.into_inner().name).await.map_err(unknown)?;
         let kv = reply.body.ok_or_else(|| Status::unknown(NO_LEADER))?;
         Ok(Response::new(response(&self.context, reply.revision, kv)))
@@ -77,6 +81,8 @@ impl Election for ElectionService {
         &self,
         request: Request<pb::LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
+        let keys = keys_of(&request.get_ref().name);
+        may(&self.context, &request, |access| access.read(&keys))?;
         let observer = Observer::new(self.context.clone(), request.into_inner().name);
         let proclamations = stream::try_unfold(observer, |mut observer| async move {
             let (revision, kv) = observer.next().await.map_err(unknown)?;
@@ -89,7 +95,8 @@ impl Election for ElectionService {
         &self,
         request: Request<pb::ResignRequest>,
     ) -> Result<Response<pb::ResignResponse>, Status> {
-        let claim = claim(request.into_inner().leader)?;
+        let claim = claim(request.get_ref().leader.clone())?;
+        may_change(&self.context, &request, &claim.key)?;
         let revision = give_up(&self.context.node, &claim).await.map_err(unknown)?;
         let header = Some(header::at(&self.context.node, revision));
         Ok(Response::new(pb::ResignResponse { header }))

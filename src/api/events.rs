@@ -14,6 +14,7 @@ use tonic::Status;
 use super::wire::{self, Answer};
 use super::{Context, header, status};
 use crate::engine::watch::{Event, EventKind, WatchRefusal, WatchReply};
+use crate::error::AuthError;
 
 /// The id in replies that are about no watcher, or about all of them.
 pub(super) const NO_WATCHER: i64 = -1;
@@ -55,12 +56,19 @@ fn frame(context: &Context, reply: &WatchReply) -> WatchResponse {
             watch_id: NO_WATCHER,
             created: true,
             canceled: true,
-            cancel_reason: refusal(reason).to_owned(),
+            cancel_reason: refusal(reason),
             ..empty
         },
         WatchReply::Events { id, revision, .. } => {
             WatchResponse { header: header(revision), watch_id: id, ..empty }
         }
+        WatchReply::Denied { id, reason, revision } => WatchResponse {
+            header: header(revision),
+            watch_id: id,
+            canceled: true,
+            cancel_reason: denial(reason),
+            ..empty
+        },
         WatchReply::Canceled { id, revision } => {
             WatchResponse { header: header(revision), watch_id: id, canceled: true, ..empty }
         }
@@ -79,12 +87,20 @@ fn frame(context: &Context, reply: &WatchReply) -> WatchResponse {
 }
 
 /// etcd's texts.
-fn refusal(reason: WatchRefusal) -> &'static str {
-    match reason {
+fn refusal(reason: WatchRefusal) -> String {
+    let text = match reason {
         WatchRefusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
         WatchRefusal::EmptyRange => "mvcc: watcher range is empty",
         WatchRefusal::NegativeStart => status::COMPACTED,
-    }
+        WatchRefusal::Denied(reason) => return denial(reason),
+    };
+    text.to_owned()
+}
+
+/// As Go prints a status.
+fn denial(reason: AuthError) -> String {
+    let status = Status::from(reason);
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
 /// A reply with events.

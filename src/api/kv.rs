@@ -131,10 +131,12 @@ impl KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<RangeAnswer>, Status> {
+        let access = self.context.access(&request);
         let request = request.into_inner();
         let is_linearizable = !request.serializable;
         let kept = elsewhere::kept(&self.context.node, &request);
         let range = convert::range(request)?;
+        access?.range(&range)?;
         let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
         if let Some(answer) = forwarded {
             return Ok(Response::new(RangeAnswer::Forwarded(answer)));
@@ -160,10 +162,12 @@ impl Kv for KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
+        let access = self.context.access(&request);
         let request = request.into_inner();
         let is_linearizable = !request.serializable;
         let kept = elsewhere::kept(&self.context.node, &request);
         let range = convert::range(request)?;
+        access?.range(&range)?;
         let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
         if let Some(answer) = forwarded {
             return Ok(Response::new(answer));
@@ -189,10 +193,12 @@ impl Kv for KvService {
         &self,
         request: Request<pb::PutRequest>,
     ) -> Result<Response<pb::PutResponse>, Status> {
+        let access = self.context.access(&request);
         let request = request.into_inner();
         let large = self.check_size(&request);
         let put = convert::put(request).and_then(|put| large.map(|()| put));
         let put = put.map_err(|invalid| self.refusal(invalid, true))?;
+        access?.put(&self.context, &put)?;
         let reply = self.context.node.put(put).await?;
         self.context.metrics.puts.inc();
         let header = header::at(&self.context.node, reply.revision);
@@ -203,10 +209,12 @@ impl Kv for KvService {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        let access = self.context.access(&request);
         let request = request.into_inner();
         let large = self.check_size(&request);
         let delete = convert::delete_range(request)?;
         large?;
+        access?.delete(&delete)?;
         let reply = self.context.node.delete_range(delete).await?;
         self.context.metrics.deletes.inc();
         let header = header::at(&self.context.node, reply.revision);
@@ -217,6 +225,7 @@ impl Kv for KvService {
         &self,
         request: Request<pb::TxnRequest>,
     ) -> Result<Response<pb::TxnResponse>, Status> {
+        let access = self.context.access(&request);
         let request = request.into_inner();
         let large = self.check_size(&request);
         let adds = self.context.node.is_out_of_space() && may_put(&request);
@@ -225,6 +234,7 @@ impl Kv for KvService {
         let txn =
             txn.and_then(|txn| if txn.is_read_only() { Ok(txn) } else { large.map(|()| txn) });
         let txn = txn.map_err(|invalid| self.refusal(invalid, adds))?;
+        access?.txn(&self.context, &txn)?;
         if let Some(answer) = elsewhere::txn(&self.context.node, kept, &txn).await? {
             return Ok(Response::new(answer));
         }
@@ -244,6 +254,7 @@ impl Kv for KvService {
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         let request = request.into_inner();
         if let Some(answer) = elsewhere::compact(&self.context.node, request).await? {
             return Ok(Response::new(answer));

@@ -29,6 +29,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        self.context.access(&request)?.known()?;
         let request = request.into_inner();
         let reply = self.context.node.lease_grant(LeaseId(request.id), request.ttl).await?;
         Ok(Response::new(pb::LeaseGrantResponse {
@@ -43,7 +44,10 @@ impl Lease for LeaseService {
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        let revision = self.context.node.lease_revoke(LeaseId(request.into_inner().id)).await?;
+        let access = self.context.access(&request)?;
+        let id = LeaseId(request.into_inner().id);
+        access.lease(&self.context, id)?;
+        let revision = self.context.node.lease_revoke(id).await?;
         let header = Some(header::at(&self.context.node, revision));
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
     }
@@ -52,15 +56,20 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let start = (self.context.clone(), request.into_inner());
-        let replies = stream::try_unfold(start, |(context, mut requests)| async move {
+        let access = self.context.access(&request)?;
+        let start = (self.context.clone(), access, request.into_inner());
+        let replies = stream::try_unfold(start, |(context, access, mut requests)| async move {
+            // It goes on for long: what somebody may do, may have changed.
             let request = tokio::select! {
                 request = requests.message() => request?,
                 () = context.closed() => return Err(status::stopped()),
             };
             let Some(request) = request else { return Ok(None) };
+            let access = access.renewed(&context);
+            access.known()?;
+            access.lease(&context, LeaseId(request.id))?;
             let reply = keep_alive(&context, request.id).await?;
-            Ok(Some((reply, (context, requests))))
+            Ok(Some((reply, (context, access, requests))))
         });
         Ok(Response::new(Box::pin(replies)))
     }
@@ -69,7 +78,12 @@ impl Lease for LeaseService {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        let access = self.context.access(&request)?;
         let request = request.into_inner();
+        access.known()?;
+        if request.keys {
+            access.read_lease(&self.context, LeaseId(request.id))?;
+        }
         let lease = self.context.node.lease_status(LeaseId(request.id), request.keys).await?;
         let (ttl, granted_ttl, keys) = match lease {
             Some(lease) => (lease.remaining_seconds, lease.granted_seconds, lease.keys),
@@ -86,10 +100,14 @@ impl Lease for LeaseService {
 
     async fn lease_leases(
         &self,
-        _: Request<pb::LeaseLeasesRequest>,
+        request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        let leases =
-            self.context.node.leases().into_iter().map(|id| pb::LeaseStatus { id: id.0 }).collect();
+        let access = self.context.access(&request)?;
+        access.known()?;
+        // Whoever sees the leases could keep them alive: so they have to be allowed to see what is on them.
+        let ids = self.context.node.leases();
+        ids.iter().try_for_each(|id| access.read_lease(&self.context, *id))?;
+        let leases = ids.into_iter().map(|id| pb::LeaseStatus { id: id.0 }).collect();
         let header = Some(header::current(&self.context.node));
         Ok(Response::new(pb::LeaseLeasesResponse { header, leases }))
     }

@@ -4,7 +4,7 @@ use starling_proto::v3lockpb as pb;
 use starling_proto::v3lockpb::lock_server::Lock;
 use tonic::{Request, Response, Status};
 
-use super::ownership::{Owned, Refusal, Wish, acquire, is_held, unknown};
+use super::ownership::{Owned, Refusal, Wish, acquire, is_held, may, may_claim, unknown};
 use super::{Context, header, status};
 use crate::engine::command::DeleteRange;
 use crate::error::{Error, Invalid};
@@ -28,6 +28,7 @@ impl Lock for LockService {
         &self,
         request: Request<pb::LockRequest>,
     ) -> Result<Response<pb::LockResponse>, Status> {
+        may_claim(&self.context, &request, (&request.get_ref().name, request.get_ref().lease))?;
         let pb::LockRequest { name, lease } = request.into_inner();
         let owned = acquire(&self.context, Wish { name, lease, value: None }).await;
         let owned = owned.map_err(refusal)?;
@@ -40,10 +41,12 @@ impl Lock for LockService {
         &self,
         request: Request<pb::UnlockRequest>,
     ) -> Result<Response<pb::UnlockResponse>, Status> {
-        let key = request.into_inner().key;
+        let key = request.get_ref().key.clone();
         if key.is_empty() {
             return Err(unknown(Invalid::EmptyKey.into()));
         }
+        let range = KeyRange::single(key.clone());
+        may(&self.context, &request, |access| access.write(&range))?;
         let delete = DeleteRange { range: KeyRange::single(key), prev_kv: false };
         let reply = self.context.node.delete_range(delete).await.map_err(unknown)?;
         let header = Some(header::at(&self.context.node, reply.revision));

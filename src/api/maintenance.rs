@@ -53,7 +53,12 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<pb::AlarmRequest>,
     ) -> Result<Response<pb::AlarmResponse>, Status> {
+        let access = self.context.access(&request)?;
         let request = request.into_inner();
+        match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Activate | AlarmAction::Deactivate) => access.admin()?,
+            Ok(AlarmAction::Get) | Err(_) => access.known()?,
+        }
         let alarm = convert::alarm(request.alarm(), request.member_id);
         let alarms = match AlarmAction::try_from(request.action) {
             Ok(AlarmAction::Get) => self.alarms(request.alarm()),
@@ -68,8 +73,9 @@ impl Maintenance for MaintenanceService {
 
     async fn status(
         &self,
-        _: Request<pb::StatusRequest>,
+        request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
+        self.context.access(&request)?.known()?;
         let node = &self.context.node;
         let status = node.status();
         let errors = status.alarms.into_iter().map(alarm_error).collect();
@@ -95,15 +101,17 @@ impl Maintenance for MaintenanceService {
     /// The store compacts itself, so there is nothing to wait for. As in etcd, the answer has no header.
     async fn defragment(
         &self,
-        _: Request<pb::DefragmentRequest>,
+        request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         Ok(Response::new(pb::DefragmentResponse { header: None }))
     }
 
     async fn hash(
         &self,
-        _: Request<pb::HashRequest>,
+        request: Request<pb::HashRequest>,
     ) -> Result<Response<pb::HashResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         let hash = self.context.node.hash().await?;
         let header = Some(header::current(&self.context.node));
         Ok(Response::new(pb::HashResponse { header, hash }))
@@ -113,6 +121,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         let wanted = request.into_inner().revision;
         let reply = self.context.node.hash_kv(wanted).await?;
         Ok(Response::new(pb::HashKvResponse {
@@ -126,22 +135,25 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(
         &self,
-        _: Request<pb::SnapshotRequest>,
+        request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.context.access(&request)?.admin()?;
         Err(Error::Unimplemented("Maintenance.Snapshot").into())
     }
 
     async fn move_leader(
         &self,
-        _: Request<pb::MoveLeaderRequest>,
+        request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         unimplemented("Maintenance.MoveLeader")
     }
 
     async fn downgrade(
         &self,
-        _: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
+        self.context.access(&request)?.admin()?;
         unimplemented("Maintenance.Downgrade")
     }
 }

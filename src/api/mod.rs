@@ -11,12 +11,14 @@
 //! | `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health` | a service of etcd each |
 //! | `admin` | what a member tells its operators, which etcd has not |
 //! | `lock`, `election` | the same, after one recipe: `ownership` |
+//! | `access` | who asks, and what they may do |
 //! | [`convert`] | etcd's messages to commands, and replies back |
 //! | `unary`, `events`, `wire` | messages in and answers out where that is hot: calls of KV, replies of watches, framing |
 //! | `elsewhere`, `relay` | calls of KV and watchers that another member has to answer |
 //! | [`header`] | the header of every answer |
 //! | [`status`] | errors as gRPC statuses |
 
+mod access;
 mod admin;
 mod auth;
 mod cluster;
@@ -42,6 +44,9 @@ mod wire;
 use std::sync::Arc;
 
 use tokio::sync::watch as tokio_watch;
+use tonic::{Request, Status};
+
+use access::Access;
 
 use crate::metrics::Metrics;
 use crate::node::Handle;
@@ -62,11 +67,18 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     /// The largest request that may change something.
     pub(crate) max_request_bytes: usize,
+    /// Whether it has been checked already who asks.
+    pub(crate) is_trusted: bool,
     /// Turns true when streams are to end.
     pub(crate) closing: tokio_watch::Receiver<bool>,
 }
 
 impl Context {
+    /// Who asks. A token that is not good is an error, whatever is asked.
+    pub(crate) fn access<T>(&self, request: &Request<T>) -> Result<Access, Status> {
+        Ok(Access::of(self, request.metadata(), request.extensions().get())?)
+    }
+
     /// The largest message that is read from a client, and the size from which a watch reply is split.
     pub(crate) fn max_message_bytes(&self) -> usize {
         self.max_request_bytes.saturating_add(MESSAGE_OVERHEAD_BYTES)

@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::oneshot;
-use tonic::Status;
+use tonic::{Request, Status};
 
+use super::access::Access;
 use super::{Context, status};
 use crate::engine::command::{
     Compare, CompareResult, CompareTarget, DeleteRange, Filter, Put, Range, RangeReply, Reply,
     Sort, SortOrder, SortTarget, Txn, TxnOp, TxnOpReply, TxnReply,
 };
 use crate::engine::watch::{WatchCreate, WatchReply};
-use crate::error::{Error, Invalid, Result};
+use crate::error::{AuthError, Error, Invalid, Result};
 use crate::node::{Handle, WatchStream};
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
@@ -89,6 +90,42 @@ pub(super) fn unknown(error: Error) -> Status {
         Error::Stopped => status::stopped(),
         other => Status::unknown(Status::from(other).message()),
     }
+}
+
+/// Whether somebody may do what it takes to own a name: the recipe looks at all keys of it, and writes one of them.
+pub(super) fn may_claim<T>(
+    context: &Context,
+    request: &Request<T>,
+    (name, lease): (&[u8], i64),
+) -> Result<(), Status> {
+    let lease = LeaseId(lease);
+    may(context, request, |access| {
+        access.read(&keys_of(name))?;
+        access.put(context, &Put { key: claim_key(name, lease), lease, ..Put::default() })
+    })
+}
+
+/// Whether somebody may do something. A refusal has lost its code, as all others.
+pub(super) fn may<T>(
+    context: &Context,
+    request: &Request<T>,
+    check: impl FnOnce(&Access) -> Result<(), AuthError>,
+) -> Result<(), Status> {
+    let access = Access::of(context, request.metadata(), request.extensions().get());
+    access.and_then(|access| Ok(check(&access)?)).map_err(unknown)
+}
+
+/// Whether somebody may change a claim.
+pub(super) fn may_change<T>(
+    context: &Context,
+    request: &Request<T>,
+    key: &Bytes,
+) -> Result<(), Status> {
+    let range = KeyRange::single(key.clone());
+    may(context, request, |access| {
+        access.read(&range)?;
+        access.write(&range)
+    })
 }
 
 /// Waits until the caller owns the name. A caller that goes before leaves no key behind.

@@ -131,6 +131,17 @@ impl Relays {
         true
     }
 
+    /// Forgets a watcher, whatever its member still says of it.
+    pub(super) fn forget(&mut self, id: i64) {
+        self.cancel(id);
+        for relay in &mut self.relays {
+            relay.watchers.retain(|_, known| *known != id);
+        }
+        // The rest of a reply in pieces would be dropped.
+        self.in_pieces = None;
+        self.tidy();
+    }
+
     /// Asks all members how far they are.
     pub(super) fn request_progress(&mut self) {
         let members: Vec<_> = self.relays.iter().map(|relay| relay.member).collect();

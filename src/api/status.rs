@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use crate::error::{Error, Invalid};
+use crate::error::{AuthError, Error, Invalid};
 
 /// etcd's text for a revision that is gone; watches that start there carry it as their reason, too.
 pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -16,6 +16,12 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let (code, text) = code_and_text(&error);
         Self::new(code, text)
+    }
+}
+
+impl From<AuthError> for Status {
+    fn from(error: AuthError) -> Self {
+        Error::Auth(error).into()
     }
 }
 
@@ -55,11 +61,47 @@ fn code_and_text(error: &Error) -> (Code, String) {
         Error::NotReady => (Code::Unavailable, "etcdserver: no leader"),
         Error::ClockSkew => (Code::Unavailable, "etcdserver: clock skew"),
         Error::Timeout => (Code::Unavailable, "etcdserver: request timed out"),
+        Error::Auth(error) => return auth_code_and_text(*error),
         Error::Unimplemented(what) => {
             return (Code::Unimplemented, format!("{what} is not implemented"));
         }
     };
     (code, text.to_owned())
+}
+
+fn auth_code_and_text(error: AuthError) -> (Code, String) {
+    use Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated, Unknown};
+    let (code, text) = match error {
+        AuthError::RootUserMissing => (FailedPrecondition, "root user does not exist"),
+        AuthError::RootRoleMissing => (FailedPrecondition, "root user does not have root role"),
+        AuthError::UserExists => (FailedPrecondition, "user name already exists"),
+        AuthError::UserEmpty => (InvalidArgument, "user name is empty"),
+        AuthError::UserNotFound => (FailedPrecondition, "user name not found"),
+        AuthError::RoleExists => (FailedPrecondition, "role name already exists"),
+        AuthError::RoleNotFound => (FailedPrecondition, "role name not found"),
+        AuthError::RoleEmpty => (InvalidArgument, "role name is empty"),
+        AuthError::Failed => {
+            (InvalidArgument, "authentication failed, invalid user ID or password")
+        }
+        AuthError::NoPasswordUser => {
+            let text = "auth: authentication failed, password was given for no password user";
+            return (Unknown, text.to_owned());
+        }
+        AuthError::PasswordTooLong => {
+            return (Unknown, "bcrypt: password length exceeds 72 bytes".to_owned());
+        }
+        AuthError::PermissionNotGiven => (InvalidArgument, "permission not given"),
+        AuthError::PermissionDenied => (PermissionDenied, "permission denied"),
+        AuthError::RoleNotGranted => (FailedPrecondition, "role is not granted to the user"),
+        AuthError::PermissionNotGranted => {
+            (FailedPrecondition, "permission is not granted to the role")
+        }
+        AuthError::NotEnabled => (FailedPrecondition, "authentication is not enabled"),
+        AuthError::InvalidToken => (Unauthenticated, "invalid auth token"),
+        AuthError::InvalidManagement => (InvalidArgument, "invalid auth management"),
+        AuthError::OldRevision => (InvalidArgument, "revision of auth store is old"),
+    };
+    (code, format!("etcdserver: {text}"))
 }
 
 fn invalid_code_and_text(invalid: Invalid) -> (Code, String) {
@@ -122,7 +164,10 @@ mod tests {
             (Error::NotReady, 14, "etcdserver: no leader"),
             (Error::ClockSkew, 14, "etcdserver: clock skew"),
             (Error::Timeout, 14, "etcdserver: request timed out"),
-            (Error::Unimplemented("Auth.UserAdd"), 12, "Auth.UserAdd is not implemented"),
+            (Error::Unimplemented("KV.Jump"), 12, "KV.Jump is not implemented"),
+            (Error::Auth(AuthError::PermissionDenied), 7, "etcdserver: permission denied"),
+            (Error::Auth(AuthError::InvalidToken), 16, "etcdserver: invalid auth token"),
+            (Error::Auth(AuthError::UserEmpty), 3, "etcdserver: user name is empty"),
         ];
         for (error, code, text) in table {
             let status = Status::from(error.clone());

@@ -14,13 +14,17 @@ use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::watch_request::RequestUnion;
 use tokio::sync::mpsc;
 use tonic::codec::{DecodeBuf, Decoder};
+use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
+use super::access::Access;
 use super::relay::{Relayed, Relays};
 use super::wire::{self, Messages};
 use super::{Context, convert, events};
 use crate::engine::watch::WatchReply;
+use crate::error::{AuthError, Error};
 use crate::node::{Handle, WatchStream};
+use crate::types::KeyRange;
 
 /// Batches on their way out: one that is being written, one that is ready.
 const BATCHES_MAX: usize = 2;
@@ -42,11 +46,14 @@ where
     if wire::is_compressed(request.headers()) {
         return wire::refuse_compressed(request.headers()).into_http();
     }
+    let (head, body) = request.into_parts();
     // The size of messages is checked before, with etcd's text.
     let unlimited = Some(usize::MAX);
-    let requests = Streaming::new_request(Requests, request.into_body(), None, unlimited);
+    let requests = Streaming::new_request(Requests, body, None, unlimited);
     let (out, batches) = mpsc::channel(BATCHES_MAX);
-    tokio::spawn(run(context, requests, out));
+    let access =
+        Access::of(&context, &MetadataMap::from_headers(head.headers), head.extensions.get());
+    tokio::spawn(run(context, access, requests, out));
     wire::response(Messages::new(batches))
 }
 
@@ -66,8 +73,16 @@ impl Decoder for Requests {
 type Batch = Result<Bytes, Status>;
 
 /// Serves one client until it is gone; its watchers go with it.
-async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc::Sender<Batch>) {
+async fn run(
+    context: Context,
+    access: Result<Access, Error>,
+    requests: Streaming<pb::WatchRequest>,
+    out: mpsc::Sender<Batch>,
+) {
+    let mut changes = context.node.auth_changes();
     let mut watchers = Watchers {
+        access,
+        context: context.clone(),
         own: context.node.watch(),
         others: Relays::new(context.node.clone()),
         node: context.node.clone(),
@@ -77,7 +92,10 @@ async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc:
     loop {
         let hear = watchers.own.backlog() < UNANSWERED_MAX && watchers.others.can_hear();
         tokio::select! {
+            biased;
             () = out.closed() => return,
+            // First of all, so that nobody sees what they may not see any more.
+            _ = changes.changed() => watchers.withdraw(),
             request = next_request(&mut requests), if hear => match request {
                 Ok(request) => watchers.handle(request),
                 Err(error) => return drop(out.send(Err(error)).await),
@@ -99,6 +117,9 @@ async fn run(context: Context, requests: Streaming<pb::WatchRequest>, out: mpsc:
 
 /// The watchers of a client.
 struct Watchers {
+    /// Who watches; or why nobody may.
+    access: Result<Access, Error>,
+    context: Context,
     own: WatchStream,
     others: Relays,
     node: Handle,
@@ -120,10 +141,35 @@ impl Watchers {
 
     fn create(&mut self, create: pb::WatchCreateRequest) {
         let wanted = convert::watch_create(&create);
+        if let Err(reason) = self.may_watch(&wanted.range) {
+            return self.own.deny(reason);
+        }
         match self.node.elsewhere(|tag| wanted.names(tag)) {
             Some(member) => self.others.create(member, &wanted, create, &mut self.own),
             None => self.own.create(wanted),
         }
+    }
+
+    fn may_watch(&self, range: &KeyRange) -> Result<(), AuthError> {
+        match &self.access {
+            Ok(access) => access.read(range),
+            Err(Error::Auth(reason)) => Err(*reason),
+            Err(_) => Err(AuthError::InvalidToken),
+        }
+    }
+
+    /// Users or roles have changed: some may not watch any more what they did.
+    fn withdraw(&mut self) {
+        if let Ok(access) = &mut self.access {
+            *access = access.renewed(&self.context);
+        }
+        let Self { access, own, others, .. } = self;
+        let access = &*access;
+        let relayed = own.withdraw(|range| match access {
+            Ok(access) => access.read(range),
+            Err(_) => Ok(()),
+        });
+        relayed.into_iter().for_each(|id| others.forget(id));
     }
 
     fn cancel(&mut self, id: i64) {

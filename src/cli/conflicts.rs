@@ -18,6 +18,7 @@ const CUT: char = '\u{2026}';
 
 const FLAGS: &[Flag] = &[
     flag("endpoint", ENDPOINT_DEFAULT, "the member to ask: host:port, where it serves clients"),
+    flag("user", "", "name:password, where members ask who their clients are"),
     flag("limit", "1000", "so many conflicts at most, the newest first"),
     switch("json", "everything, for programs"),
 ];

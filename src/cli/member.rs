@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use starling_proto::etcdserverpb::AuthenticateRequest;
+use starling_proto::etcdserverpb::auth_client::AuthClient;
 use starling_proto::starling::admin::v1 as pb;
 use starling_proto::starling::admin::v1::cluster_client::ClusterClient;
 use tokio::runtime;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use super::ToolError;
 
@@ -21,6 +24,8 @@ const REPLY_BYTES_MAX: usize = 64 << 20;
 pub(super) struct Member {
     address: String,
     endpoint: Endpoint,
+    /// Name and password, if it has to be known who asks.
+    user: Option<(String, String)>,
     runtime: runtime::Runtime,
 }
 
@@ -41,32 +46,60 @@ impl Member {
         let runtime =
             runtime.map_err(|error| ToolError::Failed(format!("cannot start: {error}")))?;
         let endpoint = Endpoint::from(uri).connect_timeout(TIMEOUT).timeout(TIMEOUT);
-        Ok(Self { address: host.to_owned(), endpoint, runtime })
+        Ok(Self { address: host.to_owned(), endpoint, user: None, runtime })
+    }
+
+    /// Asks as a user: `name:password`; nothing for nobody.
+    pub(super) fn as_user(self, user: &str) -> Result<Self, ToolError> {
+        let user = match user.split_once(':') {
+            Some((name, password)) => Some((name.to_owned(), password.to_owned())),
+            None if user.is_empty() => None,
+            None => return Err(ToolError::Usage("--user: expected name:password".to_owned())),
+        };
+        Ok(Self { user, ..self })
+    }
+
+    /// The token of the user, if any is needed.
+    async fn token(&self, channel: &Channel) -> Result<Option<AsciiMetadataValue>, Status> {
+        let Some((name, password)) = self.user.clone() else { return Ok(None) };
+        let request = AuthenticateRequest { name, password };
+        let reply = AuthClient::new(channel.clone()).authenticate(request).await?.into_inner();
+        let token = reply.token.parse().map_err(|_| Status::unknown("the token is no text"))?;
+        Ok(Some(token))
     }
 
     /// How its cluster is, with so many members at most.
     pub(super) fn status(&self, members_max: u32) -> Result<pb::StatusReply, ToolError> {
         let request = pb::StatusRequest { members_max };
-        self.ask(async |client| client.status(request).await)
+        self.ask(request, async |client, request| client.status(request).await)
     }
 
     /// Writes that were lost, so many at most.
     pub(super) fn conflicts(&self, conflicts_max: u32) -> Result<pb::ConflictsReply, ToolError> {
         let request = pb::ConflictsRequest { conflicts_max };
-        self.ask(async |client| client.conflicts(request).await)
+        self.ask(request, async |client, request| client.conflicts(request).await)
     }
 
-    fn ask<T>(
+    fn ask<Q, T>(
         &self,
-        call: impl AsyncFnOnce(&mut ClusterClient<Channel>) -> Result<tonic::Response<T>, Status>,
+        message: Q,
+        call: impl AsyncFnOnce(
+            &mut ClusterClient<Channel>,
+            Request<Q>,
+        ) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, ToolError> {
         let address = &self.address;
         let failed = |why: &str| ToolError::Failed(format!("{address}: {why}"));
         self.runtime.block_on(async {
             let channel = self.endpoint.connect().await;
             let channel = channel.map_err(|error| failed(&innermost(&error)))?;
+            let token = self.token(&channel).await.map_err(|status| failed(status.message()))?;
+            let mut request = Request::new(message);
+            if let Some(token) = token {
+                request.metadata_mut().insert("token", token);
+            }
             let mut client = ClusterClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
-            let reply = call(&mut client).await.map_err(|status| match status.code() {
+            let reply = call(&mut client, request).await.map_err(|status| match status.code() {
                 Code::Unimplemented => failed("whoever is there knows nothing of Starling"),
                 _ => failed(status.message()),
             });

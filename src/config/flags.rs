@@ -179,9 +179,9 @@ pub const GROUPS: &[Group] = &[
         flag("host-whitelist", Text, "*", LATER, "host names that plain HTTP requests may name"),
     ] },
     Group { title: "Auth", flags: &[
-        flag("auth-token", Text, "simple", LATER, "kind of tokens"),
-        flag("auth-token-ttl", Uint, "300", LATER, "seconds that a token lives"),
-        flag("bcrypt-cost", Uint, "10", LATER, "cost of hashing a password"),
+        flag("auth-token", Text, "simple", Honoured, "kind of tokens: simple, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=10m"),
+        flag("auth-token-ttl", Uint, "300", Honoured, "seconds that a simple token lives after its last use"),
+        flag("bcrypt-cost", Uint, "10", Honoured, "cost of hashing a password, 4 to 31"),
     ] },
     Group { title: "Monitoring and logging", flags: &[
         flag("listen-metrics-urls", Text, "", Honoured, "where to serve /metrics and health checks, besides"),

@@ -5,6 +5,7 @@
 //! ignored, as in etcd. [`flags`] has the one table of all flags: what is not in it is refused, what has no
 //! effect is named in a warning.
 
+mod auth;
 mod cluster;
 pub mod flags;
 mod parse;
@@ -18,6 +19,8 @@ pub use cluster::{ClusterConfig, PeerTls};
 use flags::{Effect, Flag, Kind};
 pub use parse::ListenUrl;
 use parse::Values;
+
+pub use auth::{AuthConfig, TokenConfig};
 
 use crate::node::Retention;
 use crate::traces;
@@ -70,6 +73,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Calls at the same time on one connection.
     pub concurrent_streams_max: u32,
+    /// How clients say who they are.
+    pub auth: AuthConfig,
     /// Whether the JSON gateway is served.
     pub gateway: bool,
     /// How much history auto-compaction keeps.
@@ -404,6 +409,7 @@ impl Settings {
             txn_ops_max: self.positive("max-txn-ops")?,
             request_bytes_max: self.positive("max-request-bytes")?,
             concurrent_streams_max: self.positive("max-concurrent-streams")?,
+            auth: self.auth()?,
             gateway: self.is_on("enable-grpc-gateway"),
             retention: self.retention()?,
             election_timeout: self.election_timeout()?,

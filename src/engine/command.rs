@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::Pair;
+use super::auth::Permission;
 use crate::types::{Alarm, KeyRange, LeaseId, MemberId, Revision};
 
 /// A change that goes through the one writer.
@@ -42,6 +43,55 @@ pub enum Command {
         alarm: Alarm,
         /// Whether it is to be on.
         on: bool,
+    },
+    /// Changes users or roles.
+    Auth(AuthChange),
+}
+
+/// A change of users or roles, or of whether they matter. Passwords come as hashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "etcd's names say it")]
+pub enum AuthChange {
+    /// From now on everybody has to say who they are.
+    Enable {
+        /// Random bytes, to sign tokens with.
+        secret: Bytes,
+    },
+    Disable,
+    /// `None` for a user who cannot come by password.
+    AddUser {
+        name: String,
+        password: Option<Bytes>,
+    },
+    DeleteUser {
+        name: String,
+    },
+    ChangePassword {
+        name: String,
+        password: Option<Bytes>,
+    },
+    GrantRole {
+        user: String,
+        role: String,
+    },
+    RevokeRole {
+        user: String,
+        role: String,
+    },
+    AddRole {
+        name: String,
+    },
+    DeleteRole {
+        name: String,
+    },
+    GrantPermission {
+        role: String,
+        permission: Permission,
+    },
+    RevokePermission {
+        role: String,
+        key: Bytes,
+        range_end: Bytes,
     },
 }
 
@@ -246,6 +296,8 @@ pub enum CommandReply {
         /// Whether it was on before.
         was_on: bool,
     },
+    /// To a change of users or roles.
+    Auth,
 }
 
 /// The answer to a put.

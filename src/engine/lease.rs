@@ -223,7 +223,7 @@ impl Lessor {
     }
 
     /// The keys of a lease, in order.
-    pub(super) fn keys(&self, id: LeaseId) -> Option<Vec<Bytes>> {
+    pub fn keys(&self, id: LeaseId) -> Option<Vec<Bytes>> {
         Some(self.table.lock().leases.get(&id)?.keys.iter().cloned().collect())
     }
 

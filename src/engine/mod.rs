@@ -22,6 +22,7 @@
 
 pub mod alarm;
 mod apply;
+pub mod auth;
 mod collection;
 pub mod command;
 pub mod conflicts;
@@ -46,7 +47,7 @@ pub mod txn;
 pub mod watch;
 mod writer;
 
-use crate::error::{Error, Invalid, StoreError};
+use crate::error::{AuthError, Error, Invalid, StoreError};
 
 pub use apply::{Applied, Conflict, Outcome};
 pub use pair::Pair;
@@ -66,6 +67,12 @@ pub enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Refused(error)
+    }
+}
+
+impl From<AuthError> for Failure {
+    fn from(error: AuthError) -> Self {
+        Self::Refused(error.into())
     }
 }
 

@@ -147,7 +147,8 @@ impl Model {
             }
             Command::Compact { revision } => self.compact(*revision),
             Command::LeaseGrant { id, ttl_seconds } => self.grant(*id, *ttl_seconds),
-            // Alarms change nothing that the model has.
+            // Neither alarms nor users change anything that the model has.
+            Command::Auth(_) => Ok(CommandReply::Auth),
             Command::Alarm { .. } => Ok(CommandReply::Alarm { was_on: false }),
             Command::LeaseRevoke { id } => {
                 self.leases.remove(id).ok_or(Error::LeaseNotFound)?;

@@ -18,7 +18,8 @@ pub(super) fn cost(command: &Command) -> u64 {
         Command::DeleteRange(_)
         | Command::Compact { .. }
         | Command::LeaseRevoke { .. }
-        | Command::Alarm { .. } => 0,
+        | Command::Alarm { .. }
+        | Command::Auth(_) => 0,
     }
 }
 

@@ -82,6 +82,7 @@ impl Writer {
             }
             (Table::Alarm, Some(_)) => self.alarms.raise(AlarmRecord::alarm(&change.key)?),
             (Table::Alarm, None) => self.alarms.end(AlarmRecord::alarm(&change.key)?),
+            (Table::Auth, _) => self.auth.show(change)?,
             (Table::Member | Table::Seal | Table::Run, _) => {
                 self.replica.open_changes.push(change.clone());
             }
@@ -98,6 +99,10 @@ impl Writer {
         }
         for (key, _) in records.in_force(Table::Alarm) {
             self.alarms.raise(AlarmRecord::alarm(key)?);
+        }
+        for (key, put) in records.in_force(Table::Auth) {
+            let (key, value) = (key.clone(), Some(put.value.clone()));
+            self.auth.show(&RecordChange { table: Table::Auth, key, value })?;
         }
         Ok(())
     }

@@ -165,7 +165,8 @@ impl Command {
             | Self::DeleteRange(_)
             | Self::LeaseGrant { .. }
             | Self::LeaseRevoke { .. }
-            | Self::Alarm { .. } => Names::default(),
+            | Self::Alarm { .. }
+            | Self::Auth(_) => Names::default(),
         }
     }
 }

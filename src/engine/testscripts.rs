@@ -395,6 +395,9 @@ fn show_watch(reply: &WatchReply) -> String {
             let events = events.iter().map(|event| format!("\n  {}", show_event(event)));
             format!("@{revision} watcher {id}{}", events.collect::<String>())
         }
+        WatchReply::Denied { id, reason, revision } => {
+            format!("@{revision} watcher {id} denied: {reason:?}")
+        }
         WatchReply::Canceled { id, revision } => format!("@{revision} watcher {id} canceled"),
         WatchReply::Compacted { id, compacted } => {
             format!("watcher {id} ended: compacted at {compacted}")
@@ -558,6 +561,7 @@ impl Runner {
                 format!("granted {} for {} s", reply.id.0, reply.ttl_seconds)
             }
             CommandReply::LeaseRevoke => "revoked".to_owned(),
+            CommandReply::Auth => "done".to_owned(),
             CommandReply::Alarm { was_on } => {
                 format!("alarm was {}", if *was_on { "on" } else { "off" })
             }

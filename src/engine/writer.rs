@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::Failure;
 use super::alarm::Alarms;
+use super::auth::Auth;
 use super::collection::Collection;
 use super::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, Put, PutReply, Reply,
@@ -119,6 +120,7 @@ pub struct Writer {
     pub(super) lessor: Arc<Lessor>,
     pub(super) hub: Arc<Hub>,
     pub(super) alarms: Arc<Alarms>,
+    pub(super) auth: Arc<Auth>,
     pub(super) identity: Identity,
     /// The number of the own run.
     pub(super) origin: OriginIndex,
@@ -186,6 +188,7 @@ impl Writer {
             mvcc,
             lessor,
             alarms: Arc::default(),
+            auth: Arc::default(),
             identity,
             origin,
             starts: meta.origins.runs_of(identity.member).count() as u64 + 1,
@@ -277,6 +280,11 @@ impl Writer {
         &self.alarms
     }
 
+    /// Users and roles.
+    pub fn auth(&self) -> &Arc<Auth> {
+        &self.auth
+    }
+
     /// Whose store this is.
     pub fn identity(&self) -> Identity {
         self.identity
@@ -347,6 +355,7 @@ impl Writer {
             Command::LeaseGrant { id, ttl_seconds } => self.execute_grant(id, ttl_seconds, now),
             Command::LeaseRevoke { id } => self.execute_revoke(id, now),
             Command::Alarm { alarm, on } => self.execute_alarm(alarm, on, now),
+            Command::Auth(change) => self.execute_auth(change, now),
         }
     }
 
@@ -551,7 +560,7 @@ impl Writer {
     }
 
     /// Ends an entry; the reply shows the revision that it has led to.
-    fn end_entry(&mut self, body: CommandReply) -> Reply<CommandReply> {
+    pub(super) fn end_entry(&mut self, body: CommandReply) -> Reply<CommandReply> {
         self.end_entry_alone();
         Reply { revision: self.revision, body }
     }

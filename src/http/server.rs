@@ -108,7 +108,13 @@ impl Server {
         let (closing, closing_receiver) = watch::channel(false);
         let (running, ended) = mpsc::channel(1);
         let max_request_bytes = options.max_request_bytes;
-        let context = Context { node, metrics, max_request_bytes, closing: closing_receiver };
+        let context = Context {
+            node,
+            metrics,
+            max_request_bytes,
+            is_trusted: false,
+            closing: closing_receiver,
+        };
         let mut server = Self { closing, threads: Vec::new(), ended };
         let mut workers = Vec::new();
         for i in 0..options.worker_threads.max(1) {

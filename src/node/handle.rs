@@ -9,12 +9,15 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::auth::AuthOptions;
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use super::home::Home;
 use super::status::{ClusterStatus, Facts};
+use super::tokens::Tokens;
 use super::write_traces::Queued;
 use crate::engine::alarm::Alarms;
+use crate::engine::auth::Auth;
 use crate::engine::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, Put, PutReply, Range, RangeReply, Reply,
     Txn, TxnOp, TxnReply,
@@ -26,12 +29,14 @@ use crate::engine::mvcc::{Mvcc, Reader, StateHash};
 use crate::engine::replica::Replica;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
-use crate::error::{Error, Result, StoreError};
+use crate::error::{AuthError, Error, Result, StoreError};
 use crate::metrics::Metrics;
 use crate::storage::schema::member::MemberRecord;
 use crate::traces::{RequestSpan, Traces};
 use crate::transport::Transport;
-use crate::types::{Alarm, AlarmKind, ClusterId, LeaseId, MemberId, ReadLevel, Revision, WriteAck};
+use crate::types::{
+    Alarm, AlarmKind, ClusterId, KeyRange, LeaseId, MemberId, ReadLevel, Revision, WriteAck,
+};
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
 const INLINE_KEYS_MAX: u64 = 512;
@@ -107,6 +112,11 @@ pub(super) struct Shared {
     pub(super) lessor: Arc<Lessor>,
     pub(super) hub: Arc<Hub>,
     pub(super) alarms: Arc<Alarms>,
+    pub(super) auth: Arc<Auth>,
+    /// How often users or roles have changed.
+    pub(super) auth_changes: watch::Sender<u64>,
+    pub(super) tokens: Tokens,
+    pub(super) bcrypt_cost: u32,
     pub(super) clock: SystemClock,
     pub(super) metrics: Arc<Metrics>,
     /// `None` if nobody wants any.
@@ -147,13 +157,17 @@ impl Shared {
         options: RequestOptions,
         quota_bytes: Option<u64>,
         clock: SystemClock,
-        (metrics, traces): (Arc<Metrics>, Option<Arc<Traces>>),
+        (metrics, traces, auth): (Arc<Metrics>, Option<Arc<Traces>>, AuthOptions),
     ) -> Self {
         Self {
             mvcc: Arc::clone(writer.mvcc()),
             lessor: Arc::clone(writer.lessor()),
             hub: Arc::clone(writer.hub()),
             alarms: Arc::clone(writer.alarms()),
+            auth: Arc::clone(writer.auth()),
+            auth_changes: watch::Sender::new(writer.auth().changes()),
+            tokens: Tokens::new(auth.tokens),
+            bcrypt_cost: auth.bcrypt_cost,
             clock,
             metrics,
             traces,
@@ -182,6 +196,8 @@ impl Shared {
     /// Takes over what the writer knows after a commit.
     pub(super) fn observe(&self, writer: &Writer) {
         self.entries.store(writer.entries(), Ordering::Relaxed);
+        let changes = self.auth.changes();
+        self.auth_changes.send_if_modified(|known| std::mem::replace(known, changes) != changes);
         self.no_space.store(writer.is_out_of_space(), Ordering::Relaxed);
     }
 
@@ -634,6 +650,11 @@ impl Handle {
         }
     }
 
+    /// The keys that are attached to a lease, as far as this member knows.
+    pub fn keys_of_lease(&self, id: LeaseId) -> Vec<bytes::Bytes> {
+        self.shared.lessor.keys(id).unwrap_or_default()
+    }
+
     /// The alarms that are on: those of clients, and that of a store without room, once each.
     pub fn alarms(&self) -> Vec<Alarm> {
         let mut alarms = self.shared.alarms.list();
@@ -779,6 +800,16 @@ impl WatchStream {
     /// Whether this member serves no watcher of the stream.
     pub fn is_idle(&self) -> bool {
         self.stream.is_idle()
+    }
+
+    /// Says through [`Self::next`] that there is no watcher, since whoever asks may not have one.
+    pub fn deny(&mut self, reason: AuthError) {
+        self.stream.deny(reason);
+    }
+
+    /// Ends all watchers of keys that may not be read any more. Answers those of them that other members serve.
+    pub fn withdraw(&mut self, may_read: impl Fn(&KeyRange) -> Result<(), AuthError>) -> Vec<i64> {
+        self.stream.withdraw(may_read)
     }
 
     /// Ends a watcher; an unknown id is ignored.

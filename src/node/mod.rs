@@ -10,6 +10,7 @@
 //! from a store that may have lost a write.
 
 mod acks;
+mod auth;
 mod clock;
 mod compactor;
 mod driver;
@@ -18,9 +19,11 @@ mod handle;
 mod home;
 mod leases;
 mod lost_and_found;
+mod passwords;
 mod peers;
 mod status;
 mod tags;
+mod tokens;
 mod write_traces;
 
 use std::io;
@@ -32,6 +35,7 @@ pub use crate::engine::replica::{ClockOptions, ClusterOptions, founding_cluster}
 pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;
+pub use auth::AuthOptions;
 pub use clock::SystemClock;
 pub use compactor::Retention;
 pub use forward::{
@@ -39,8 +43,11 @@ pub use forward::{
     Services, WRITE_ACK,
 };
 pub use handle::{Handle, Member, Removed, RequestOptions, Status, WatchStream};
+pub use passwords::{COST_DEFAULT, COSTS};
 pub use peers::PeerOptions;
 pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};
+
+pub use tokens::{JwtOptions, TokenOptions};
 
 pub use crate::engine::mvcc::StateHash as HashKv;
 
@@ -71,6 +78,8 @@ pub struct NodeOptions {
     pub writer: WriterOptions,
     /// What requests need to know.
     pub request: RequestOptions,
+    /// How clients say who they are.
+    pub auth: AuthOptions,
     /// How much history is kept by auto-compaction.
     pub retention: Retention,
     /// Who has a write before it is answered, unless it says otherwise.
@@ -109,7 +118,7 @@ impl Node {
             client_urls: options.client_urls,
         };
         let quota_bytes = options.writer.quota_bytes;
-        let seen = (metrics, options.traces);
+        let seen = (metrics, options.traces, options.auth);
         let shared =
             Shared::new(replica.writer(), member, options.request, quota_bytes, clock, seen);
         let shared = Arc::new(shared);

@@ -11,6 +11,7 @@
 //!
 //! `docs/storage-format.md` has the bytes. Change it, [`FORMAT_VERSION`] and this file together.
 
+pub mod auth;
 pub mod member;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -153,12 +154,14 @@ pub enum Table {
     /// The current run of each member: `id (u64 big-endian) -> run (varint)`. Whoever holds it knows that the runs before it
     /// have ended.
     Run = 5,
+    /// Users, roles, and whether they matter: see [`auth`].
+    Auth = 6,
 }
 
 impl Table {
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Self> {
-        let all = [Self::Lease, Self::Alarm, Self::Member, Self::Seal, Self::Run];
+        let all = [Self::Lease, Self::Alarm, Self::Member, Self::Seal, Self::Run, Self::Auth];
         all.into_iter().find(|table| *table as u8 == number)
     }
 }

@@ -8,8 +8,8 @@ use starling::engine::Options;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    ClusterOptions, Handle, MemberRecord, Node, NodeOptions, PeerOptions, RequestOptions,
-    Retention, Services, founding_cluster,
+    AuthOptions, ClusterOptions, Handle, MemberRecord, Node, NodeOptions, PeerOptions,
+    RequestOptions, Retention, Services, founding_cluster,
 };
 use starling::storage::schema::Identity;
 use starling::storage::{Memory, Store};
@@ -151,6 +151,7 @@ fn node_options(identity: Identity) -> NodeOptions {
             timeout: DEADLINE,
             progress_interval: Duration::from_secs(600),
         },
+        auth: AuthOptions::default(),
         retention: Retention::Everything,
         ack: WriteAck::Local,
         reads: ReadLevel::Local,

@@ -30,6 +30,7 @@ pub use hub::{Hub, Waker};
 pub use stream::Stream;
 
 use super::pair::{Fields, Pair};
+use crate::error::AuthError;
 use crate::types::{KeyRange, KeyValue, Revision};
 
 /// A visible change of one key.
@@ -122,6 +123,15 @@ pub enum WatchReply {
         /// The last compaction.
         compacted: Revision,
     },
+    /// The watcher has ended, since whoever asked for it may not read these keys any more.
+    Denied {
+        /// Which.
+        id: i64,
+        /// Why.
+        reason: AuthError,
+        /// The current revision.
+        revision: Revision,
+    },
     /// Everything up to this revision has been sent.
     Progress {
         /// To this watcher, or to all of the stream.
@@ -140,6 +150,8 @@ pub enum WatchRefusal {
     EmptyRange,
     /// The start revision is negative.
     NegativeStart,
+    /// Whoever asks may not read these keys, or has not said who they are.
+    Denied(AuthError),
 }
 
 /// One change of one key.

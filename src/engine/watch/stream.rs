@@ -7,8 +7,8 @@ use super::hub::{Delivery, Hub, Mailbox, StreamId, Waker, Watcher as SyncedWatch
 use super::{Change, Event, EventKind, WatchCreate, WatchRefusal, WatchReply};
 use crate::engine::mvcc::{Mvcc, Reader};
 use crate::engine::tags;
-use crate::error::StoreError;
-use crate::types::Revision;
+use crate::error::{AuthError, StoreError};
+use crate::types::{KeyRange, Revision};
 
 /// Revisions that one read of the log returns at most (etcd `watchBatchMaxRevs`).
 const CATCH_UP_REVISIONS: usize = 1000;
@@ -51,8 +51,8 @@ pub struct Stream {
     by_serial: BTreeMap<u64, i64>,
     /// Watchers that compaction has ended. As in etcd their ids stay taken until the client cancels them.
     ended: BTreeSet<i64>,
-    /// The ids of watchers that other members serve.
-    elsewhere: BTreeSet<i64>,
+    /// The ids of watchers that other members serve, and their keys.
+    elsewhere: BTreeMap<i64, KeyRange>,
     next_id: i64,
     next_serial: u64,
     behind: usize,
@@ -73,7 +73,7 @@ impl Stream {
             watchers: BTreeMap::new(),
             by_serial: BTreeMap::new(),
             ended: BTreeSet::new(),
-            elsewhere: BTreeSet::new(),
+            elsewhere: BTreeMap::new(),
             next_id: 0,
             next_serial: 0,
             behind: 0,
@@ -109,7 +109,7 @@ impl Stream {
     pub fn adopt(&mut self, create: &WatchCreate) -> Option<i64> {
         match self.check(create) {
             Ok(id) => {
-                self.elsewhere.insert(id);
+                self.elsewhere.insert(id, create.range.clone());
                 Some(id)
             }
             Err(reason) => {
@@ -126,7 +126,7 @@ impl Stream {
 
     /// A watcher that another member serves has ended, since what it needs next is compacted there.
     pub fn expire(&mut self, id: i64) {
-        if self.elsewhere.remove(&id) {
+        if self.elsewhere.remove(&id).is_some() {
             self.ended.insert(id);
         }
     }
@@ -134,7 +134,7 @@ impl Stream {
     /// The member that serves a watcher is not reached: the watcher ends as compacted here. `is_new`: it was not there yet.
     pub fn lose(&mut self, id: i64, is_new: bool) {
         let revision = self.mvcc.revision();
-        if !self.elsewhere.remove(&id) {
+        if self.elsewhere.remove(&id).is_none() {
             return;
         }
         if is_new {
@@ -167,7 +167,9 @@ impl Stream {
     }
 
     fn is_taken(&self, id: i64) -> bool {
-        self.watchers.contains_key(&id) || self.ended.contains(&id) || self.elsewhere.contains(&id)
+        self.watchers.contains_key(&id)
+            || self.ended.contains(&id)
+            || self.elsewhere.contains_key(&id)
     }
 
     fn add(&mut self, id: i64, create: WatchCreate) {
@@ -219,6 +221,32 @@ impl Stream {
         if self.remove(id) || self.ended.remove(&id) {
             self.ready.push_back(WatchReply::Canceled { id, revision: self.hub.published() });
         }
+    }
+
+    /// Says that there is no watcher, since whoever asks may not have one.
+    pub fn deny(&mut self, reason: AuthError) {
+        self.refuse(WatchRefusal::Denied(reason));
+    }
+
+    /// Ends all watchers of keys that may not be read any more. Answers those of them that other members serve.
+    pub fn withdraw(&mut self, may_read: impl Fn(&KeyRange) -> Result<(), AuthError>) -> Vec<i64> {
+        let own = self.watchers.iter().map(|(id, watcher)| (*id, &watcher.create.range));
+        let elsewhere = self.elsewhere.iter().map(|(id, range)| (*id, range));
+        let all = own.chain(elsewhere);
+        let denied: Vec<_> =
+            all.filter_map(|(id, range)| Some((id, may_read(range).err()?))).collect();
+        let mut relayed = Vec::new();
+        for (id, reason) in denied {
+            if !self.remove(id) {
+                self.elsewhere.remove(&id);
+                relayed.push(id);
+            }
+            // What was on its way is not to be seen any more.
+            self.ready
+                .retain(|reply| !matches!(reply, WatchReply::Events { id: of, .. } if *of == id));
+            self.ready.push_back(WatchReply::Denied { id, reason, revision: self.hub.published() });
+        }
+        relayed
     }
 
     fn remove(&mut self, id: i64) -> bool {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::show::Show;
 
@@ -169,9 +169,18 @@ impl Case {
 
     /// Opens a stream of watches.
     pub(super) fn watch(&mut self) -> WatchStream {
+        self.watch_as("")
+    }
+
+    /// The same with a token.
+    pub(super) fn watch_as(&mut self, token: &str) -> WatchStream {
         let (requests, queue) = mpsc::channel(STREAM_QUEUE);
         let mut client = watches(&self.channel);
-        let answers = Answers::of(async move { client.watch(ReceiverStream::new(queue)).await });
+        let mut request = Request::new(ReceiverStream::new(queue));
+        if !token.is_empty() {
+            request.metadata_mut().insert("token", token.parse().expect("a token is text"));
+        }
+        let answers = Answers::of(async move { client.watch(request).await });
         WatchStream { requests: Some(requests), answers, items: Vec::new(), ended: false }
     }
 

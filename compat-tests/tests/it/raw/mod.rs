@@ -2,6 +2,7 @@
 //! is compared line by line: codes, messages, and every field.
 
 mod alarms;
+mod auth;
 mod bytes_on_the_wire;
 mod case;
 mod compact;

@@ -1,5 +1,6 @@
 //! Answers as text that two servers must agree on: every field, ids checked and then left out.
 
+use regex::{Captures, Regex};
 use starling_proto::etcdserverpb as pb;
 use starling_proto::mvccpb;
 use tonic::Status;
@@ -25,6 +26,35 @@ impl Show {
     /// `r+2`, counted from the start of the case; 0 and less are words of the protocol.
     pub(super) fn revision(&self, revision: i64) -> String {
         if revision <= 0 { revision.to_string() } else { format!("r{:+}", revision - self.base) }
+    }
+
+    /// Any answer as it is printed for programmers, without what differs between two servers: ids, tokens, what is left of a
+    /// lease.
+    pub(super) fn debug(&self, answer: &str) -> String {
+        let header = Regex::new(
+            r"ResponseHeader \{ cluster_id: (\d+), member_id: (\d+), revision: (\d+), raft_term: (\d+) \}",
+        );
+        let header = header.expect("a regular expression");
+        let answer = header.replace_all(answer, |parts: &Captures<'_>| {
+            let number = |at: usize| parts[at].parse::<u64>().expect("digits");
+            self.header(Some(&pb::ResponseHeader {
+                cluster_id: number(1),
+                member_id: number(2),
+                revision: parts[3].parse().expect("digits"),
+                raft_term: number(4),
+            }))
+        });
+        let revisions = Regex::new(r"(create_revision|mod_revision|rev): (\d+)");
+        let answer = revisions.expect("a regular expression").replace_all(
+            &answer,
+            |parts: &Captures<'_>| {
+                format!("{}: {}", &parts[1], self.revision(parts[2].parse().expect("digits")))
+            },
+        );
+        let tokens = Regex::new("token: \"[^\"]+\"").expect("a regular expression");
+        let answer = tokens.replace_all(&answer, "token: some");
+        let left = Regex::new(r"ttl: 59\d").expect("a regular expression");
+        left.replace_all(&answer, "ttl: 59_").into_owned()
     }
 
     /// `@r+2`; a header without ids, as in a nested answer, is `bare`.
