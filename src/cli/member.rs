@@ -50,7 +50,7 @@ impl Member {
     }
 
     /// Asks as a user: `name:password`; nothing for nobody.
-    pub(super) fn as_user(self, user: &str) -> Result<Self, ToolError> {
+    pub(super) fn with_user(self, user: &str) -> Result<Self, ToolError> {
         let user = match user.split_once(':') {
             Some((name, password)) => Some((name.to_owned(), password.to_owned())),
             None if user.is_empty() => None,

@@ -102,7 +102,7 @@ fn in_place(text: &str, is_first: bool) -> String {
 }
 
 fn endpoint(values: &Values) -> Result<member::Member, ToolError> {
-    member::Member::at(values.text("endpoint"))?.as_user(values.text("user"))
+    member::Member::at(values.text("endpoint"))?.with_user(values.text("user"))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 mod changes;
 mod rights;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -83,7 +83,7 @@ pub struct AuthState {
     roles: BTreeSet<String>,
     permissions: BTreeMap<String, Permissions>,
     /// What was asked for before.
-    rights: RwLock<HashMap<String, Arc<Rights>>>,
+    rights: RwLock<BTreeMap<String, Arc<Rights>>>,
 }
 
 impl Clone for AuthState {
