@@ -386,7 +386,7 @@ mod tests {
         put.started();
         put.handled(3);
         put.handled(99);
-        metrics.encode(&State { keys: 7, server_version: "3.6.14", ..State::default() })
+        metrics.encode(&State { keys: 7, server_version: "3.7.3", ..State::default() })
     }
 
     fn has_line(text: &str, line: &str) {
@@ -400,7 +400,7 @@ mod tests {
         has_line(&text, "etcd_mvcc_put_total 3");
         has_line(&text, "etcd_server_leader_changes_seen_total 0");
         has_line(&text, "etcd_debugging_mvcc_keys_total 7");
-        has_line(&text, "etcd_server_version{server_version=\"3.6.14\"} 1");
+        has_line(&text, "etcd_server_version{server_version=\"3.7.3\"} 1");
         has_line(&text, &format!("grpc_server_started_total{{{labels}}} 1"));
         has_line(
             &text,

@@ -7,7 +7,7 @@ use starling_proto::etcdserverpb::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
 use super::wire::{self, Answer};
-use super::{Context, convert, elsewhere, header, txn_size};
+use super::{Context, convert, elsewhere, header, range_stream, txn_size};
 use crate::engine::Pair;
 use crate::engine::command::{RangeReply, TxnOpReply, TxnReply};
 use crate::error::{Error, Invalid};
@@ -156,7 +156,7 @@ impl KvService {
 
 #[tonic::async_trait]
 impl Kv for KvService {
-    type RangeStreamStream = tokio_stream::Empty<Result<pb::RangeStreamResponse, Status>>;
+    type RangeStreamStream = range_stream::Pieces;
 
     async fn range(
         &self,
@@ -181,12 +181,26 @@ impl Kv for KvService {
         Ok(Response::new(convert::range_response(reply.body, header)))
     }
 
-    /// New in etcd 3.7. Clients of it fall back to `Range` where it is not implemented.
     async fn range_stream(
         &self,
-        _: Request<pb::RangeRequest>,
+        request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(Error::Unimplemented("KV.RangeStream").into())
+        let access = self.context.access(&request);
+        let request = request.into_inner();
+        let is_linearizable = !request.serializable;
+        let kept = elsewhere::kept(&self.context.node, &request);
+        let range = convert::range(request)?;
+        access?.range(&range)?;
+        let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
+        if let Some(answer) = forwarded {
+            return Ok(Response::new(range_stream::whole(answer)));
+        }
+        if is_linearizable {
+            self.context.node.begin_read().await?;
+        }
+        let pieces = range_stream::answer(self.context.clone(), range).await?;
+        self.context.metrics.ranges.inc();
+        Ok(Response::new(pieces))
     }
 
     async fn put(

@@ -14,6 +14,7 @@
 //! | `access` | who asks, and what they may do |
 //! | [`convert`] | etcd's messages to commands, and replies back |
 //! | `unary`, `events`, `wire` | messages in and answers out where that is hot: calls of KV, replies of watches, framing |
+//! | `range_stream` | a Range in pieces |
 //! | `elsewhere`, `relay` | calls of KV and watchers that another member has to answer |
 //! | [`header`] | the header of every answer |
 //! | [`status`] | errors as gRPC statuses |
@@ -33,6 +34,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod ownership;
+mod range_stream;
 mod relay;
 pub(crate) mod router;
 pub(crate) mod status;
@@ -52,10 +54,10 @@ use crate::metrics::Metrics;
 use crate::node::Handle;
 
 /// The etcd release whose API this is. Clients parse it as plain `X.Y.Z`, and expect `RangeStream` from 3.7 on.
-pub const ETCD_VERSION: &str = "3.6.14";
+pub const ETCD_VERSION: &str = "3.7.3";
 
 /// What etcd calls the version of the cluster and of its storage.
-pub const CLUSTER_VERSION: &str = "3.6.0";
+pub const CLUSTER_VERSION: &str = "3.7.0";
 
 /// What a message may be larger than the largest request that it carries.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;

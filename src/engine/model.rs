@@ -326,7 +326,9 @@ impl Model {
         let more = kvs.len() > limit;
         kvs.truncate(limit);
         if range.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+            kvs.iter_mut().for_each(|kv| {
+                (kv.value, kv.lease) = (Bytes::new(), LeaseId::NONE);
+            });
         }
         RangeReply { kvs: kvs.iter().map(Pair::from).collect(), more, count }
     }

@@ -89,6 +89,16 @@ impl Pair {
         Self::encode(&Fields { value: &[], ..self.fields() })
     }
 
+    /// The same pair with no lease. Costs nothing if it has none.
+    #[must_use]
+    pub fn without_lease(self) -> Self {
+        let fields = self.fields();
+        if !fields.lease.is_some() {
+            return self;
+        }
+        Self::encode(&Fields { lease: LeaseId::NONE, ..fields })
+    }
+
     /// The pair of some fields. Costs one copy of them.
     pub(super) fn encode(fields: &Fields<'_>) -> Self {
         // On the stack, so that the pair itself is the only thing that is allocated.
@@ -226,7 +236,9 @@ mod tests {
             prop_assert_eq!(&KeyValue::from(&pair), &kv);
             prop_assert_eq!(pair.key(), &kv.key);
             let bare = KeyValue { value: Bytes::new(), ..kv };
-            prop_assert_eq!(KeyValue::from(&pair.without_value()), bare);
+            prop_assert_eq!(&KeyValue::from(&pair.without_value()), &bare);
+            let barer = KeyValue { lease: LeaseId::NONE, ..bare };
+            prop_assert_eq!(KeyValue::from(&pair.without_value().without_lease()), barer);
         }
     }
 

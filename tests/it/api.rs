@@ -66,7 +66,7 @@ async fn grpc_and_plain_http_share_a_port() {
         &http(&member, "GET", "/health").await,
         &["200 OK", "{\"health\":\"true\",\"reason\":\"\"}"],
     );
-    let version = "{\"etcdserver\":\"3.6.14\",\"etcdcluster\":\"3.6.0\",\"storage\":\"3.6.0\"}";
+    let version = "{\"etcdserver\":\"3.7.3\",\"etcdcluster\":\"3.7.0\",\"storage\":\"3.7.0\"}";
     has(&http(&member, "GET", "/version").await, &["200 OK", "application/json", version]);
     has(&http(&member, "GET", "/livez").await, &["200 OK", "\r\n\r\nok\n"]);
     let verbose = http(&member, "GET", "/readyz?verbose").await;
@@ -311,7 +311,7 @@ async fn the_other_services_answer() {
     let channel = member.channel().await;
     let mut maintenance = MaintenanceClient::new(channel.clone());
     let status = maintenance.status(pb::StatusRequest {}).await.expect("a status").into_inner();
-    assert_eq!((status.version.as_str(), status.storage_version.as_str()), ("3.6.14", "3.6.0"));
+    assert_eq!((status.version.as_str(), status.storage_version.as_str()), ("3.7.3", "3.7.0"));
     assert!(status.leader == MEMBER && status.raft_term >= 1 && status.errors.is_empty());
     assert!(status.db_size > 0 && status.db_size_in_use > 0 && status.raft_index > 0);
     let alarms =

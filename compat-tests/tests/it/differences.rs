@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use starling_compat_tests::server::{self, Kind, Log};
 use starling_compat_tests::{Server, tools};
+use starling_proto::authpb::Permission;
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::alarm_request::AlarmAction;
+use starling_proto::etcdserverpb::auth_client::AuthClient;
 use starling_proto::etcdserverpb::cluster_client::ClusterClient;
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use starling_proto::etcdserverpb::lease_client::LeaseClient;
@@ -63,8 +65,8 @@ macro_rules! differences {
 }
 
 differences! {
-    version: "version"
-    keys_only: "`keys_only` reads"
+    sorted_streams: "`KV.RangeStream` of sorted or filtered ranges"
+    types_of_permissions: "users: a permission of a type that is none"
     auto_compaction: "auto-compaction"
     end_of_an_alarm: "end of a NOSPACE alarm"
     start_of_an_alarm: "start of a NOSPACE alarm"
@@ -103,25 +105,36 @@ fn both(flags: &[&str]) -> (Server, Server) {
     (Server::start(Kind::Etcd, flags), Server::start(Kind::Starling, flags))
 }
 
-fn version() {
-    let (etcd, starling) = both(&[]);
-    assert!(Client::of(&etcd).status().version.starts_with("3.7."));
-    assert!(Client::of(&starling).status().version.starts_with("3.6."));
-}
-
-fn keys_only() {
-    let leases = |server: &Server| {
+fn sorted_streams() {
+    let code = |server: &Server, request: pb::RangeRequest| {
         let client = Client::of(server);
-        client.grant(7);
-        client.try_put(pb::PutRequest { lease: 7, ..put("a", b"1") }).expect("a put succeeds");
-        let keys_only = pb::RangeRequest { keys_only: true, ..get("a") };
-        [client.range(get("a")), client.range(keys_only)].map(|answer| {
-            answer.kvs.iter().map(|kv| (kv.lease, kv.value.len())).collect::<Vec<_>>()
+        client.runtime.block_on(async {
+            let mut pieces = client.kv().range_stream(request).await?.into_inner();
+            while pieces.message().await?.is_some() {}
+            Ok::<_, Status>(())
         })
     };
     let (etcd, starling) = both(&[]);
-    assert_eq!(leases(&etcd), [vec![(7, 1)], vec![(0, 0)]]);
-    assert_eq!(leases(&starling), [vec![(7, 1)], vec![(7, 0)]]);
+    let sorted = pb::RangeRequest { sort_order: 1, sort_target: 2, ..get("a") };
+    for request in [sorted, pb::RangeRequest { min_mod_revision: 1, ..get("a") }] {
+        let refusal = code(&etcd, request.clone()).expect_err("etcd refuses it");
+        assert_eq!(refusal.code(), Code::Unimplemented, "{refusal}");
+        assert!(code(&starling, request).is_ok());
+    }
+}
+
+fn types_of_permissions() {
+    let outcome = |server: &Server| {
+        let client = Client::of(server);
+        let mut auth = AuthClient::new(client.channel.clone());
+        client.wait(auth.role_add(pb::AuthRoleAddRequest { name: "r".into() }));
+        let perm = Some(Permission { perm_type: 3, key: "a".into(), ..Default::default() });
+        let request = pb::AuthRoleGrantPermissionRequest { name: "r".into(), perm };
+        client.runtime.block_on(auth.role_grant_permission(request)).map(drop)
+    };
+    let (etcd, starling) = both(&[]);
+    assert!(outcome(&etcd).is_ok());
+    assert_eq!(outcome(&starling).expect_err("it is refused").code(), Code::InvalidArgument);
 }
 
 /// A day is too long to wait for. What the flag does when it is given is compared in `raw/limits.rs`.

@@ -63,7 +63,7 @@ impl Reader<'_> {
             }
         };
         let count = self.index()?.count(&range.range, revision);
-        Ok(RangeReply { kvs, more, count })
+        Ok(shown(range, RangeReply { kvs, more, count }))
     }
 
     /// Answers a Range if it is one of few keys, at most [`CHUNK_KEYS`] to look at. `None` if it is not, or if that is
@@ -71,7 +71,7 @@ impl Reader<'_> {
     pub fn range_at_once(&self, range: &Range) -> Result<Option<RangeReply>, Failure> {
         let revision = self.check(range)?;
         if range.range.is_single() {
-            return self.single(range, revision).map(Some);
+            return Ok(Some(shown(range, self.single(range, revision)?)));
         }
         if range.count_only {
             let count = self.index()?.count(&range.range, revision);
@@ -93,7 +93,8 @@ impl Reader<'_> {
             false => self.index()?.count(&range.range, revision),
         };
         chunk.truncate(limit);
-        Ok(Some(RangeReply { kvs: self.load(chunk, range.keys_only)?, more, count }))
+        let kvs = self.load(chunk, range.keys_only)?;
+        Ok(Some(shown(range, RangeReply { kvs, more, count })))
     }
 
     /// A range of one key takes one lookup.
@@ -349,6 +350,14 @@ fn direction(range: &Range) -> Option<Direction> {
         Some(Sort { target: SortTarget::Key, .. }) => Some(Direction::Up),
         Some(_) => None,
     }
+}
+
+/// `keys_only` leaves out the leases, too (since etcd 3.7).
+fn shown(range: &Range, mut reply: RangeReply) -> RangeReply {
+    if range.keys_only {
+        reply.kvs = reply.kvs.into_iter().map(Pair::without_lease).collect();
+    }
+    reply
 }
 
 fn cut_at(mut kvs: Vec<Pair>, range: &Range) -> (Vec<Pair>, bool) {

@@ -14,6 +14,7 @@ mod maintenance;
 mod put;
 mod random;
 mod range;
+mod range_stream;
 mod rpcs;
 mod show;
 mod space;
