@@ -43,6 +43,12 @@ pub enum Error {
     NotEnoughMembers,
     /// Only a learner can be promoted.
     NotLearner,
+    /// This member is not taken for the leader.
+    NotLeader,
+    /// No member, or none that could be taken for the leader.
+    BadLeaderTransferee,
+    /// Somebody wants to go back to another version already.
+    DowngradeInProcess,
     /// It was forwarded to this member, but another one has to answer it by now: ask again.
     OwnerChanged,
     /// This member has joined, but has not got the data yet: go to another.
@@ -113,6 +119,10 @@ pub enum Invalid {
     TooLarge,
     /// The lease would live longer than any lease may.
     LeaseTtlTooLarge,
+    /// No version of the form `X.Y` or `X.Y.Z`.
+    VersionFormat,
+    /// Only the version right before this one can be gone back to.
+    VersionTarget,
 }
 
 impl From<Invalid> for Error {
@@ -136,6 +146,9 @@ impl fmt::Display for Error {
             Self::PeerUrlExists => write!(f, "a member has this peer URL"),
             Self::NotEnoughMembers => write!(f, "no member would be left"),
             Self::NotLearner => write!(f, "not a learner"),
+            Self::NotLeader => write!(f, "not leader"),
+            Self::BadLeaderTransferee => write!(f, "bad leader transferee"),
+            Self::DowngradeInProcess => write!(f, "a downgrade is under way"),
             Self::OwnerChanged => write!(f, "another member has to answer it by now"),
             Self::NotReady => write!(f, "the data has not come yet"),
             Self::ClockSkew => write!(f, "the clock is too far off"),

@@ -2,15 +2,20 @@
 
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::alarm_request::AlarmAction;
+use starling_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use starling_proto::etcdserverpb::maintenance_server::Maintenance;
 use tonic::{Request, Response, Status};
 
 use super::{CLUSTER_VERSION, Context, ETCD_VERSION, convert, header};
-use crate::error::Error;
-use crate::types::{Alarm, Revision};
+use crate::error::{Error, Invalid};
+use crate::node::MemberRecord;
+use crate::types::{Alarm, MemberId, Revision};
 
 /// What etcd shows as the quota where there is none.
 const NO_QUOTA: i64 = -1;
+
+/// etcd's text for an action that is none.
+const UNKNOWN_METHOD: &str = "etcdserver: unknown method";
 
 /// What etcd says of a store that was never compacted.
 const NEVER_COMPACTED: i64 = -1;
@@ -38,10 +43,6 @@ impl MaintenanceService {
         let was_on = self.context.node.set_alarm(alarm, on).await?;
         Ok(if on || was_on { vec![alarm] } else { Vec::new() })
     }
-}
-
-fn unimplemented<T>(what: &'static str) -> Result<Response<T>, Status> {
-    Err(Error::Unimplemented(what).into())
 }
 
 #[tonic::async_trait]
@@ -94,7 +95,9 @@ impl Maintenance for MaintenanceService {
             is_learner: false,
             storage_version: CLUSTER_VERSION.to_owned(),
             db_size_quota: status.quota_bytes.map_or(NO_QUOTA, convert::shown),
-            downgrade_info: Some(pb::DowngradeInfo::default()),
+            downgrade_info: Some(node.downgrade().map_or_else(Default::default, |version| {
+                pb::DowngradeInfo { enabled: true, target_version: version }
+            })),
         }))
     }
 
@@ -141,20 +144,66 @@ impl Maintenance for MaintenanceService {
         Err(Error::Unimplemented("Maintenance.Snapshot").into())
     }
 
+    /// As in etcd, the answer has no header.
     async fn move_leader(
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
         self.context.access(&request)?.admin()?;
-        unimplemented("Maintenance.MoveLeader")
+        let node = &self.context.node;
+        if node.leader() != node.member().id {
+            return Err(Error::NotLeader.into());
+        }
+        let target = MemberId(request.into_inner().target_id);
+        let is_fit = |record: &MemberRecord| !record.learner && !record.name.is_empty();
+        let is_live = node.live_members().contains(&target);
+        if !is_live || !node.members().get(&target).is_some_and(is_fit) {
+            return Err(Error::BadLeaderTransferee.into());
+        }
+        node.set_leader(target).await?;
+        Ok(Response::new(pb::MoveLeaderResponse { header: None }))
     }
 
+    /// There is nothing that would have to change before another version takes over: only what is wanted is noted.
     async fn downgrade(
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
         self.context.access(&request)?.admin()?;
-        unimplemented("Maintenance.Downgrade")
+        let request = request.into_inner();
+        let node = &self.context.node;
+        match DowngradeAction::try_from(request.action) {
+            Ok(DowngradeAction::Validate) => {
+                target_version(&request.version)?;
+                if node.downgrade().is_some() {
+                    return Err(Error::DowngradeInProcess.into());
+                }
+            }
+            Ok(DowngradeAction::Enable) => {
+                node.set_downgrade(Some(target_version(&request.version)?)).await?;
+            }
+            Ok(DowngradeAction::Cancel) => node.set_downgrade(None).await?,
+            Err(_) => return Err(Status::unknown(UNKNOWN_METHOD)),
+        }
+        Ok(Response::new(pb::DowngradeResponse {
+            header: Some(header::current(node)),
+            version: CLUSTER_VERSION.trim_end_matches(".0").to_owned(),
+        }))
+    }
+}
+
+/// A version that etcd would let one go back to, with all its numbers: the one before this one.
+fn target_version(text: &str) -> Result<String, Invalid> {
+    let numbers: Option<Vec<u32>> = text.split('.').map(|number| number.parse().ok()).collect();
+    let (major, minor) = match numbers.as_deref() {
+        Some([major, minor] | [major, minor, _]) => (*major, *minor),
+        _ => return Err(Invalid::VersionFormat),
+    };
+    let target = format!("{major}.{}.0", minor + 1);
+    if target == CLUSTER_VERSION {
+        Ok(format!("{major}.{minor}.0"))
+    } else {
+        Err(Invalid::VersionTarget)
     }
 }
 

@@ -56,6 +56,13 @@ fn code_and_text(error: &Error) -> (Code, String) {
         Error::NotLearner => {
             (Code::FailedPrecondition, "etcdserver: can only promote a learner member")
         }
+        Error::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
+        Error::BadLeaderTransferee => {
+            (Code::FailedPrecondition, "etcdserver: bad leader transferee")
+        }
+        Error::DowngradeInProcess => {
+            (Code::FailedPrecondition, "etcdserver: cluster has a downgrade job in progress")
+        }
         Error::OwnerChanged => (Code::Unavailable, "etcdserver: leader changed"),
         // What clients try elsewhere, as they do when a learner does not answer.
         Error::NotReady => (Code::Unavailable, "etcdserver: no leader"),
@@ -113,6 +120,8 @@ fn invalid_code_and_text(invalid: Invalid) -> (Code, String) {
         Invalid::TooManyOps => "etcdserver: too many operations in txn request",
         Invalid::DuplicateKey => "etcdserver: duplicate key given in txn request",
         Invalid::SortOption => "etcdserver: invalid sort option",
+        Invalid::VersionFormat => "etcdserver: wrong downgrade target version format",
+        Invalid::VersionTarget => "etcdserver: invalid downgrade target version",
         Invalid::TooLarge => "etcdserver: request is too large",
         Invalid::LeaseTtlTooLarge => {
             return (Code::OutOfRange, "etcdserver: too large lease TTL".to_owned());

@@ -41,8 +41,13 @@ impl Alarms {
     /// Whether a command may be done. Nothing that changes data may while data is corrupt, and nothing that adds to
     /// it while there is no space. Whoever only reads does not ask.
     pub(super) fn check(&self, command: &Command) -> Result<(), Error> {
-        if matches!(command, Command::Alarm { .. } | Command::Auth(_))
-            || self.raised.read().is_empty()
+        if matches!(
+            command,
+            Command::Alarm { .. }
+                | Command::Auth(_)
+                | Command::SetLeader(_)
+                | Command::Downgrade(_)
+        ) || self.raised.read().is_empty()
         {
             return Ok(());
         }

@@ -46,6 +46,10 @@ pub enum Command {
     },
     /// Changes users or roles.
     Auth(AuthChange),
+    /// Has a member taken for the leader, while it lives.
+    SetLeader(MemberId),
+    /// Says that somebody wants to go back to a version; `None` if not any more.
+    Downgrade(Option<String>),
 }
 
 /// A change of users or roles, or of whether they matter. Passwords come as hashes.
@@ -298,6 +302,8 @@ pub enum CommandReply {
     },
     /// To a change of users or roles.
     Auth,
+    /// To a setting of the cluster.
+    Setting,
 }
 
 /// The answer to a put.

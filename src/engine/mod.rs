@@ -41,6 +41,7 @@ mod records;
 pub mod replica;
 mod replicated;
 mod restore;
+pub mod settings;
 pub mod strays;
 pub mod tags;
 pub mod txn;

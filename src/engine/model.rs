@@ -149,6 +149,7 @@ impl Model {
             Command::LeaseGrant { id, ttl_seconds } => self.grant(*id, *ttl_seconds),
             // Neither alarms nor users change anything that the model has.
             Command::Auth(_) => Ok(CommandReply::Auth),
+            Command::SetLeader(_) | Command::Downgrade(_) => Ok(CommandReply::Setting),
             Command::Alarm { .. } => Ok(CommandReply::Alarm { was_on: false }),
             Command::LeaseRevoke { id } => {
                 self.leases.remove(id).ok_or(Error::LeaseNotFound)?;

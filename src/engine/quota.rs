@@ -19,7 +19,9 @@ pub(super) fn cost(command: &Command) -> u64 {
         | Command::Compact { .. }
         | Command::LeaseRevoke { .. }
         | Command::Alarm { .. }
-        | Command::Auth(_) => 0,
+        | Command::Auth(_)
+        | Command::SetLeader(_)
+        | Command::Downgrade(_) => 0,
     }
 }
 

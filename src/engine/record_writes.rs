@@ -83,6 +83,7 @@ impl Writer {
             (Table::Alarm, Some(_)) => self.alarms.raise(AlarmRecord::alarm(&change.key)?),
             (Table::Alarm, None) => self.alarms.end(AlarmRecord::alarm(&change.key)?),
             (Table::Auth, _) => self.auth.show(change)?,
+            (Table::Setting, value) => self.settings.show(&change.key, value.as_ref())?,
             (Table::Member | Table::Seal | Table::Run, _) => {
                 self.replica.open_changes.push(change.clone());
             }
@@ -99,6 +100,9 @@ impl Writer {
         }
         for (key, _) in records.in_force(Table::Alarm) {
             self.alarms.raise(AlarmRecord::alarm(key)?);
+        }
+        for (key, put) in records.in_force(Table::Setting) {
+            self.settings.show(key, Some(&put.value))?;
         }
         for (key, put) in records.in_force(Table::Auth) {
             let (key, value) = (key.clone(), Some(put.value.clone()));

@@ -16,6 +16,7 @@ use super::directory::Standing;
 use super::origins::Origins;
 use crate::error::StoreError;
 use crate::storage::schema::auth::{AuthKey, AuthValue};
+use crate::storage::schema::setting::Setting;
 use crate::storage::schema::{AlarmRecord, LeaseRecord, Op, Place, Row, Table};
 use crate::time::{Stamp, Timestamp};
 
@@ -294,6 +295,8 @@ pub(super) fn check(table: Table, key: &[u8], value: Option<&Bytes>) -> Result<(
         (Table::Alarm, None) => AlarmRecord::alarm(key).is_ok(),
         (Table::Alarm, Some(value)) => AlarmRecord::decode(key, value.clone()).is_ok(),
         (Table::Member | Table::Seal | Table::Run, _) => !key.is_empty(),
+        (Table::Setting, None) => Setting::check_key(key).is_ok(),
+        (Table::Setting, Some(value)) => Setting::decode(key, value).is_ok(),
         (Table::Auth, value) => {
             let key = AuthKey::decode(&Bytes::copy_from_slice(key))?;
             value.is_none_or(|value| AuthValue::decode(&key, value.clone()).is_ok())

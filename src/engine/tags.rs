@@ -166,7 +166,9 @@ impl Command {
             | Self::LeaseGrant { .. }
             | Self::LeaseRevoke { .. }
             | Self::Alarm { .. }
-            | Self::Auth(_) => Names::default(),
+            | Self::Auth(_)
+            | Self::SetLeader(_)
+            | Self::Downgrade(_) => Names::default(),
         }
     }
 }

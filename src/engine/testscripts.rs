@@ -561,7 +561,7 @@ impl Runner {
                 format!("granted {} for {} s", reply.id.0, reply.ttl_seconds)
             }
             CommandReply::LeaseRevoke => "revoked".to_owned(),
-            CommandReply::Auth => "done".to_owned(),
+            CommandReply::Auth | CommandReply::Setting => "done".to_owned(),
             CommandReply::Alarm { was_on } => {
                 format!("alarm was {}", if *was_on { "on" } else { "off" })
             }

@@ -29,6 +29,7 @@ use super::mvcc::{Latest, Mvcc, Reader, Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY, Sw
 use super::quota::cost;
 use super::replicated::Replicated;
 use super::restore::{COUNT_MAX, StoreMeta, restore};
+use super::settings::Settings;
 use super::tags;
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
@@ -121,6 +122,7 @@ pub struct Writer {
     pub(super) hub: Arc<Hub>,
     pub(super) alarms: Arc<Alarms>,
     pub(super) auth: Arc<Auth>,
+    pub(super) settings: Arc<Settings>,
     pub(super) identity: Identity,
     /// The number of the own run.
     pub(super) origin: OriginIndex,
@@ -189,6 +191,7 @@ impl Writer {
             lessor,
             alarms: Arc::default(),
             auth: Arc::default(),
+            settings: Arc::default(),
             identity,
             origin,
             starts: meta.origins.runs_of(identity.member).count() as u64 + 1,
@@ -285,6 +288,11 @@ impl Writer {
         &self.auth
     }
 
+    /// What clients have set for the whole cluster.
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
     /// Whose store this is.
     pub fn identity(&self) -> Identity {
         self.identity
@@ -356,6 +364,8 @@ impl Writer {
             Command::LeaseRevoke { id } => self.execute_revoke(id, now),
             Command::Alarm { alarm, on } => self.execute_alarm(alarm, on, now),
             Command::Auth(change) => self.execute_auth(change, now),
+            Command::SetLeader(member) => self.set_leader(member, now),
+            Command::Downgrade(version) => self.set_downgrade(version, now),
         }
     }
 

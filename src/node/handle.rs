@@ -27,6 +27,7 @@ use crate::engine::directory::Directory;
 use crate::engine::lease::Lessor;
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
 use crate::engine::replica::Replica;
+use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
 use crate::error::{AuthError, Error, Result, StoreError};
@@ -113,6 +114,7 @@ pub(super) struct Shared {
     pub(super) hub: Arc<Hub>,
     pub(super) alarms: Arc<Alarms>,
     pub(super) auth: Arc<Auth>,
+    pub(super) settings: Arc<Settings>,
     /// How often users or roles have changed.
     pub(super) auth_changes: watch::Sender<u64>,
     pub(super) tokens: Tokens,
@@ -165,6 +167,7 @@ impl Shared {
             hub: Arc::clone(writer.hub()),
             alarms: Arc::clone(writer.alarms()),
             auth: Arc::clone(writer.auth()),
+            settings: Arc::clone(writer.settings()),
             auth_changes: watch::Sender::new(writer.auth().changes()),
             tokens: Tokens::new(auth.tokens),
             bcrypt_cost: auth.bcrypt_cost,
@@ -496,15 +499,44 @@ impl Handle {
         }
     }
 
-    /// What clients are told is the leader: the first member by name that seems alive. It leads nothing.
+    /// What clients are told is the leader: the member that somebody has named, if it seems alive, or else the first by
+    /// name that does. It leads nothing.
     pub fn leader(&self) -> MemberId {
         let live = self.live_members();
         let members = self.members();
+        let named = self.shared.settings.leader().filter(|id| {
+            live.binary_search(id).is_ok() && members.get(id).is_some_and(|record| !record.learner)
+        });
+        if let Some(named) = named {
+            return named;
+        }
         let named = members.iter().filter(|(id, record)| {
             live.binary_search(id).is_ok() && record.is_started() && !record.learner
         });
         let first = named.min_by(|(a, x), (b, y)| x.name.cmp(&y.name).then(a.cmp(b)));
         first.map_or(self.shared.member.id, |(id, _)| *id)
+    }
+
+    /// Has a member taken for the leader, while it seems alive. Returns after its fsync.
+    pub async fn set_leader(&self, member: MemberId) -> Result<()> {
+        self.set(Command::SetLeader(member)).await
+    }
+
+    /// The version that somebody wants to go back to.
+    pub fn downgrade(&self) -> Option<String> {
+        self.shared.settings.downgrade()
+    }
+
+    /// Says that somebody wants to go back to a version; `None` if not any more. Returns after its fsync.
+    pub async fn set_downgrade(&self, version: Option<String>) -> Result<()> {
+        self.set(Command::Downgrade(version)).await
+    }
+
+    async fn set(&self, command: Command) -> Result<()> {
+        match self.execute(command).await? {
+            Reply { body: CommandReply::Setting, .. } => Ok(()),
+            other => unreachable!("a setting got {other:?}"),
+        }
     }
 
     /// Which members seem alive, this one included, in order.

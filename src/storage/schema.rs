@@ -13,6 +13,7 @@
 
 pub mod auth;
 pub mod member;
+pub mod setting;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -156,12 +157,22 @@ pub enum Table {
     Run = 5,
     /// Users, roles, and whether they matter: see [`auth`].
     Auth = 6,
+    /// What clients have set for the whole cluster: see [`setting`].
+    Setting = 7,
 }
 
 impl Table {
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Self> {
-        let all = [Self::Lease, Self::Alarm, Self::Member, Self::Seal, Self::Run, Self::Auth];
+        let all = [
+            Self::Lease,
+            Self::Alarm,
+            Self::Member,
+            Self::Seal,
+            Self::Run,
+            Self::Auth,
+            Self::Setting,
+        ];
         all.into_iter().find(|table| *table as u8 == number)
     }
 }

@@ -13,7 +13,7 @@ use super::cases;
 #[test]
 fn maintenance_answers_are_those_of_etcd() {
     super::compare(
-        cases![status hash_kv hash defragment alarms members health_check health_watch authentication_is_off],
+        cases![status hash_kv hash defragment alarms members health_check health_watch authentication_is_off leaders downgrades],
     );
 }
 
@@ -149,6 +149,58 @@ async fn health_watch(case: &mut Case) {
         let answer = answers.next().await;
         case.keep(&format!("health of {service:?}"), answer, |_, answer| format!("{answer:?}"));
     }
+}
+
+async fn leaders(case: &mut Case) {
+    case.set("a", "1").await;
+    let answer = in_time(maintenance(&case.channel).status(pb::StatusRequest {})).await;
+    let me = answer.expect("a status").into_inner().leader;
+    for (label, target_id) in [("itself", me), ("nobody", 0), ("a stranger", 1)] {
+        let request = pb::MoveLeaderRequest { target_id };
+        let answer = in_time(maintenance(&case.channel).move_leader(request)).await;
+        case.keep(label, answer, |_, answer| format!("{answer:?}"));
+    }
+    let answer = in_time(maintenance(&case.channel).status(pb::StatusRequest {})).await;
+    case.keep("status", answer, move |_, answer| format!("{}", answer.leader == me));
+}
+
+async fn downgrades(case: &mut Case) {
+    case.set("a", "1").await;
+    let versions = [
+        "3.6", "3.6.0", "3.6.9", "3.5", "3.7", "3.7.3", "3.8", "4.0", "2.6", "", "x", "3",
+        "3.6.1.2", "v3.6", "-3.6",
+    ];
+    for (action, version) in versions.map(|version| (0, version)) {
+        downgrade(case, action, version).await;
+    }
+    for (action, version) in [
+        (2, ""),
+        (1, "3.5"),
+        (1, "x"),
+        (1, "3.6"),
+        (1, "3.6"),
+        (1, "x"),
+        (0, "3.6"),
+        (0, "3.5"),
+        (0, "x"),
+        (2, "3.6"),
+        (2, ""),
+        (1, "3.6.7"),
+        (2, ""),
+        (3, "3.6"),
+    ] {
+        downgrade(case, action, version).await;
+    }
+}
+
+async fn downgrade(case: &mut Case, action: i32, version: &str) {
+    let request = pb::DowngradeRequest { action, version: version.into() };
+    let answer = in_time(maintenance(&case.channel).downgrade(request)).await;
+    case.keep(&format!("{action} {version:?}"), answer, |show, answer| {
+        show.debug(&format!("{answer:?}"))
+    });
+    let answer = in_time(maintenance(&case.channel).status(pb::StatusRequest {})).await;
+    case.keep("status", answer, |_, answer| format!("{:?}", answer.downgrade_info));
 }
 
 /// Clients with a password go on without it by this error.
