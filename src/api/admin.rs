@@ -170,6 +170,7 @@ fn gossip(status: &ClusterStatus) -> pb::Gossip {
         merges: counts.merges,
         scrubs: counts.scrubs,
         differences: counts.differences,
+        misanswers: counts.misanswers,
         entries_missing: status.facts.missing,
     }
 }

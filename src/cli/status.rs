@@ -312,6 +312,7 @@ fn gossip_lines(gossip: &pb::Gossip) -> [(&'static str, String); 2] {
         (gossip.merges, "state merge", "state merges"),
         (gossip.scrubs, "scrub", "scrubs"),
         (gossip.differences, "put written anew", "puts written anew"),
+        (gossip.misanswers, "comparison misanswered", "comparisons misanswered"),
     ] {
         if number > 0 {
             entries.push_str(&format!(", {}", counted(number, one, many)));
@@ -384,6 +385,7 @@ fn json(reply: &pb::StatusReply) -> Value {
             "merges": gossip.merges,
             "scrubs": gossip.scrubs,
             "differences": gossip.differences,
+            "misanswers": gossip.misanswers,
         },
         "acks_waiting": { "one": waiting.one, "majority": waiting.majority, "all": waiting.all },
         "conflicts": reply.conflicts,

@@ -264,6 +264,7 @@ fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
         merges: counts.merges,
         scrubs: counts.scrubs,
         differences: counts.differences,
+        misanswers: counts.misanswers,
         conflicts: facts.conflicts,
         acks_waiting: [acks.one, acks.majority, acks.all],
         per_peer: if facts.is_direct { per_peer(&status) } else { Vec::new() },

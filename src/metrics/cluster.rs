@@ -43,6 +43,7 @@ pub struct ClusterState {
     pub merges: u64,
     pub scrubs: u64,
     pub differences: u64,
+    pub misanswers: u64,
     pub conflicts: u64,
     /// Writes that wait for one other member, for a majority, for all.
     pub acks_waiting: [u64; 3],
@@ -150,6 +151,11 @@ fn register_gossip(now: &mut Registry, state: &ClusterState) {
         ("starling_state_merges", "State merges that have ended", state.merges),
         ("starling_scrubs", "Scrubs of this member's own that have ended", state.scrubs),
         ("starling_scrub_differences", "Puts that others had lost", state.differences),
+        (
+            "starling_comparisons_misanswered",
+            "Comparisons given up since a peer answered what it was not asked",
+            state.misanswers,
+        ),
         (
             "starling_conflicts",
             "Writes lost to others that had probably not seen them",

@@ -238,9 +238,9 @@ impl Full {
                 self.sent.push((to, Message::CatchUpPart(part)));
                 replica.loaded(to, now).expect("no fault");
             }
-            Effect::LoadCompare { to, spans, upto } => {
-                let compare = replica.writer().mvcc().compare(&spans, upto).expect("no fault");
-                self.sent.push((to, Message::Compare(compare)));
+            Effect::LoadCompare { to, spans, upto, number } => {
+                let compare = replica.writer().mvcc().compare(&spans, upto, number);
+                replica.asking(to, compare.expect("no fault"), now).expect("no fault");
             }
             Effect::AnswerCompare(to, compare) => {
                 let heads = replica.writer().heads();
@@ -261,6 +261,7 @@ impl Full {
             | Effect::Members
             | Effect::Live
             | Effect::Differ(..)
+            | Effect::Misanswered(_)
             | Effect::Ready => {}
         }
     }
