@@ -315,6 +315,9 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
             let wall_millis = told.wall_millis;
             let clock_millis = wall_millis.wrapping_add_signed(told.ahead_millis);
             let time_millis = wall_millis.wrapping_add_signed(told.time_ahead_millis);
+            for millis in [wall_millis, clock_millis, time_millis] {
+                heard(Timestamp::from_millis(millis))?;
+            }
             let reading = ClockReading { wall_millis, clock_millis, time_millis };
             Message::TellClock(told.asked_millis, reading)
         }
@@ -469,12 +472,17 @@ fn encode_part(part: &CatchUpPart) -> pb::CatchUpPart {
     }
 }
 
+/// A time that clocks may go on from.
+fn heard(time: Timestamp) -> Result<Timestamp, Malformed> {
+    if time <= Timestamp::HEARD_MAX { Ok(time) } else { Err(Malformed("a time too far from now")) }
+}
+
 fn decode_part(part: pb::CatchUpPart) -> Result<CatchUpPart, Malformed> {
     let progress = u16::try_from(part.progress).map_err(|_| Malformed("progress out of range"))?;
     Ok(CatchUpPart {
         heads: decode_heads(part.heads)?,
-        complete: Timestamp(part.complete),
-        collected: Timestamp(part.collected),
+        complete: heard(Timestamp(part.complete))?,
+        collected: heard(Timestamp(part.collected))?,
         entries: entries::decode_entries(part.entries)?,
         next: part.next.map(decode_cursor),
         progress,

@@ -189,6 +189,9 @@ fn compare() -> impl Strategy<Value = Compare> {
     })
 }
 
+/// The latest that a clock can show.
+const MILLIS_MAX: u64 = Timestamp::HEARD_MAX.0 >> 16;
+
 fn trace_context() -> impl Strategy<Value = TraceContext> {
     (1..=u128::MAX, 1..=u64::MAX, any::<u8>()).prop_map(|(trace, span, flags)| TraceContext {
         trace: trace.to_be_bytes(),
@@ -225,7 +228,7 @@ fn message() -> impl Strategy<Value = Message> {
             Message::CatchUp(CatchUp { heads, cursor, bytes_max })
         }),
         part.prop_map(|(heads, complete, entries, next, progress)| {
-            let complete = Timestamp(complete);
+            let complete = Timestamp(complete).min(Timestamp::HEARD_MAX);
             let collected = complete;
             Message::CatchUpPart(CatchUpPart {
                 heads,
@@ -239,9 +242,11 @@ fn message() -> impl Strategy<Value = Message> {
         count().prop_map(Message::Ask),
         (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
         count().prop_map(Message::AskClock),
-        any::<[u64; 4]>().prop_map(|[asked, wall_millis, clock_millis, time_millis]| {
-            Message::TellClock(asked, ClockReading { wall_millis, clock_millis, time_millis })
-        }),
+        (any::<u64>(), [0..=MILLIS_MAX, 0..=MILLIS_MAX, 0..=MILLIS_MAX]).prop_map(
+            |(asked, [wall_millis, clock_millis, time_millis])| {
+                Message::TellClock(asked, ClockReading { wall_millis, clock_millis, time_millis })
+            }
+        ),
         compare().prop_map(Message::Compare),
         (any::<u64>(), vec(span(), 0..3), dots()).prop_map(|(number, differing, gone)| {
             Message::Compared(Compared { number, differing: apart(differing), gone })
