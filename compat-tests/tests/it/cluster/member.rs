@@ -245,6 +245,16 @@ impl Member {
         }
     }
 
+    /// Whether its log has a line with this.
+    pub(super) fn logged(&self, text: &str) -> bool {
+        self.count_logged(text) > 0
+    }
+
+    /// How many lines of its log have this.
+    pub(super) fn count_logged(&self, text: &str) -> usize {
+        self.log.lines(0).iter().filter(|line| line.contains(text)).count()
+    }
+
     /// The last lines of its log.
     pub(super) fn log_end(&self) -> String {
         let lines = self.log.lines(0);

@@ -8,6 +8,7 @@
 
 mod changing;
 mod checker;
+mod clocks;
 mod latency;
 mod links;
 mod load;
