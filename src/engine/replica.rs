@@ -44,7 +44,7 @@ use crate::storage::schema::{Identity, Table};
 use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin, TraceContext};
 use clock::ClockWatch;
-pub use clock::{ClockNews, ClockOptions};
+pub use clock::{ClockFacts, ClockNews, ClockOptions};
 use dead::Dead;
 use removed::Removal;
 

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-pub use crate::engine::replica::{ClockOptions, ClusterOptions, founding_cluster};
+pub use crate::engine::replica::{ClockFacts, ClockOptions, ClusterOptions, founding_cluster};
 pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;

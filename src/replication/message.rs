@@ -76,6 +76,9 @@ pub enum Message {
     AskClock(u64),
     /// Answers that.
     TellClock(u64, ClockReading),
+    /// Whether the sender takes no writes because of its clock. Said now and then while it does not, and once when it does
+    /// again.
+    Fence(bool),
 }
 
 /// What the clocks of a member show, in milliseconds since 1970.

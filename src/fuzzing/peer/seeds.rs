@@ -151,6 +151,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("answer", Message::Answer(7, digest)),
         ("swim", Message::Swim(vec![1; 40].into())),
         ("ask-clock", Message::AskClock(7)),
+        ("fence", Message::Fence(true)),
         ("tell-clock", Message::TellClock(7, reading)),
     ]
 }

@@ -499,7 +499,7 @@ impl Gossip {
             Message::Answer(id, digest) => self.take_answer(from, id, digest, now),
             Message::Swim(bytes) => self.outputs.push(Output::Swim(from, bytes)),
             // Those are for whoever looks after the clock.
-            Message::AskClock(_) | Message::TellClock(..) => {}
+            Message::AskClock(_) | Message::TellClock(..) | Message::Fence(_) => {}
         }
     }
 

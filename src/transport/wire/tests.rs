@@ -242,6 +242,7 @@ fn message() -> impl Strategy<Value = Message> {
         count().prop_map(Message::Ask),
         (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
         count().prop_map(Message::AskClock),
+        any::<bool>().prop_map(Message::Fence),
         (any::<u64>(), [0..=MILLIS_MAX, 0..=MILLIS_MAX, 0..=MILLIS_MAX]).prop_map(
             |(asked, [wall_millis, clock_millis, time_millis])| {
                 Message::TellClock(asked, ClockReading { wall_millis, clock_millis, time_millis })

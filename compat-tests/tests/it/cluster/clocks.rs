@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use starling_compat_tests::tools;
+use starling_proto::starling::admin::v1::StatusReply;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
@@ -60,6 +61,8 @@ impl Clocks {
                 return None;
             }
         };
+        // It may have to be built, which is no part of any scenario.
+        tools::starling();
         let dir = TempDir::new().expect("the temporary directory is writable");
         let clocks = Self { library, dir };
         (0..MEMBERS).for_each(|number| clocks.set(number, 0));
@@ -132,6 +135,10 @@ fn wrong_from_the_start(name: &'static str, seed: u64, ahead: i64) {
         report.say("it serves");
         wait_for(&cluster, &load, Some(REFUSAL)).await;
         report.say("it takes no writes");
+        for number in 0..MEMBERS {
+            let shown = shows_fence(&cluster, number).await;
+            report.check(shown, || format!("m{number} does not show who is off"));
+        }
         report.check(cluster.members[VICTIM].logged("CLOCK SKEW"), || "it does not say so".into());
 
         let end = Instant::now() + WRONG;
@@ -209,6 +216,11 @@ fn jumps() {
         load.on_all(&cluster, CLIENTS);
         let watchers = watch_all(&cluster).await;
         load.answered(VICTIM, SOME).await;
+        // From then on what its wall clock shows does not count alone.
+        let confirmed = shows(&cluster, VICTIM, |status| {
+            status.this.as_ref().and_then(|this| this.clock).is_some_and(|clock| clock.confirmed)
+        });
+        report.check(confirmed.await, || "its clock is not confirmed".into());
         for (jump, ahead) in [TEN_MINUTES, -TEN_MINUTES].into_iter().enumerate() {
             clocks.set(VICTIM, ahead);
             let said = logged(&cluster, "the wall clock has jumped", jump + 1).await;
@@ -239,6 +251,30 @@ fn jumps() {
         check_no_resyncs(&mut report, &watchers);
         finish(report, cluster, load, watchers).await;
     });
+}
+
+/// Whether a member's status shows in time that the victim takes no writes, and nobody else.
+async fn shows_fence(cluster: &Cluster, number: usize) -> bool {
+    let name = cluster.members[VICTIM].name.as_str();
+    let fenced = shows(cluster, number, |status| {
+        status.members.iter().all(|member| member.fenced == (member.name == name))
+    });
+    fenced.await
+}
+
+/// Whether a member's status comes to be so, in time.
+async fn shows(cluster: &Cluster, number: usize, is_so: impl Fn(&StatusReply) -> bool) -> bool {
+    let started = Instant::now();
+    loop {
+        let status = cluster.members[number].status().await;
+        if status.is_ok_and(|status| is_so(&status)) {
+            return true;
+        }
+        if started.elapsed() > NOTICED_DEADLINE {
+            return false;
+        }
+        sleep(POLL).await;
+    }
 }
 
 /// Whether the victim says something so often, in time.

@@ -14,6 +14,7 @@ use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::cluster_client::ClusterClient;
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use starling_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use starling_proto::starling::admin::v1 as admin;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
@@ -207,6 +208,12 @@ impl Member {
     pub(super) async fn member_list(&self) -> Result<Vec<pb::Member>, Status> {
         let mut client = ClusterClient::new(self.channel.clone());
         Ok(probe(client.member_list(pb::MemberListRequest::default())).await?.members)
+    }
+
+    /// What it tells its operators.
+    pub(super) async fn status(&self) -> Result<admin::StatusReply, Status> {
+        let mut client = admin::cluster_client::ClusterClient::new(self.channel.clone());
+        probe(client.status(admin::StatusRequest::default())).await
     }
 
     pub(super) async fn has(&self, key: &str) -> bool {
