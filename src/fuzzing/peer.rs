@@ -27,7 +27,7 @@ const COMMIT_MICROS: u64 = 500;
 /// What may pass before a frame, in milliseconds.
 const PAUSES: [u64; 8] = [0, 0, 0, 1, 20, 600, 2100, 11_000];
 /// After all frames, so that everything that waits for something gives up or asks again.
-const REST_MILLIS: u64 = 60_000;
+const REST_MILLIS: u64 = 15_000;
 /// How often a member may wake up per millisecond, and in any case.
 const WAKES_PER_MILLI: u64 = 4;
 const WAKES: u64 = 1000;

@@ -42,6 +42,8 @@ pub(super) struct Place {
     /// Words before the program, such as those that put it into a namespace.
     pub(super) wrapper: Vec<String>,
     pub(super) host: String,
+    /// What peers know it by, if that is not its address.
+    pub(super) advertised_host: Option<String>,
     pub(super) client_port: u16,
     /// Where it listens for peers.
     pub(super) peer_port: u16,
@@ -53,7 +55,8 @@ impl Place {
     pub(super) fn on_loopback() -> Self {
         let (client_port, peer_port) = server::free_ports();
         let host = "127.0.0.1".to_owned();
-        Self { wrapper: Vec::new(), host, client_port, peer_port, advertised_port: peer_port }
+        let (wrapper, advertised_host) = (Vec::new(), None);
+        Self { wrapper, host, advertised_host, client_port, peer_port, advertised_port: peer_port }
     }
 
     fn client_url(&self) -> String {
@@ -61,7 +64,8 @@ impl Place {
     }
 
     fn advertised(&self) -> String {
-        format!("http://{}:{}", self.host, self.advertised_port)
+        let host = self.advertised_host.as_ref().unwrap_or(&self.host);
+        format!("http://{host}:{}", self.advertised_port)
     }
 }
 
@@ -90,10 +94,7 @@ impl Member {
     fn new(number: usize, place: Place, dir: &Path, args: Vec<String>) -> Self {
         let name = name(number);
         let data_dir = dir.join(&name);
-        let endpoint = Endpoint::from_shared(place.client_url()).expect("a valid address");
-        // A member that stands still must not be noticed only by the kernel, minutes later.
-        let endpoint = endpoint.connect_timeout(PROBE_TIMEOUT);
-        let channel = endpoint.connect_lazy();
+        let channel = connect(&place);
         Self { name, place, data_dir, args, child: None, log: Arc::default(), channel }
     }
 
@@ -119,6 +120,13 @@ impl Member {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         self.log.follow(child.stderr.take().expect("stderr is a pipe"));
         self.child = Some(child);
+    }
+
+    /// From its next start on it is at another address.
+    pub(super) fn move_to(&mut self, host: &str) {
+        assert!(self.child.is_none(), "it is at the old one");
+        host.clone_into(&mut self.place.host);
+        self.channel = connect(&self.place);
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -284,6 +292,12 @@ pub(super) async fn probe<T>(
     timeout(PROBE_TIMEOUT, call).await.unwrap_or_else(late).map(tonic::Response::into_inner)
 }
 
+fn connect(place: &Place) -> Channel {
+    let endpoint = Endpoint::from_shared(place.client_url()).expect("a valid address");
+    // A member that stands still must not be noticed only by the kernel, minutes later.
+    endpoint.connect_timeout(PROBE_TIMEOUT).connect_lazy()
+}
+
 fn name(number: usize) -> String {
     format!("m{number}")
 }
@@ -322,6 +336,14 @@ impl Cluster {
     pub(super) async fn start_at(program: &Path, places: Vec<Place>, extra: &[&str]) -> Self {
         let mut cluster = Self::new(program, places, extra);
         cluster.start_all().await;
+        cluster
+    }
+
+    /// A member alone, which others can join.
+    pub(super) async fn alone(program: &Path, place: Place) -> Self {
+        let mut cluster = Self::new(program, Vec::new(), &[]);
+        let number = cluster.join_at(place, Vec::new());
+        cluster.members[number].ready().await;
         cluster
     }
 
@@ -365,8 +387,13 @@ impl Cluster {
         let contact = format!("{}:{}", contact.host, contact.advertised_port);
         let args = ["--join".to_owned(), contact];
         let args = [args.as_slice(), &self.extra].concat();
+        self.join_at(Place::on_loopback(), args)
+    }
+
+    /// Starts one more member, which was told how to find the others. Answers its number.
+    pub(super) fn join_at(&mut self, place: Place, args: Vec<String>) -> usize {
         let number = self.members.len();
-        let member = Member::new(number, Place::on_loopback(), self.dir.path(), args);
+        let member = Member::new(number, place, self.dir.path(), args);
         self.members.push(member);
         self.start_member(number);
         number

@@ -9,6 +9,7 @@
 mod changing;
 mod checker;
 mod clocks;
+mod discovery;
 mod latency;
 mod links;
 mod load;
