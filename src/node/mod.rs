@@ -21,6 +21,7 @@ mod leases;
 mod lost_and_found;
 mod passwords;
 mod peers;
+mod searches;
 mod status;
 mod tags;
 mod tokens;
