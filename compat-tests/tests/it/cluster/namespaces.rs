@@ -55,6 +55,7 @@ impl Namespaces {
     }
 
     /// Makes and connects them; where that cannot be, says so loudly.
+    #[expect(clippy::print_stderr, reason = "who runs the tests has to see that one is skipped")]
     pub(super) fn create_or_skip(label: &str) -> Option<Self> {
         match Self::create(label) {
             Ok(namespaces) => Some(namespaces),
@@ -70,6 +71,7 @@ impl Namespaces {
     }
 
     /// Runs an ignored test in the router's namespace.
+    #[expect(clippy::print_stdout, clippy::print_stderr, reason = "they are those of the test")]
     pub(super) fn run_inside(&self, name: &str) {
         let test = std::env::current_exe().expect("a running test has a path");
         let mut inside = Command::new("ip");
