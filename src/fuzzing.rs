@@ -4,6 +4,8 @@
 //! it takes, and must not take the process down. The tests here give each target arbitrary bytes, mutations of valid
 //! ones, and every file that is kept in `bench/fuzz/corpus`; `bench/fuzz` has the same functions for libFuzzer.
 
+mod peer;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
@@ -49,6 +51,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("http", http_heads),
     ("gateway", gateway),
     ("settings", settings),
+    ("peer_frame", peer::frames),
 ];
 
 const NOW: Now = Now { wall_millis: 1_000, monotonic_millis: 0 };

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::Context;
 use crate::engine::conflicts::{CONFLICTS_MAX, Noted};
-use crate::node::{ClusterStatus, HeldBack, MemberRecord, PeerFacts, Reason, State};
+use crate::node::{ClockFacts, ClusterStatus, HeldBack, MemberRecord, PeerFacts, Reason, State};
 use crate::time::Stamp;
 use crate::types::MemberId;
 
@@ -46,6 +46,7 @@ impl AdminService {
                 thousandths: u32::from(catch_up.thousandths),
             }),
             merging: facts.is_merging,
+            clock: status.has_peers.then(|| clock(facts.clock)),
         }
     }
 
@@ -132,12 +133,19 @@ fn shown(id: MemberId, record: &MemberRecord, me: MemberId, status: &ClusterStat
         dropped_messages: peer.traffic.lost + peer.traffic.refused,
         failures: peer.traffic.failures,
         conflicts: peer.conflicts,
+        fenced: peer.is_fenced,
     };
     if id == me {
+        member.fenced = status.facts.clock.is_fenced;
         member.head = status.facts.head;
         member.complete_age_millis = status.age(status.facts.complete);
     }
     member
+}
+
+fn clock(clock: ClockFacts) -> pb::Clock {
+    let ClockFacts { skew_millis, wall_skew_millis, is_confirmed, is_fenced } = clock;
+    pb::Clock { skew_millis, wall_skew_millis, confirmed: is_confirmed, fenced: is_fenced }
 }
 
 fn held_back(held: HeldBack, status: &ClusterStatus) -> pb::HeldBack {
@@ -170,6 +178,7 @@ fn gossip(status: &ClusterStatus) -> pb::Gossip {
         merges: counts.merges,
         scrubs: counts.scrubs,
         differences: counts.differences,
+        misanswers: counts.misanswers,
         entries_missing: status.facts.missing,
     }
 }

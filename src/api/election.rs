@@ -8,6 +8,7 @@ use starling_proto::v3electionpb as pb;
 use starling_proto::v3electionpb::election_server::Election;
 use tonic::{Request, Response, Status};
 
+use super::elsewhere::{PROCLAIM, RESIGN, leader};
 use super::ownership::{
     Claim, Refusal, Wish, acquire, changes, give_up, keys_of, lease_or_new, may, may_change,
     may_claim, owner, replace, unknown, watch,
@@ -60,7 +61,11 @@ impl Election for ElectionService {
         let node = &self.context.node;
         let mut claim = claim(request.get_ref().leader.clone())?;
         may_change(&self.context, &request, &claim.key)?;
-        let value = request.into_inner().value;
+        let request = request.into_inner();
+        if let Some(answer) = leader(node, PROCLAIM, request.clone(), claim.created).await? {
+            return Ok(Response::new(answer));
+        }
+        let value = request.value;
         claim.lease = lease_or_new(node, claim.lease.0).await.map_err(unknown)?;
         let revision = replace(node, &claim, value).await.map_err(refusal)?;
         Ok(Response::new(pb::ProclaimResponse { header: Some(header::at(node, revision)) }))
@@ -97,6 +102,10 @@ impl Election for ElectionService {
     ) -> Result<Response<pb::ResignResponse>, Status> {
         let claim = claim(request.get_ref().leader.clone())?;
         may_change(&self.context, &request, &claim.key)?;
+        let node = &self.context.node;
+        if let Some(answer) = leader(node, RESIGN, request.into_inner(), claim.created).await? {
+            return Ok(Response::new(answer));
+        }
         let revision = give_up(&self.context.node, &claim).await.map_err(unknown)?;
         let header = Some(header::at(&self.context.node, revision));
         Ok(Response::new(pb::ResignResponse { header }))

@@ -1,4 +1,4 @@
-//! Calls of KV that another member has to answer, since what they name are revisions of that member.
+//! Calls of KV and Election that another member has to answer, since what they name are revisions of that member.
 //!
 //! The client gets that member's answer as it is, so its next request may name that member again. What cannot be reached is
 //! answered here, as if those revisions were compacted. But a call that changes something must not be done twice: once any of it has
@@ -26,6 +26,8 @@ use crate::node::{FORWARDED, FORWARDED_REFUSED, Forward, Handle};
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
 const COMPACT: &str = "/etcdserverpb.KV/Compact";
+pub(super) const PROCLAIM: &str = "/v3electionpb.Election/Proclaim";
+pub(super) const RESIGN: &str = "/v3electionpb.Election/Resign";
 
 /// How long a lease may take to a member that has to attach it to a key.
 const LEASE_TIME: Duration = Duration::from_secs(1);
@@ -100,6 +102,23 @@ pub(super) async fn compact(
     let names = |tag| Names::of(request.revision, tag);
     let Some((request, forward)) = way(node, Some(request), names) else { return Ok(None) };
     Box::pin(call(&forward, COMPACT, request, Effect::Changes)).await
+}
+
+/// The other member's answer to what a leader wants, whose key was created at this revision; `None` if this one is to answer. If
+/// that member is gone, nobody can tell here whether it still is the leader, so it is not.
+pub(super) async fn leader<M, R>(
+    node: &Handle,
+    path: &'static str,
+    request: M,
+    revision: i64,
+) -> Result<Option<R>, Status>
+where
+    M: Message + Send + Sync + 'static,
+    R: Message + Default + Send + Sync + 'static,
+{
+    let names = |tag| Names::of(revision, tag);
+    let Some((request, forward)) = way(node, Some(request), names) else { return Ok(None) };
+    Box::pin(call(&forward, path, request, Effect::Changes)).await
 }
 
 fn way<M>(

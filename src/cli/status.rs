@@ -19,6 +19,8 @@ const UNKNOWN: &str = "-";
 const MARK: &str = "\u{25cf}";
 /// Who has not been heard for so long is looked at twice.
 const SILENT_MILLIS: u64 = 10_000;
+/// A wall clock that is so far from the one that entries follow has jumped.
+const WALL_APART_MILLIS: u64 = 100;
 const PERCENT: u32 = 10;
 
 const FLAGS: &[Flag] = &[
@@ -115,6 +117,10 @@ fn verdict(reply: &pb::StatusReply) -> (Look, String) {
             format!("{alive}, this one has not got the data yet, and serves nobody"),
         );
     }
+    if let Some(clock) = this.clock.filter(|clock| clock.fenced) {
+        let off = clock.skew_millis.map(off).unwrap_or_default();
+        return (Look::Bad, format!("{alive}, this one takes no writes: its clock is {off}"));
+    }
     if reply.members_total == 1 {
         return (Look::Good, format!("{alive}, and it has no peers"));
     }
@@ -134,6 +140,29 @@ fn verdict(reply: &pb::StatusReply) -> (Look, String) {
     );
     let is_whole = reply.members_alive == reply.members_total;
     (if is_whole { Look::Good } else { Look::Doubtful }, format!("{alive}, {equal}"))
+}
+
+/// How far a clock is off, in words.
+fn off(skew_millis: i64) -> String {
+    match skew_millis {
+        0 => "as the others'".to_owned(),
+        1.. => format!("{} ahead of the others'", span(skew_millis.unsigned_abs())),
+        _ => format!("{} behind the others'", span(skew_millis.unsigned_abs())),
+    }
+}
+
+/// How the clock here compares to those of the others.
+fn clock_line(clock: pb::Clock) -> String {
+    let (Some(skew), Some(wall_skew)) = (clock.skew_millis, clock.wall_skew_millis) else {
+        return "not compared yet".to_owned();
+    };
+    let fenced = if clock.fenced { "; no writes are taken until that is over" } else { "" };
+    let wall = match wall_skew.abs_diff(skew) {
+        apart if apart > WALL_APART_MILLIS => format!("; the wall clock is {}", off(wall_skew)),
+        _ if !clock.confirmed => "; the wall clock is not confirmed yet".to_owned(),
+        _ => String::new(),
+    };
+    format!("{}{wall}{fenced}", off(skew))
 }
 
 /// Who holds `settled` back, as a sentence.
@@ -235,7 +264,8 @@ fn state(member: &pb::Member, is_me: bool) -> (String, Look) {
     };
     let learner = if member.learner { ", learner" } else { "" };
     let volatile = if member.volatile { ", volatile" } else { "" };
-    (format!("{state}{learner}{volatile}"), look)
+    let (fenced, look) = if member.fenced { (", fenced", Look::Bad) } else { ("", look) };
+    (format!("{state}{learner}{volatile}{fenced}"), look)
 }
 
 /// What else there is to know, in lines.
@@ -266,6 +296,9 @@ fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
     let (complete, settled) = (ago(reply.complete_age_millis), ago(reply.settled_age_millis));
     let is_held = if reply.held_back.is_some() { ", held back" } else { "" };
     lines.push(("complete", format!("here: {complete}; everywhere (settled): {settled}{is_held}")));
+    if let Some(clock) = reply.this.as_ref().and_then(|this| this.clock) {
+        lines.push(("clock", clock_line(clock)));
+    }
     lines.extend(gossip_lines(&reply.gossip.unwrap_or_default()));
     let waiting = reply.acks_waiting.unwrap_or_default();
     let pb::AcksWaiting { one, majority, all } = waiting;
@@ -312,6 +345,7 @@ fn gossip_lines(gossip: &pb::Gossip) -> [(&'static str, String); 2] {
         (gossip.merges, "state merge", "state merges"),
         (gossip.scrubs, "scrub", "scrubs"),
         (gossip.differences, "put written anew", "puts written anew"),
+        (gossip.misanswers, "comparison misanswered", "comparisons misanswered"),
     ] {
         if number > 0 {
             entries.push_str(&format!(", {}", counted(number, one, many)));
@@ -357,6 +391,12 @@ fn json(reply: &pb::StatusReply) -> Value {
                 "thousandths": it.thousandths,
             })),
             "merging": this.merging,
+            "clock": this.clock.map(|clock| json!({
+                "skew_millis": clock.skew_millis,
+                "wall_skew_millis": clock.wall_skew_millis,
+                "confirmed": clock.confirmed,
+                "fenced": clock.fenced,
+            })),
         },
         "members": reply.members.iter().map(member_json).collect::<Vec<_>>(),
         "members_total": reply.members_total,
@@ -384,6 +424,7 @@ fn json(reply: &pb::StatusReply) -> Value {
             "merges": gossip.merges,
             "scrubs": gossip.scrubs,
             "differences": gossip.differences,
+            "misanswers": gossip.misanswers,
         },
         "acks_waiting": { "one": waiting.one, "majority": waiting.majority, "all": waiting.all },
         "conflicts": reply.conflicts,
@@ -421,6 +462,7 @@ fn member_json(member: &pb::Member) -> Value {
         "dropped_messages": member.dropped_messages,
         "failures": member.failures,
         "conflicts": member.conflicts,
+        "fenced": member.fenced,
     })
 }
 

@@ -23,7 +23,7 @@ use crate::error::StoreError;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Dot, Head};
 use crate::storage::schema::{Op, OriginIndex, RowStamp, Table};
-use crate::time::{Now, Stamp};
+use crate::time::{Now, Stamp, Timestamp};
 use crate::types::{KeyValue, LeaseId, Origin};
 
 /// Two puts of different members that are no further apart had probably not seen each other. A guess: entries do not say
@@ -476,6 +476,6 @@ fn is_sound(entry: &Entry) -> bool {
                 EntryOp::InternalDelete { table, key } => is_record(*table, key, None),
             }
     };
-    let is_counted = (1..=COUNT_MAX).contains(&entry.seq) && entry.time < TIME_MAX;
+    let is_counted = (1..=COUNT_MAX).contains(&entry.seq) && entry.time <= Timestamp::HEARD_MAX;
     is_counted && entry.ops.len() <= u32::MAX as usize && entry.ops.iter().all(is_sound)
 }

@@ -2,7 +2,7 @@
 //! leases have left behind.
 //!
 //! A lease has one owner, which alone keeps its deadline, and ends it. If the owner has been gone for a while, or was removed,
-//! one of the others takes its place, the same in the eyes of all who see the same members alive, and gives the lease all of
+//! or says that it is fenced, since its clock is off, one of the others takes its place, the same in the eyes of all who see the same members alive, and gives the lease all of
 //! its time anew. Two that see different members may both do so: the later record counts.
 //!
 //! What one side of a cut believes must not end what is kept alive on the other side. So whoever ends a lease, or takes one
@@ -90,11 +90,18 @@ struct View {
     heirs: BTreeSet<MemberId>,
     /// The others that seem alive, in order.
     live: Vec<MemberId>,
+    /// Those of them that write nothing because of their clocks.
+    fenced: BTreeSet<MemberId>,
 }
 
 impl View {
     fn is_live(&self, member: MemberId) -> bool {
         member == self.me || self.live.binary_search(&member).is_ok()
+    }
+
+    /// Whether it can take care of leases.
+    fn is_able(&self, member: MemberId) -> bool {
+        self.heirs.contains(&member) && self.is_live(member) && !self.fenced.contains(&member)
     }
 }
 
@@ -195,7 +202,7 @@ impl Duty {
     fn gone(&mut self, owners: Vec<MemberId>, view: &View, now: Now) -> Vec<MemberId> {
         let millis = now.monotonic_millis;
         self.met.retain(|owner| owners.binary_search(owner).is_ok());
-        let is_there = |owner: &MemberId| view.heirs.contains(owner) && view.is_live(*owner);
+        let is_there = |owner: &MemberId| view.is_able(*owner);
         let (there, absent): (Vec<_>, Vec<_>) = owners.into_iter().partition(is_there);
         self.met.extend(there);
         self.absent.retain(|owner, _| absent.binary_search(owner).is_ok());
@@ -229,9 +236,9 @@ impl Replica {
         if is_late {
             look.extended = lessor.extend_all(now);
         }
-        let view = self.view();
+        let view = self.view(now);
         let gone = self.duty.gone(lessor.other_owners(), &view, now);
-        let heirs: Vec<_> = view.heirs.iter().copied().filter(|heir| view.is_live(*heir)).collect();
+        let heirs: Vec<_> = view.heirs.iter().copied().filter(|heir| view.is_able(*heir)).collect();
         let Orphans { mut certain, old } = self.orphans(&heirs, now);
         let is_wanted = !gone.is_empty() || lessor.has_expired(now) || !old.is_empty();
         let verdict = self.duty.judge(&view, is_wanted, now);
@@ -259,11 +266,12 @@ impl Replica {
         Ok(())
     }
 
-    fn view(&self) -> View {
+    fn view(&self, now: Now) -> View {
         let me = self.writer().identity().member;
         let live = self.live().to_vec();
+        let fenced = live.iter().copied().filter(|peer| self.is_peer_fenced(*peer, now)).collect();
         let Some(directory) = self.directory() else {
-            return View { me, voters: Vec::new(), majority: 0, heirs: [me].into(), live };
+            return View { me, voters: Vec::new(), majority: 0, heirs: [me].into(), live, fenced };
         };
         let heirs = directory.members.iter();
         let heirs = heirs.filter(|(_, record)| record.is_started() && !record.learner);
@@ -273,6 +281,7 @@ impl Replica {
             majority: directory.majority(),
             heirs: heirs.map(|(member, _)| *member).collect(),
             live,
+            fenced,
         }
     }
 
@@ -425,7 +434,8 @@ mod tests {
     fn view(live: u64) -> View {
         let voters: Vec<_> = (1..=5).map(MemberId).collect();
         let live = (2..2 + live).map(MemberId).collect();
-        View { me: ME, heirs: voters.iter().copied().collect(), voters, majority: 3, live }
+        let (heirs, fenced) = (voters.iter().copied().collect(), BTreeSet::new());
+        View { me: ME, heirs, voters, majority: 3, live, fenced }
     }
 
     fn ids(members: &[u64]) -> Vec<MemberId> {
@@ -487,6 +497,15 @@ mod tests {
             ids(&[9]),
             "who has no lease is forgotten"
         );
+    }
+
+    #[test]
+    fn who_is_fenced_cannot_take_care_of_leases() {
+        let mut duty = Duty::default();
+        let fenced = View { fenced: ids(&[2]).into_iter().collect(), ..view(4) };
+        assert_eq!(duty.gone(ids(&[2, 3]), &view(4), at(1000)), []);
+        assert_eq!(duty.gone(ids(&[2, 3]), &fenced, at(1500)), ids(&[2]));
+        assert!(!fenced.is_able(MemberId(2)) && fenced.is_able(MemberId(3)));
     }
 
     #[test]

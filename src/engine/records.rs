@@ -16,6 +16,7 @@ use super::directory::Standing;
 use super::origins::Origins;
 use crate::error::StoreError;
 use crate::storage::schema::auth::{AuthKey, AuthValue};
+use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::setting::Setting;
 use crate::storage::schema::{AlarmRecord, LeaseRecord, Op, Place, Row, Table};
 use crate::time::{Stamp, Timestamp};
@@ -284,6 +285,11 @@ pub(super) enum RowStanding {
     Superseded,
 }
 
+/// Whether the record of a number is one, if it is there.
+fn is_number(value: Option<&Bytes>) -> bool {
+    value.is_none_or(|value| member::number(value.clone()).is_ok())
+}
+
 /// Checks that a record can be read by whoever it is for.
 pub(super) fn check(table: Table, key: &[u8], value: Option<&Bytes>) -> Result<(), StoreError> {
     let is_sound = match (table, value) {
@@ -301,6 +307,12 @@ pub(super) fn check(table: Table, key: &[u8], value: Option<&Bytes>) -> Result<(
             let key = AuthKey::decode(&Bytes::copy_from_slice(key))?;
             value.is_none_or(|value| AuthValue::decode(&key, value.clone()).is_ok())
         }
+        (Table::Member, value) => {
+            let is_read = value.is_none_or(|value| MemberRecord::decode(value.clone()).is_ok());
+            MemberRecord::member(key).is_ok() && is_read
+        }
+        (Table::Run, value) => MemberRecord::member(key).is_ok() && is_number(value),
+        (Table::Seal, value) => member::seal(key).is_ok() && is_number(value),
     };
     let why = || StoreError::Corrupt(format!("a record of {table:?} is none"));
     if is_sound { Ok(()) } else { Err(why()) }

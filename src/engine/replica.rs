@@ -44,7 +44,7 @@ use crate::storage::schema::{Identity, Table};
 use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin, TraceContext};
 use clock::ClockWatch;
-pub use clock::{ClockNews, ClockOptions};
+pub use clock::{ClockFacts, ClockNews, ClockOptions};
 use dead::Dead;
 use removed::Removal;
 
@@ -67,7 +67,7 @@ pub enum Effect {
     },
     /// Read a part of the data, likewise.
     LoadCatchUp(MemberId, CatchUp),
-    /// Read our puts in these ranges, likewise, and send the question where the peer has others.
+    /// Read our puts in these ranges, on another thread; then call [`Replica::asking`] with what is to be asked of the peer.
     LoadCompare {
         /// To whom.
         to: MemberId,
@@ -75,8 +75,10 @@ pub enum Effect {
         spans: Vec<Span>,
         /// Puts up to when.
         upto: Timestamp,
+        /// The number of the question.
+        number: u64,
     },
-    /// Answer such a question, likewise.
+    /// Answer such a question, as [`Self::Load`].
     AnswerCompare(MemberId, Compare),
     /// A peer holds our entries up to this seq, durably.
     Acknowledged(MemberId, u64),
@@ -88,6 +90,8 @@ pub enum Effect {
     Live,
     /// A scrub has found that a peer lacks these keys; they are written anew.
     Differ(MemberId, Vec<Bytes>),
+    /// A peer has answered a comparison with what it was not asked about.
+    Misanswered(MemberId),
     /// The data has come: clients may be served.
     Ready,
     /// Something has become of the clock.
@@ -633,6 +637,11 @@ impl Replica {
         self.step(Input::Loaded(to), now)
     }
 
+    /// What [`Effect::LoadCompare`] is about has been read.
+    pub fn asking(&mut self, to: MemberId, compare: Compare, now: Now) -> Result<(), StoreError> {
+        self.step(Input::Asking(to, compare), now)
+    }
+
     /// Lets time pass.
     pub fn tick(&mut self, now: Now) -> Result<(), StoreError> {
         let collected = self.writer.collected();
@@ -795,8 +804,8 @@ impl Replica {
                 self.writer.set_complete(complete);
                 cluster.finishing = Some(complete);
             }
-            Output::Compare { to, spans, upto } => {
-                self.effects.push(Effect::LoadCompare { to, spans, upto });
+            Output::Compare { to, spans, upto, number } => {
+                self.effects.push(Effect::LoadCompare { to, spans, upto, number });
             }
             Output::AnswerCompare(to, compare) => {
                 self.effects.push(Effect::AnswerCompare(to, compare));
@@ -807,6 +816,7 @@ impl Replica {
                 let keys = dots.into_iter().map(|dot| dot.key).collect();
                 self.effects.push(Effect::Differ(peer, keys));
             }
+            Output::Misanswered(peer) => self.effects.push(Effect::Misanswered(peer)),
             Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
             Output::Seal(heads) => {
                 let me = self.writer.identity().member;

@@ -133,6 +133,7 @@ targets! {
     http: 1000,
     gateway: 1000,
     settings: 500,
+    peer_frame: 500,
 }
 
 #[test]
@@ -246,6 +247,9 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         watch-progress-notify-interval: 1000000000\nclient-transport-security: {auto-tls: false}\n"
             .to_vec(),
     );
+    for (name, bytes) in peer::seeds::all() {
+        add("peer_frame", name, bytes);
+    }
     seeds
 }
 

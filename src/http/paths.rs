@@ -264,7 +264,12 @@ fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
         merges: counts.merges,
         scrubs: counts.scrubs,
         differences: counts.differences,
+        misanswers: counts.misanswers,
         conflicts: facts.conflicts,
+        clock_skew_millis: facts.clock.skew_millis,
+        wall_clock_skew_millis: facts.clock.wall_skew_millis,
+        is_clock_confirmed: facts.clock.is_confirmed,
+        is_fenced: facts.clock.is_fenced,
         acks_waiting: [acks.one, acks.majority, acks.all],
         per_peer: if facts.is_direct { per_peer(&status) } else { Vec::new() },
     })

@@ -43,7 +43,12 @@ pub struct ClusterState {
     pub merges: u64,
     pub scrubs: u64,
     pub differences: u64,
+    pub misanswers: u64,
     pub conflicts: u64,
+    pub clock_skew_millis: Option<i64>,
+    pub wall_clock_skew_millis: Option<i64>,
+    pub is_clock_confirmed: bool,
+    pub is_fenced: bool,
     /// Writes that wait for one other member, for a majority, for all.
     pub acks_waiting: [u64; 3],
     /// One for each peer, unless there are too many for series of their own.
@@ -72,6 +77,7 @@ pub struct PeerState {
 pub(super) fn register(now: &mut Registry, state: &ClusterState, delays: &Histogram) {
     register_members(now, state);
     register_progress(now, state);
+    register_clock(now, state);
     register_gossip(now, state);
     register_peers(now, &state.per_peer);
     now.register(
@@ -133,6 +139,32 @@ fn register_progress(now: &mut Registry, state: &ClusterState) {
     gauge(now, "starling_entries_missing", "Entries known to be missing here", missing);
 }
 
+fn register_clock(now: &mut Registry, state: &ClusterState) {
+    let skews = [
+        (
+            "starling_clock_skew_seconds",
+            "How far the clock that entries follow is ahead of the median of the live members'",
+            state.clock_skew_millis,
+        ),
+        (
+            "starling_wall_clock_skew_seconds",
+            "How far the wall clock is ahead of the median of the live members'",
+            state.wall_clock_skew_millis,
+        ),
+    ];
+    for (name, help, skew) in skews {
+        if let Some(skew) = skew {
+            let ahead = seconds(skew.unsigned_abs());
+            let signed = if skew < 0 { -ahead } else { ahead };
+            now.register(name, help, ConstGauge::new(signed));
+        }
+    }
+    let help = "Whether the others have confirmed the wall clock since the start";
+    gauge(now, "starling_clock_confirmed", help, i64::from(state.is_clock_confirmed));
+    let help = "Whether no writes are taken since the clock is off";
+    gauge(now, "starling_clock_fenced", help, i64::from(state.is_fenced));
+}
+
 fn register_gossip(now: &mut Registry, state: &ClusterState) {
     for (name, help, count) in [
         (
@@ -150,6 +182,11 @@ fn register_gossip(now: &mut Registry, state: &ClusterState) {
         ("starling_state_merges", "State merges that have ended", state.merges),
         ("starling_scrubs", "Scrubs of this member's own that have ended", state.scrubs),
         ("starling_scrub_differences", "Puts that others had lost", state.differences),
+        (
+            "starling_comparisons_misanswered",
+            "Comparisons given up since a peer answered what it was not asked",
+            state.misanswers,
+        ),
         (
             "starling_conflicts",
             "Writes lost to others that had probably not seen them",

@@ -29,7 +29,7 @@ use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
 use crate::replication::Gossip;
-use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
+use crate::replication::message::{CatchUp, CatchUpPart, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
 use crate::types::{MemberId, Origin, Revision, WriteAck};
@@ -79,6 +79,8 @@ pub(super) enum Task {
     Lost(MemberId),
     /// A peer has been sent what was read from the log for it.
     Loaded(MemberId),
+    /// What a peer is to be asked has been read.
+    Asking(MemberId, Compare),
     /// Take somebody into the cluster.
     Admit {
         /// Whom.
@@ -380,6 +382,7 @@ impl Driver {
                 self.replica.note_removal(now);
             }
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
+            Task::Asking(peer, compare) => self.replica.asking(peer, compare, now)?,
             Task::Admit { member, record, reply } => {
                 let admission = self.replica.admit(member, &record, now)?;
                 self.admissions.push((reply, admission));
@@ -531,12 +534,8 @@ impl Driver {
                 }
                 Effect::Load { to, wants, bytes_max } => self.load(to, wants, bytes_max),
                 Effect::LoadCatchUp(to, request) => self.load_catch_up(to, request),
-                Effect::LoadCompare { to, spans, upto } => {
-                    self.read_for_peer(
-                        move |mvcc| Ok((to, Message::Compare(mvcc.compare(&spans, upto)?))),
-                        None,
-                        Urgency::Background,
-                    );
+                Effect::LoadCompare { to, spans, upto, number } => {
+                    self.read_question(to, move |mvcc| mvcc.compare(&spans, upto, number));
                 }
                 Effect::AnswerCompare(to, compare) => {
                     let heads = self.replica.writer().heads();
@@ -572,6 +571,10 @@ impl Driver {
                     keys = keys.len(),
                     first = %keys.first().map(|key| key.escape_ascii().to_string()).unwrap_or_default(),
                     "a peer has lost what it once had, or this member has: it is written anew"
+                ),
+                Effect::Misanswered(peer) => tracing::error!(
+                    %peer,
+                    "the peer has answered a comparison with what it was not asked about: it is broken, or means harm"
                 ),
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
@@ -622,6 +625,21 @@ impl Driver {
             Ok((to, Message::CatchUpPart(part)))
         };
         self.read_for_peer(read, Some(to), Urgency::Background);
+    }
+
+    /// Reads on another thread what a peer is to be asked.
+    fn read_question(
+        &self,
+        to: MemberId,
+        read: impl FnOnce(&Mvcc) -> Result<Compare, StoreError> + Send + 'static,
+    ) {
+        let Some(peers) = &self.peers else { return };
+        let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
+        let shared = Arc::clone(&self.shared);
+        peers.spawn_background(move || match read(&mvcc) {
+            Ok(compare) => _ = queue.send(Task::Asking(to, compare)),
+            Err(error) => shared.fail(error),
+        });
     }
 
     /// Reads on another thread what a message to a peer needs, and sends it. `serves` is the peer whose turn it was.

@@ -13,6 +13,7 @@ use super::auth::AuthOptions;
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use super::home::Home;
+use super::searches::Searches;
 use super::status::{ClusterStatus, Facts};
 use super::tokens::Tokens;
 use super::write_traces::Queued;
@@ -120,6 +121,8 @@ pub(super) struct Shared {
     pub(super) tokens: Tokens,
     pub(super) bcrypt_cost: u32,
     pub(super) clock: SystemClock,
+    /// Leases that peers are asked for.
+    pub(super) searches: Searches,
     pub(super) metrics: Arc<Metrics>,
     /// `None` if nobody wants any.
     pub(super) traces: Option<Arc<Traces>>,
@@ -172,6 +175,7 @@ impl Shared {
             tokens: Tokens::new(auth.tokens),
             bcrypt_cost: auth.bcrypt_cost,
             clock,
+            searches: Searches::default(),
             metrics,
             traces,
             member,

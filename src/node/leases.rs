@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream;
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::lease_client::LeaseClient;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -23,6 +23,8 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(2);
 const OWNER_PAUSE: Duration = Duration::from_millis(100);
 /// How long peers have to say whether they know a lease, and its record to come.
 const SEARCH_TIME: Duration = Duration::from_secs(1);
+/// Peers that are asked for a lease at the same time.
+const ASKED_AT_ONCE_MAX: usize = 32;
 /// How often it is looked whether the record has come.
 const SEARCH_POLL: Duration = Duration::from_millis(5);
 
@@ -43,12 +45,16 @@ struct Answer {
 }
 
 impl Handle {
-    /// Grants a lease; id zero draws one.
+    /// Grants a lease; id zero draws one. An id that the client has chosen may have been granted elsewhere: as far as peers
+    /// that seem alive answer in time, it is refused then. Of two grants at the same moment both may succeed, as one lease.
     pub async fn lease_grant(
         &self,
         id: LeaseId,
         ttl_seconds: i64,
     ) -> Result<Reply<LeaseGrantReply>> {
+        if self.is_taken_elsewhere(id).await {
+            return Err(Error::LeaseExists);
+        }
         let id = if id.is_some() { id } else { draw_lease_id() };
         match self.execute(Command::LeaseGrant { id, ttl_seconds }).await? {
             Reply { revision, body: CommandReply::LeaseGrant(body) } => {
@@ -199,6 +205,15 @@ impl Handle {
         }
     }
 
+    /// Whether a lease that is not known here was granted elsewhere.
+    async fn is_taken_elsewhere(&self, id: LeaseId) -> bool {
+        id.is_some()
+            && self.can_forward()
+            && self.is_ready()
+            && !self.shared.lessor.exists(id)
+            && self.is_known_elsewhere(id).await
+    }
+
     /// Whether there are all leases that a transaction names, as far as this member can know.
     pub async fn has_leases(&self, txn: &Txn) -> bool {
         for lease in txn.leases() {
@@ -209,17 +224,22 @@ impl Handle {
 
     /// Whether a peer that seems alive knows a lease.
     async fn is_known_elsewhere(&self, id: LeaseId) -> bool {
-        let live = self.shared.live();
-        let mut answers: FuturesUnordered<_> =
-            live.iter().map(|peer| self.ask(*peer, id, Question::TimeToLive)).collect();
-        let search = async {
-            while let Some(answer) = answers.next().await {
-                if answer.is_ok_and(|answer| answer.is_known) {
-                    return true;
-                }
-            }
-            false
+        let node = self.clone();
+        let search = || async move {
+            timeout(SEARCH_TIME, node.search_elsewhere(id)).await.unwrap_or(false)
         };
-        timeout(SEARCH_TIME, search).await.unwrap_or(false)
+        timeout(SEARCH_TIME, self.shared.searches.find(id, search)).await.unwrap_or(false)
+    }
+
+    async fn search_elsewhere(&self, id: LeaseId) -> bool {
+        let peers = self.shared.live().to_vec();
+        let ask = |peer: MemberId| self.ask(peer, id, Question::TimeToLive);
+        let mut answers = stream::iter(peers).map(ask).buffer_unordered(ASKED_AT_ONCE_MAX);
+        while let Some(answer) = answers.next().await {
+            if answer.is_ok_and(|answer| answer.is_known) {
+                return true;
+            }
+        }
+        false
     }
 }

@@ -21,6 +21,7 @@ mod leases;
 mod lost_and_found;
 mod passwords;
 mod peers;
+mod searches;
 mod status;
 mod tags;
 mod tokens;
@@ -31,7 +32,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-pub use crate::engine::replica::{ClockOptions, ClusterOptions, founding_cluster};
+pub use crate::engine::replica::{ClockFacts, ClockOptions, ClusterOptions, founding_cluster};
 pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;

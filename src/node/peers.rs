@@ -201,13 +201,17 @@ fn from_reply(reply: pb::JoinReply) -> Result<Admission, String> {
     if !reply.refusal.is_empty() {
         return Err(reply.refusal);
     }
+    let time = Timestamp(reply.now);
+    if time > Timestamp::HEARD_MAX {
+        return Err("its clock shows no time that could be right".to_owned());
+    }
     let members = reply.members.into_iter().map(|record| {
         Ok((MemberRecord::member(&record.key)?, MemberRecord::decode(record.value)?))
     });
     let members: Result<_, crate::error::StoreError> = members.collect();
     Ok(Admission {
         cluster: ClusterId(reply.cluster_id),
-        time: Timestamp(reply.now),
+        time,
         members: members.map_err(|error| error.to_string())?,
     })
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::acks::{Acks, AcksWaiting};
 use crate::engine::directory::Directory;
-use crate::engine::replica::Replica;
+use crate::engine::replica::{ClockFacts, Replica};
 use crate::replication::Gossip;
 use crate::replication::gossip;
 use crate::replication::liveness::{Liveness, State};
@@ -35,6 +35,8 @@ const THOUSANDTHS_PER_TENTH: u16 = 100;
 pub struct PeerFacts {
     /// Whether it seems to run; `None` for a member that was never started.
     pub state: Option<State>,
+    /// Whether it says that it takes no writes because of its clock.
+    pub is_fenced: bool,
     /// When anything last came from it, in monotonic milliseconds.
     pub heard_millis: Option<u64>,
     /// Its current run; zero if it is not known.
@@ -135,6 +137,8 @@ pub struct Facts {
     pub conflicts: u64,
     /// Whether entries go straight from their origin to everybody, as in small clusters.
     pub is_direct: bool,
+    /// What the clock here shows compared to those of the others.
+    pub clock: ClockFacts,
 }
 
 /// What is known of a cluster, and when this was asked.
@@ -300,6 +304,7 @@ fn gather(
     for (member, facts) in &mut peers {
         facts.traffic = traffic.get(member).copied().unwrap_or_default();
         facts.conflicts = conflicts.with(*member);
+        facts.is_fenced = replica.is_peer_fenced(*member, now);
     }
     let is_alive =
         |member: &MemberId| *member == me.member || replica.live().binary_search(member).is_ok();
@@ -322,6 +327,7 @@ fn gather(
         acks: acks.waiting(),
         conflicts: conflicts.total(),
         is_direct: gossip.is_direct(),
+        clock: replica.clock_facts(),
         peers,
     })
 }

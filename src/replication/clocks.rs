@@ -48,6 +48,10 @@ pub struct Verdict {
     pub median_millis: u64,
     /// How far the own clock is ahead, if that is too far.
     pub off_millis: Option<i64>,
+    /// How far the own clock is ahead of the median of those of all.
+    pub skew_millis: i64,
+    /// The same of what the wall clock shows.
+    pub wall_skew_millis: i64,
     /// Whether more than half of the wall clocks, the own one included, agree with the own one.
     pub confirms: bool,
     /// Whether enough of them have answered to find that one is off.
@@ -157,8 +161,17 @@ impl Clocks {
         } else {
             Some(behind).filter(|behind| *behind < -limit && !confirms)
         };
+        let skew_millis = off_millis.unwrap_or(behind);
+        let wall_skew_millis = apart(own.wall_millis, lower_median(&walls));
         let is_firm = heard.len() >= live.len().min(PEERS_ENOUGH);
-        Some(Verdict { median_millis, off_millis, confirms, is_firm })
+        Some(Verdict {
+            median_millis,
+            off_millis,
+            skew_millis,
+            wall_skew_millis,
+            confirms,
+            is_firm,
+        })
     }
 }
 

@@ -76,6 +76,9 @@ pub enum Message {
     AskClock(u64),
     /// Answers that.
     TellClock(u64, ClockReading),
+    /// Whether the sender takes no writes because of its clock. Said now and then while it does not, and once when it does
+    /// again.
+    Fence(bool),
 }
 
 /// What the clocks of a member show, in milliseconds since 1970.
@@ -240,20 +243,24 @@ impl Dot {
 /// A question of a state merge: what is held where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compare {
-    /// Ranges of many keys.
+    /// Ranges of many keys, in order, no two of which overlap. An answer takes no more than a walk over all keys.
     pub sums: Vec<RangeSum>,
-    /// All puts of ranges of few.
+    /// All puts of ranges of few, in the order of their keys.
     pub dots: Vec<Dot>,
     /// Only puts up to this time count.
     pub upto: Timestamp,
+    /// Names the question, for the answer.
+    pub number: u64,
 }
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compared {
-    /// The ranges that are not the same here.
+    /// Of the question.
+    pub number: u64,
+    /// Of the ranges in question, in their order, those that are not the same here.
     pub differing: Vec<Span>,
-    /// The puts that are known here, and deleted.
+    /// Of the puts in question, in their order, those that are known here, and deleted.
     pub gone: Vec<Dot>,
 }
 

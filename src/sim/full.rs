@@ -20,37 +20,37 @@ const LEASES_MICROS: u64 = 500_000;
 
 /// How a member is set up.
 #[derive(Clone, Debug)]
-pub(super) struct Setup {
+pub(crate) struct Setup {
     /// Settings of the engine.
-    pub(super) writer: Options,
+    pub(crate) writer: Options,
     /// Its place in the cluster.
-    pub(super) cluster: ClusterOptions,
+    pub(crate) cluster: ClusterOptions,
     /// How long a commit takes, in microseconds.
-    pub(super) commit_micros: u64,
+    pub(crate) commit_micros: u64,
     /// Its wall clock is so much ahead.
-    pub(super) skew_millis: i64,
+    pub(crate) skew_millis: i64,
 }
 
 /// A running member.
-pub(super) struct Full {
-    pub(super) setup: Setup,
+pub(crate) struct Full {
+    pub(crate) setup: Setup,
     /// What it keeps while it is down.
-    pub(super) disk: Memory,
+    pub(crate) disk: Memory,
     /// `None` while it is down.
-    pub(super) replica: Option<Replica>,
+    pub(crate) replica: Option<Replica>,
     /// It stands still until then: nothing comes in, nothing goes out.
-    pub(super) paused_until: u64,
+    pub(crate) paused_until: u64,
     /// When the commit under way is done.
     commit_at: Option<u64>,
     sent: Vec<(MemberId, Message)>,
     /// How far each peer holds our entries of this run, as it has said.
-    pub(super) acknowledged: BTreeMap<MemberId, u64>,
+    pub(crate) acknowledged: BTreeMap<MemberId, u64>,
     /// Reads that need not wait any more.
-    pub(super) passed: BTreeSet<u64>,
+    pub(crate) passed: BTreeSet<u64>,
     /// When it looks at its leases next.
     next_leases: u64,
     /// What has become of its clock in this run.
-    pub(super) clock_news: Vec<ClockNews>,
+    pub(crate) clock_news: Vec<ClockNews>,
     /// What came while it stood still.
     waiting: Vec<(MemberId, Message)>,
     /// What it was told that its former self has lost.
@@ -60,7 +60,7 @@ pub(super) struct Full {
 }
 
 impl Full {
-    pub(super) fn new(setup: Setup, micros: u64) -> Self {
+    pub(crate) fn new(setup: Setup, micros: u64) -> Self {
         let mut full = Self {
             setup,
             disk: Memory::new(),
@@ -81,7 +81,7 @@ impl Full {
     }
 
     /// Who it is.
-    pub(super) fn member(&self) -> MemberId {
+    pub(crate) fn member(&self) -> MemberId {
         self.setup.writer.identity.member
     }
 
@@ -91,7 +91,7 @@ impl Full {
     }
 
     /// Starts it on what is on its disk.
-    pub(super) fn start(&mut self, micros: u64) {
+    pub(crate) fn start(&mut self, micros: u64) {
         self.setup.cluster.seed = self.setup.cluster.seed.wrapping_add(1);
         self.setup.writer.run_entropy = self.setup.cluster.seed;
         let store = Store::Memory(self.disk.clone());
@@ -106,7 +106,7 @@ impl Full {
     }
 
     /// Power is lost: what was not synced is gone.
-    pub(super) fn crash(&mut self) {
+    pub(crate) fn crash(&mut self) {
         self.disk = self.disk.crash();
         self.replica = None;
         self.commit_at = None;
@@ -115,7 +115,7 @@ impl Full {
     }
 
     /// Its disk is replaced by an empty one: it is somebody else from now on.
-    pub(super) fn wipe(&mut self, member: MemberId) {
+    pub(crate) fn wipe(&mut self, member: MemberId) {
         self.crash();
         self.disk = Memory::new();
         let cluster = ClusterId(0);
@@ -138,12 +138,12 @@ impl Full {
     }
 
     /// A copy of what would be left on its disk.
-    pub(super) fn copy_of_disk(&self) -> Memory {
+    pub(crate) fn copy_of_disk(&self) -> Memory {
         self.disk.crash()
     }
 
     /// A client wants something.
-    pub(super) fn execute(
+    pub(crate) fn execute(
         &mut self,
         micros: u64,
         command: Command,
@@ -159,14 +159,14 @@ impl Full {
     }
 
     /// A client, or a member that it has asked, keeps a lease alive.
-    pub(super) fn keep_alive(&mut self, micros: u64, id: LeaseId) -> Option<KeepAlive> {
+    pub(crate) fn keep_alive(&mut self, micros: u64, id: LeaseId) -> Option<KeepAlive> {
         let now = self.now(micros);
         let replica = self.replica.as_ref().filter(|replica| replica.is_ready())?;
         (self.paused_until <= micros).then(|| replica.writer().lessor().keep_alive(id, now))
     }
 
     /// Admits someone.
-    pub(super) fn admit(
+    pub(crate) fn admit(
         &mut self,
         micros: u64,
         member: MemberId,
@@ -179,7 +179,7 @@ impl Full {
     }
 
     /// Does something with the replica, if it is up.
-    pub(super) fn with<T>(
+    pub(crate) fn with<T>(
         &mut self,
         micros: u64,
         act: impl FnOnce(&mut Replica, Now) -> T,
@@ -238,9 +238,9 @@ impl Full {
                 self.sent.push((to, Message::CatchUpPart(part)));
                 replica.loaded(to, now).expect("no fault");
             }
-            Effect::LoadCompare { to, spans, upto } => {
-                let compare = replica.writer().mvcc().compare(&spans, upto).expect("no fault");
-                self.sent.push((to, Message::Compare(compare)));
+            Effect::LoadCompare { to, spans, upto, number } => {
+                let compare = replica.writer().mvcc().compare(&spans, upto, number);
+                replica.asking(to, compare.expect("no fault"), now).expect("no fault");
             }
             Effect::AnswerCompare(to, compare) => {
                 let heads = replica.writer().heads();
@@ -261,6 +261,7 @@ impl Full {
             | Effect::Members
             | Effect::Live
             | Effect::Differ(..)
+            | Effect::Misanswered(_)
             | Effect::Ready => {}
         }
     }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::cluster::{Cluster, SECOND};
+use super::world::now_at;
 use crate::engine::command::{Command, Put};
 use crate::engine::lease::KeepAlive;
 use crate::types::{LeaseId, MemberId};
@@ -67,6 +68,13 @@ impl Cluster {
         replica.writer().lessor().owner(LEASE)
     }
 
+    /// Whether a member has heard of another that it is fenced.
+    fn member_is_fenced(&self, number: usize, other: MemberId) -> bool {
+        let now = now_at(self.world.micros());
+        let replica = self.world.actors[number].replica.as_ref().expect("it is up");
+        replica.is_peer_fenced(other, now)
+    }
+
     fn has(&self, number: usize, key: &str) -> bool {
         self.state(number).contains_key(key.as_bytes())
     }
@@ -114,6 +122,41 @@ fn leased(seed: u64) -> Cluster {
     cluster.put_leased(1, KEY, LEASE);
     cluster.run(SECOND);
     cluster
+}
+
+/// An owner comes back with a clock that is off: it can end nothing, so another one takes its leases over; they live as long
+/// as they are kept alive, and end when they are not.
+#[test]
+fn leases_of_an_owner_that_is_fenced_are_taken_over() {
+    for off_millis in [NEVER_MILLIS.cast_signed(), -NEVER_MILLIS.cast_signed()] {
+        let mut cluster = leased(9);
+        let owner = cluster.owner(1).expect("it was granted");
+        cluster.crash(0);
+        cluster.set_clock(0, off_millis);
+        cluster.start(0);
+        // It is back before anybody takes it for dead.
+        for _ in 0..16 {
+            cluster.keep_alive(1, LEASE);
+            cluster.run_alive(SECOND, &[1, 2]);
+        }
+        let replica = cluster.world.actors[0].replica.as_ref().expect("it is up");
+        assert!(replica.is_fenced());
+        let heir = cluster.owner(1).expect("the lease lives");
+        assert_ne!(heir, owner, "{off_millis}");
+        assert_eq!([0, 2].map(|number| cluster.owner(number)), [Some(heir); 2], "{off_millis}");
+        // Whoever is asked knows whom to ask, the former owner, too.
+        for by in [1, 2, 0] {
+            assert!(cluster.keep_alive(by, LEASE), "by n{by}");
+        }
+        let took = cluster.run_until_gone(TTL + NOTICE, &[0, 1, 2]);
+        assert!(took >= TTL - SECOND, "after {took} us");
+        // With its clock it gets its duties back: what falls to it then is its own again.
+        cluster.set_clock(0, 0);
+        cluster.run(10 * SECOND);
+        assert!(!cluster.world.actors[0].replica.as_ref().expect("it is up").is_fenced());
+        let fenced = cluster.member_is_fenced(1, owner);
+        assert!(!fenced, "the others know that it is over");
+    }
 }
 
 /// The same, but they take anyone for alive that they have ever met.

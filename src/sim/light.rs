@@ -194,6 +194,7 @@ impl Light {
                 | Output::AnswerCompare(..)
                 | Output::Drop(_)
                 | Output::Differ(..)
+                | Output::Misanswered(_)
                 | Output::Seal(_)
                 | Output::Passed(_)
                 | Output::OldCopy

@@ -7,8 +7,12 @@ mod catching_up;
 mod clock_scenarios;
 #[cfg(test)]
 mod cluster;
-#[cfg(test)]
-mod full;
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "the stories need more of a member than the fuzzer")
+)]
+pub(crate) mod full;
 #[cfg(test)]
 mod leases;
 mod light;

@@ -127,7 +127,7 @@ pub fn weight(message: &Message) -> usize {
         Message::Ask(_) => 0,
         Message::Answer(_, digest) => rows(digest.moved.len()),
         Message::Swim(bytes) => bytes.len(),
-        Message::AskClock(_) | Message::TellClock(..) => 0,
+        Message::AskClock(_) | Message::TellClock(..) | Message::Fence(_) => 0,
     };
     lists + MESSAGE_OVERHEAD_BYTES
 }
@@ -183,7 +183,7 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
         Some(Body::Answer(answer)) => {
             answer.digest.as_ref().is_none_or(|digest| rows(&digest.moved) <= HEADS_MAX)
         }
-        Some(Body::Ask(_) | Body::AskClock(_) | Body::TellClock(_)) => true,
+        Some(Body::Ask(_) | Body::AskClock(_) | Body::TellClock(_) | Body::Fence(_)) => true,
         Some(Body::Greeting(_) | Body::Busy(_) | Body::Swim(_) | Body::Piece(_)) | None => true,
     }
 }
@@ -266,6 +266,7 @@ pub fn encode(message: &Message) -> pb::Frame {
         Message::AskClock(asked_millis) => {
             Body::AskClock(pb::AskClock { asked_millis: *asked_millis })
         }
+        Message::Fence(fenced) => Body::Fence(pb::Fence { fenced: *fenced }),
         Message::TellClock(asked_millis, reading) => Body::TellClock(pb::TellClock {
             asked_millis: *asked_millis,
             wall_millis: reading.wall_millis,
@@ -311,10 +312,14 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
         }
         Body::Swim(bytes) => Message::Swim(bytes),
         Body::AskClock(pb::AskClock { asked_millis }) => Message::AskClock(asked_millis),
+        Body::Fence(pb::Fence { fenced }) => Message::Fence(fenced),
         Body::TellClock(told) => {
             let wall_millis = told.wall_millis;
             let clock_millis = wall_millis.wrapping_add_signed(told.ahead_millis);
             let time_millis = wall_millis.wrapping_add_signed(told.time_ahead_millis);
+            for millis in [wall_millis, clock_millis, time_millis] {
+                heard(Timestamp::from_millis(millis))?;
+            }
             let reading = ClockReading { wall_millis, clock_millis, time_millis };
             Message::TellClock(told.asked_millis, reading)
         }
@@ -469,12 +474,17 @@ fn encode_part(part: &CatchUpPart) -> pb::CatchUpPart {
     }
 }
 
+/// A time that clocks may go on from.
+fn heard(time: Timestamp) -> Result<Timestamp, Malformed> {
+    if time <= Timestamp::HEARD_MAX { Ok(time) } else { Err(Malformed("a time too far from now")) }
+}
+
 fn decode_part(part: pb::CatchUpPart) -> Result<CatchUpPart, Malformed> {
     let progress = u16::try_from(part.progress).map_err(|_| Malformed("progress out of range"))?;
     Ok(CatchUpPart {
         heads: decode_heads(part.heads)?,
-        complete: Timestamp(part.complete),
-        collected: Timestamp(part.collected),
+        complete: heard(Timestamp(part.complete))?,
+        collected: heard(Timestamp(part.collected))?,
         entries: entries::decode_entries(part.entries)?,
         next: part.next.map(decode_cursor),
         progress,

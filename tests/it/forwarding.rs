@@ -8,6 +8,8 @@ use starling_proto::etcdserverpb::request_op::Request;
 use starling_proto::etcdserverpb::watch_client::WatchClient;
 use starling_proto::etcdserverpb::watch_request::RequestUnion;
 use starling_proto::mvccpb::Event;
+use starling_proto::v3electionpb as election;
+use starling_proto::v3electionpb::election_client::ElectionClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -190,6 +192,77 @@ async fn a_revision_of_a_lost_member_is_compacted() {
     let end = watch.next().await;
     assert!(end.canceled);
     assert_eq!(end.compact_revision, revision(&members[0]));
+}
+
+/// A leader whose clients spread their calls goes on leading; when the member that has told it of its key is gone, nobody knows
+/// that key by its revision any more.
+#[tokio::test]
+async fn a_leader_may_speak_by_way_of_any_member() {
+    let mut members = cluster().await;
+    let mut here = ElectionClient::new(members[0].channel().await);
+    let campaign =
+        election::CampaignRequest { name: "office".into(), lease: 0, value: "first".into() };
+    let won = here.campaign(campaign).await.expect("nobody else wants it").into_inner();
+    let leader = won.leader.expect("a leader");
+    let key = String::from_utf8(leader.key.to_vec()).expect("an ASCII name");
+    let mut elsewhere = ElectionClient::new(members[1].channel().await);
+    let proclaim = |value: &'static str| election::ProclaimRequest {
+        leader: Some(leader.clone()),
+        value: value.into(),
+    };
+    let reply = elsewhere.proclaim(proclaim("second")).await.expect("it is forwarded").into_inner();
+    assert_eq!(reply.header.expect("a header").member_id, id(&members[0]));
+    assert_eq!(value_of(&mut kv(&members[0]).await, &key).await, Some("second".into()));
+
+    // Another one who claims to be it is not.
+    let revision = leader.rev - 1;
+    let other = election::LeaderKey { rev: revision, ..leader.clone() };
+    let request = election::ProclaimRequest { leader: Some(other.clone()), value: "x".into() };
+    let refused = elsewhere.proclaim(request).await.expect_err("it was created later");
+    assert_eq!(refused.message(), "election: not leader");
+    elsewhere.resign(election::ResignRequest { leader: Some(other) }).await.expect("as etcd");
+    assert_eq!(value_of(&mut kv(&members[0]).await, &key).await, Some("second".into()));
+
+    in_time("the pair comes", async {
+        while value_of(&mut kv(&members[1]).await, &key).await != Some("second".into()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(members.remove(0));
+    let gone = eventually_refused(&mut elsewhere, proclaim("third")).await;
+    assert_eq!(gone.message(), "election: not leader");
+}
+
+/// Until the member that it is for seems dead, nobody knows what has become of it.
+async fn eventually_refused(
+    client: &mut ElectionClient<Channel>,
+    request: election::ProclaimRequest,
+) -> tonic::Status {
+    in_time("the member seems dead", async {
+        loop {
+            let status = client.proclaim(request.clone()).await.expect_err("nobody can tell");
+            if status.message() != "etcdserver: request timed out" {
+                return status;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_leader_resigns_by_way_of_any_member() {
+    let members = cluster().await;
+    let mut here = ElectionClient::new(members[0].channel().await);
+    let campaign = election::CampaignRequest { name: "office".into(), ..Default::default() };
+    let won = here.campaign(campaign).await.expect("nobody else wants it").into_inner();
+    let leader = won.leader.expect("a leader");
+    let key = String::from_utf8(leader.key.to_vec()).expect("an ASCII name");
+    let mut elsewhere = ElectionClient::new(members[1].channel().await);
+    let request = election::ResignRequest { leader: Some(leader) };
+    let reply = elsewhere.resign(request).await.expect("it is forwarded").into_inner();
+    assert_eq!(reply.header.expect("a header").member_id, id(&members[0]));
+    assert_eq!(value_of(&mut kv(&members[0]).await, &key).await, None);
 }
 
 #[tokio::test]

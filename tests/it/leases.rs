@@ -64,6 +64,19 @@ async fn a_lease_works_at_once_on_all_members() {
     assert_eq!(refused.message(), "etcdserver: requested lease not found");
 }
 
+/// An id that was granted on another member is refused, before its record has come and after.
+#[tokio::test]
+async fn an_id_is_granted_once() {
+    let members = cluster().await;
+    for id in 1..=10 {
+        grant(&members[0], id).await;
+        let mut leases = LeaseClient::new(members[1].channel().await);
+        let again = pb::LeaseGrantRequest { ttl: TTL, id };
+        let refused = leases.lease_grant(again).await.expect_err("it is there");
+        assert_eq!(refused.message(), "etcdserver: lease already exists");
+    }
+}
+
 #[tokio::test]
 async fn only_the_owner_knows_what_is_left_and_others_ask_it() {
     let members = cluster().await;

@@ -39,7 +39,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("http", &["types", "time", "error", "metrics", "engine", "node", "api"]),
     ("config", &["types", "time", "error", "traces", "node"]),
     ("logging", &["config"]),
-    ("fuzzing", &["types", "time", "storage", "replication", "engine", "api", "http", "config"]),
+    (
+        "fuzzing",
+        &[
+            "types",
+            "time",
+            "storage",
+            "replication",
+            "engine",
+            "transport",
+            "api",
+            "http",
+            "config",
+            "sim",
+        ],
+    ),
 ];
 
 /// What makes the same input give the same output: these hold no task, socket or message of a protocol.

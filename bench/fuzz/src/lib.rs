@@ -4,7 +4,7 @@
 //! cargo +nightly fuzz run --fuzz-dir bench/fuzz requests -- -max_total_time=120 -rss_limit_mb=1024 -malloc_limit_mb=64
 //! ```
 //!
-//! The targets are `row meta journal restore directory requests framing http gateway settings`; an input that found something
+//! The targets are `row meta journal restore directory requests framing http gateway settings peer_frame`; an input that found something
 //! goes into `corpus/<target>/`, where the tests of every build meet it again.
 
 /// Gives the input to a target.

@@ -18,25 +18,48 @@ use crate::storage::schema::{Place, Row, RowStamp};
 use crate::time::Timestamp;
 use crate::types::{KeyRange, RangeEnd};
 
-/// Into how many parts a range is split.
+/// Into how many parts a range is split, at most.
 const PARTS: u64 = 16;
 /// Ranges of so few keys are not split: their puts are named.
 const DOTS_MAX: u64 = 16;
 
 impl Mvcc {
     /// The next question about some ranges in which another member holds something else: smaller ranges, or the puts
-    /// themselves. Only puts up to a time count.
-    pub fn compare(&self, spans: &[Span], upto: Timestamp) -> Result<Compare, StoreError> {
-        let mut compare = Compare { sums: Vec::new(), dots: Vec::new(), upto };
+    /// themselves. Only puts up to a time count. No range in it is one of `spans`, so that asking comes to an end.
+    pub fn compare(
+        &self,
+        spans: &[Span],
+        upto: Timestamp,
+        number: u64,
+    ) -> Result<Compare, StoreError> {
+        let mut compare = Compare { sums: Vec::new(), dots: Vec::new(), upto, number };
         for span in spans {
-            let keys = self.guarded.read().index.sum(&range_of(span)).keys;
-            if keys <= DOTS_MAX {
-                self.name_puts(span, upto, &mut compare.dots)?;
-            } else {
-                self.split(span, keys.div_ceil(PARTS), upto, &mut compare.sums);
-            }
+            self.split_or_name(span, &mut compare)?;
         }
         Ok(compare)
+    }
+
+    fn split_or_name(&self, span: &Span, compare: &mut Compare) -> Result<(), StoreError> {
+        let upto = compare.upto;
+        loop {
+            let keys = self.count(span, upto);
+            if keys <= DOTS_MAX {
+                return self.name_puts(span, upto, &mut compare.dots);
+            }
+            let parts = self.split(span, keys.div_ceil(PARTS), upto);
+            // Unless most of them have gone since they were counted.
+            if parts.len() > 1 {
+                compare.sums.extend(parts);
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many keys live in a span by a put that counts.
+    fn count(&self, span: &Span, upto: Timestamp) -> u64 {
+        let keys = self.guarded.read().index.sum(&range_of(span)).keys;
+        let is_all = upto == Timestamp(u64::MAX) || keys <= DOTS_MAX;
+        if is_all { keys } else { self.sum(span, upto).0 }
     }
 
     /// Answers another member's question: in which of its ranges this one holds something else, and which of its puts
@@ -54,7 +77,7 @@ impl Mvcc {
         };
         let is_gone = |dot: &&Dot| held(dot.head.origin) >= dot.head.seq && !self.has_put_like(dot);
         let gone = compare.dots.iter().filter(is_gone).cloned().collect();
-        Ok(Compared { differing, gone })
+        Ok(Compared { number: compare.number, differing, gone })
     }
 
     /// Whether the key lives by this put or a greater one.
@@ -102,13 +125,13 @@ impl Mvcc {
         (keys, sum)
     }
 
-    /// The parts of a span of about `step` keys each, with their sums.
-    fn split(&self, span: &Span, step: u64, upto: Timestamp, sums: &mut Vec<RangeSum>) {
-        let seeds = self.seeds();
+    /// The parts of a span of `step` keys each, with their sums; in the last one is what is left.
+    fn split(&self, span: &Span, step: u64, upto: Timestamp) -> Vec<RangeSum> {
+        let (seeds, mut sums) = (self.seeds(), Vec::new());
         let mut part = RangeSum { span: span.clone(), keys: 0, hash: 0 };
         let mut before = Vec::new();
         self.walk(span, upto, &mut |key, latest| {
-            if part.keys == step {
+            if part.keys == step && (sums.len() as u64) < PARTS - 1 {
                 let bound = separator(&before, key);
                 part.span.to = Some(bound.clone());
                 let next = Span { from: bound, to: span.to.clone() };
@@ -120,6 +143,7 @@ impl Mvcc {
             before.extend_from_slice(key);
         });
         sums.push(part);
+        sums
     }
 
     /// The puts by which the keys of a span live.
@@ -166,4 +190,56 @@ fn range_of(span: &Span) -> KeyRange {
 fn separator(before: &[u8], key: &[u8]) -> Bytes {
     let common = before.iter().zip(key).take_while(|(a, b)| a == b).count();
     Bytes::copy_from_slice(&key[..(common + 1).min(key.len())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::command::{Command, Put};
+    use crate::engine::{Options, Writer};
+    use crate::storage::schema::Identity;
+    use crate::storage::{Memory, Store};
+    use crate::time::Now;
+    use crate::types::{ClusterId, MemberId};
+
+    /// More than a few, and less than a range of a sixteenth of all keys.
+    const OLD_KEYS: u64 = 40;
+    const KEYS: u64 = 2000;
+
+    fn put(writer: &mut Writer, keys: impl IntoIterator<Item = u64>, wall_millis: u64) {
+        for number in keys {
+            let put = Put { key: format!("key{number:05}").into(), ..Put::default() };
+            let now = Now { wall_millis, monotonic_millis: wall_millis };
+            writer.execute(Command::Put(put), now).unwrap();
+        }
+        writer.commit().unwrap();
+    }
+
+    /// Whatever a peer finds to differ, no range is asked about again.
+    #[test]
+    fn asking_comes_to_an_end_when_most_keys_are_too_young() {
+        let identity = Identity { member: MemberId(1), cluster: ClusterId(2) };
+        let store = Store::Memory(Memory::new());
+        let now = Now { wall_millis: 1, monotonic_millis: 1 };
+        let mut writer = Writer::open(store, &Options::new(identity), now).unwrap();
+        put(&mut writer, (0..KEYS).step_by(50), 1000);
+        let upto = writer.mvcc().latest(b"key00000").unwrap().stamp.time;
+        let upto = Timestamp(upto.0 + OLD_KEYS);
+        put(&mut writer, (0..KEYS).filter(|number| number % 50 != 0), 2000);
+        let mut pending = vec![Span { from: Bytes::new(), to: None }];
+        let mut named = 0;
+        for round in 0.. {
+            let compare = writer.mvcc().compare(&pending, upto, round).unwrap();
+            assert!(compare.sums.len() as u64 <= pending.len() as u64 * PARTS);
+            named += compare.dots.len() as u64;
+            let parts: Vec<Span> = compare.sums.into_iter().map(|sum| sum.span).collect();
+            assert!(parts.iter().all(|part| !pending.contains(part)), "{pending:?}");
+            assert!(round < 8, "it goes on and on: {parts:?}");
+            if parts.is_empty() {
+                break;
+            }
+            pending = parts;
+        }
+        assert_eq!(named, OLD_KEYS);
+    }
 }

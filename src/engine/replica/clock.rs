@@ -5,8 +5,11 @@
 //! * From then on it goes on by monotonic time, and the wall clock only counts as long as others confirm it.
 //! * If it is off the median of the live members all the same, or has given out times that are, the member *fences* itself:
 //!   it takes no writes of clients, until that is over.
+//! * Who is fenced says so to all others, every few seconds: they take over its leases.
 //! * Entries and promises of times that are further ahead than clocks may be apart are not taken before they are due. So
 //!   one clock that is ahead does not push the others.
+
+use std::collections::BTreeMap;
 
 use super::{Effect, Replica};
 use crate::engine::command::Command;
@@ -28,6 +31,10 @@ const ASK_AT_ONCE_MAX: usize = 3;
 const ALONE_MILLIS: u64 = 10_000;
 /// A restarted member goes on so far behind the last time that is known, since entries may have left that were never durable.
 const RESTART_MILLIS: u64 = 1000;
+/// Who is fenced says so to everybody so often ...
+const FENCE_MILLIS: u64 = 3000;
+/// ... and is taken for fenced for so long.
+const FENCE_AGE_MAX_MILLIS: u64 = 10_000;
 
 /// Settings of the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +62,19 @@ pub enum ClockNews {
     Confirmed,
 }
 
+/// What the clock of a member shows compared to those of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockFacts {
+    /// How far the clock that entries follow is ahead of the median of the live members'. `None` while too few have answered.
+    pub skew_millis: Option<i64>,
+    /// The same of the wall clock.
+    pub wall_skew_millis: Option<i64>,
+    /// Whether the wall clock was confirmed in this run.
+    pub is_confirmed: bool,
+    /// Whether no writes are taken because of it.
+    pub is_fenced: bool,
+}
+
 /// What there is to know about the clock in a cluster.
 pub(super) struct ClockWatch {
     clocks: Clocks,
@@ -65,6 +85,12 @@ pub(super) struct ClockWatch {
     is_fenced: bool,
     /// The median of the live members' clocks when it was found last, and when that was.
     median: Option<(u64, Now)>,
+    /// How far the clock here was ahead then, and the wall clock.
+    skews: Option<(i64, i64)>,
+    /// When others are told next that this member is fenced.
+    next_fence: u64,
+    /// Others that have said that they are, and until when that counts.
+    fenced_peers: BTreeMap<MemberId, u64>,
     started_millis: u64,
     next_ask: u64,
 }
@@ -77,13 +103,16 @@ impl ClockWatch {
             has_jumped: false,
             is_fenced: false,
             median: None,
+            skews: None,
+            next_fence: 0,
+            fenced_peers: BTreeMap::new(),
             started_millis: now.monotonic_millis,
             next_ask: now.monotonic_millis,
         }
     }
 
     pub(super) fn wake_at(&self) -> u64 {
-        self.next_ask
+        if self.is_fenced { self.next_ask.min(self.next_fence) } else { self.next_ask }
     }
 
     /// Whom to ask now.
@@ -114,6 +143,46 @@ impl Replica {
         self.cluster.as_ref().is_some_and(|cluster| cluster.clock.is_fenced)
     }
 
+    /// Whether a peer has said of itself that it takes no writes because of its clock.
+    pub fn is_peer_fenced(&self, peer: MemberId, now: Now) -> bool {
+        let until = self.cluster.as_ref().and_then(|it| it.clock.fenced_peers.get(&peer));
+        until.is_some_and(|until| *until > now.monotonic_millis)
+    }
+
+    /// What the clock shows compared to those of the others.
+    pub fn clock_facts(&self) -> ClockFacts {
+        let Some(ClockWatch { skews, is_confirmed, is_fenced, .. }) =
+            self.cluster.as_ref().map(|cluster| &cluster.clock)
+        else {
+            return ClockFacts::default();
+        };
+        ClockFacts {
+            skew_millis: skews.map(|(skew, _)| skew),
+            wall_skew_millis: skews.map(|(_, wall_skew)| wall_skew),
+            is_confirmed: *is_confirmed,
+            is_fenced: *is_fenced,
+        }
+    }
+
+    /// Tells all others whether this member is fenced.
+    fn tell_fence(&mut self, now: Now) {
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.clock.next_fence = now.monotonic_millis + self.dice.jitter(FENCE_MILLIS);
+        let message = Message::Fence(cluster.clock.is_fenced);
+        let told = cluster.live.iter().map(|peer| Effect::Send(*peer, message.clone()));
+        self.effects.extend(told);
+    }
+
+    fn hear_fence(&mut self, from: MemberId, is_fenced: bool, now: Now) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let fenced = &mut cluster.clock.fenced_peers;
+        fenced.retain(|_, until| *until > now.monotonic_millis);
+        fenced.remove(&from);
+        if is_fenced && cluster.directory.members.contains_key(&from) {
+            fenced.insert(from, now.monotonic_millis + FENCE_AGE_MAX_MILLIS);
+        }
+    }
+
     /// Whether a command may be executed now.
     pub(super) fn check_fence(&self, command: &Command) -> Result<(), Error> {
         // A compaction is a member's own, and leaves no entry.
@@ -131,6 +200,10 @@ impl Replica {
 
     /// Asks somebody what time it is, when that is due.
     pub(super) fn tick_clock(&mut self, now: Now) {
+        let Some(cluster) = &self.cluster else { return };
+        if cluster.clock.is_fenced && now.monotonic_millis >= cluster.clock.next_fence {
+            self.tell_fence(now);
+        }
         let Some(cluster) = &mut self.cluster else { return };
         if now.monotonic_millis < cluster.clock.next_ask {
             return;
@@ -168,6 +241,10 @@ impl Replica {
                     cluster.clock.clocks.hear(from, asked, reading, now);
                 }
                 self.judge_clock(now);
+                None
+            }
+            Message::Fence(is_fenced) => {
+                self.hear_fence(from, is_fenced, now);
                 None
             }
             // All rows of it are older than its own time. To take none of them is as if it had been lost.
@@ -220,6 +297,7 @@ impl Replica {
             return;
         };
         clock.median = Some((verdict.median_millis, now));
+        clock.skews = Some((verdict.skew_millis, verdict.wall_skew_millis));
         if verdict.confirms {
             clock.is_confirmed = true;
             self.writer.trust_clock(now.wall_millis, now);
@@ -237,6 +315,7 @@ impl Replica {
         if std::mem::replace(&mut clock.is_fenced, is_off) != is_off {
             let news = verdict.off_millis.map_or(ClockNews::Unfenced, ClockNews::Fenced);
             self.effects.push(Effect::Clock(news));
+            self.tell_fence(now);
         }
     }
 }

@@ -5,9 +5,9 @@
 //! names the puts there. The *dot rule*: a put that the peer lacks, though the peer holds the entry that made it and
 //! has no greater put there, was deleted. The member then deletes it, too, by an entry of its own like any other.
 
-use super::compare::Comparison;
-use super::{Gossip, Output};
-use crate::replication::message::{Compare, Compared};
+use super::compare::{Comparison, Fit};
+use super::{CATCH_UP_PATIENCE_MILLIS, Gossip, Output};
+use crate::replication::message::{Compare, Compared, Message};
 use crate::time::{Now, Timestamp};
 use crate::types::MemberId;
 
@@ -29,7 +29,7 @@ impl Gossip {
 
     fn ask_where_it_differs(&mut self, now: Now) {
         let Some(merging) = &mut self.merging else { return };
-        if let Some(question) = merging.comparison.ask(now) {
+        if let Some(question) = merging.comparison.ask(self.dice.roll(), now) {
             self.outputs.push(question);
             return;
         }
@@ -37,6 +37,15 @@ impl Gossip {
         self.merging = None;
         self.counts.merges += 1;
         self.outputs.push(Output::Complete(complete));
+    }
+
+    /// What a question is about has been read: sends it, unless it has come to nothing meanwhile.
+    pub(super) fn send_compare(&mut self, to: MemberId, compare: Compare) {
+        let merging = self.merging.as_mut().map(|merging| &mut merging.comparison);
+        let is_ours = |it: &mut Comparison| it.note_question(to, &compare);
+        if merging.into_iter().chain(self.scrub.comparison()).any(is_ours) {
+            self.send(to, Message::Compare(compare));
+        }
     }
 
     /// A peer asks where it differs from us.
@@ -51,6 +60,15 @@ impl Gossip {
             self.take_scrubbed(from, compared, now);
             return;
         };
+        match merging.comparison.fit(&compared) {
+            Fit::Fits => {}
+            Fit::Stale => return,
+            Fit::Wrong => {
+                self.misanswered(from);
+                self.merge_with_another(now);
+                return;
+            }
+        }
         merging.comparison.answered(compared.differing);
         if !compared.gone.is_empty() {
             self.outputs.push(Output::Drop(compared.gone));
@@ -64,14 +82,35 @@ impl Gossip {
         if merging.comparison.deadline_millis > now.monotonic_millis {
             return;
         }
-        if self.live.binary_search(&merging.comparison.with).is_err() {
+        let is_live = self.live.binary_search(&merging.comparison.with).is_ok();
+        if !is_live || merging.comparison.is_mute() {
+            self.merge_with_another(now);
+        }
+        let Some(merging) = &mut self.merging else { return };
+        let with = merging.comparison.with;
+        match merging.comparison.again(now) {
+            Some(question) => self.send(with, Message::Compare(question)),
+            None => self.ask_where_it_differs(now),
+        }
+    }
+
+    /// Starts again with another peer; while there is none, with the same, a while later.
+    fn merge_with_another(&mut self, now: Now) {
+        let Some(merging) = &mut self.merging else { return };
+        let with = merging.comparison.with;
+        let others: Vec<MemberId> = self.live.iter().copied().filter(|it| *it != with).collect();
+        if let Some(other) = self.dice.pick(&others).copied() {
             self.merging = None;
-            if let Some(other) = self.dice.pick(&self.live).copied() {
-                self.begin_catch_up(other, now);
-            }
+            self.begin_catch_up(other, now);
             return;
         }
-        merging.comparison.unanswered();
-        self.ask_where_it_differs(now);
+        merging.comparison = Comparison::new(with, Timestamp(u64::MAX));
+        merging.comparison.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
+    }
+
+    /// A peer has answered what it was not asked.
+    pub(super) fn misanswered(&mut self, peer: MemberId) {
+        self.counts.misanswers += 1;
+        self.outputs.push(Output::Misanswered(peer));
     }
 }

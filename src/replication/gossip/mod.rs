@@ -19,6 +19,8 @@
 mod barrier;
 mod catch_up;
 mod compare;
+#[cfg(test)]
+mod compare_tests;
 mod exchange;
 mod merge;
 mod peer;
@@ -139,6 +141,8 @@ pub enum Input {
     Promised(Timestamp, u64),
     /// The engine has sent what was asked of it by [`Output::Load`] or [`Output::LoadCatchUp`].
     Loaded(MemberId),
+    /// The engine has read what the question of [`Output::Compare`] is about.
+    Asking(MemberId, Compare),
     /// A read wants to see what these hold, so many of them at least.
     Barrier {
         /// Its number.
@@ -191,7 +195,7 @@ pub enum Output {
     },
     /// A peer's clock shows this: everything that is written here from now on comes later.
     Observe(Timestamp),
-    /// Ask a peer where it holds other puts than we in these ranges: read our own ones, and send the question.
+    /// Ask a peer where it holds other puts than we in these ranges: read our own ones, then say [`Input::Asking`].
     Compare {
         /// Whom.
         to: MemberId,
@@ -199,6 +203,8 @@ pub enum Output {
         spans: Vec<Span>,
         /// Only puts up to this time count.
         upto: Timestamp,
+        /// The number of the question.
+        number: u64,
     },
     /// Answer such a question of a peer, then say [`Input::Loaded`].
     AnswerCompare(MemberId, Compare),
@@ -206,6 +212,8 @@ pub enum Output {
     Drop(Vec<Dot>),
     /// A peer lacks these puts, which everybody should have: write them anew, and say so.
     Differ(MemberId, Vec<Dot>),
+    /// A peer has answered a comparison with what it was not asked about: say so. Somebody else is tried.
+    Misanswered(MemberId),
     /// Nothing is here any more that others have forgotten: remember that this member is complete up to here, then say
     /// [`Input::CaughtUp`].
     Complete(Timestamp),
@@ -265,6 +273,8 @@ pub struct Counts {
     pub scrubs: u64,
     /// Puts that others lack though everybody should have them.
     pub differences: u64,
+    /// Comparisons given up since the answer was about something else than the question.
+    pub misanswers: u64,
 }
 
 /// The gossip of one member.
@@ -375,6 +385,7 @@ impl Gossip {
             Input::Live(live) => self.live_changed(live, now),
             Input::Promised(time, seq) => self.promised(time, seq, now),
             Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
+            Input::Asking(to, compare) => self.send_compare(to, compare),
             Input::Barrier { id, voters, needed, deadline_millis } => {
                 self.begin_barrier(id, voters, needed, deadline_millis, now);
             }
@@ -488,7 +499,7 @@ impl Gossip {
             Message::Answer(id, digest) => self.take_answer(from, id, digest, now),
             Message::Swim(bytes) => self.outputs.push(Output::Swim(from, bytes)),
             // Those are for whoever looks after the clock.
-            Message::AskClock(_) | Message::TellClock(..) => {}
+            Message::AskClock(_) | Message::TellClock(..) | Message::Fence(_) => {}
         }
     }
 
@@ -637,7 +648,9 @@ impl Gossip {
         {
             catching_up.deadline_millis = until;
         }
-        if let Some(merging) = &mut self.merging {
+        if let Some(merging) = &mut self.merging
+            && merging.comparison.with == from
+        {
             merging.comparison.deadline_millis = until;
         }
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::compare::Comparison;
+use super::compare::{Comparison, Fit};
 use super::{Gossip, Output};
 use crate::replication::message::{Compared, Dot, Span};
 use crate::time::{Now, Timestamp};
@@ -49,6 +49,11 @@ impl Scrub {
 
     pub(super) fn wake_at(&self) -> Option<u64> {
         self.round.as_ref().map(|round| round.comparison.deadline_millis).or(self.next_millis)
+    }
+
+    /// The comparison under way.
+    pub(super) fn comparison(&mut self) -> Option<&mut Comparison> {
+        self.round.as_mut().map(|round| &mut round.comparison)
     }
 
     /// When the last one ended, in monotonic milliseconds.
@@ -94,7 +99,7 @@ impl Gossip {
 
     fn ask_what_differs(&mut self, now: Now) {
         let Some(round) = &mut self.scrub.round else { return };
-        if let Some(question) = round.comparison.ask(now) {
+        if let Some(question) = round.comparison.ask(self.dice.roll(), now) {
             self.outputs.push(question);
             return;
         }
@@ -120,8 +125,15 @@ impl Gossip {
         let Some(round) = self.scrub.round.as_mut().filter(|it| it.comparison.with == from) else {
             return;
         };
-        if !round.comparison.is_asking() {
-            return;
+        match round.comparison.fit(&compared) {
+            Fit::Fits => {}
+            Fit::Stale => return,
+            Fit::Wrong => {
+                // The next scrub is with somebody else, unless there is nobody.
+                self.scrub.round = None;
+                self.misanswered(from);
+                return;
+            }
         }
         let Round { suspects, confirmed, comparison } = round;
         if let Some(confirmed) = confirmed {

@@ -153,18 +153,44 @@ fn dot() -> impl Strategy<Value = Dot> {
     })
 }
 
+fn dots() -> impl Strategy<Value = Vec<Dot>> {
+    vec(dot(), 0..4).prop_map(|mut dots| {
+        dots.sort_by(|a, b| a.key.cmp(&b.key));
+        dots.dedup_by(|a, b| a.key == b.key);
+        dots
+    })
+}
+
+/// Those of some ranges that do not overlap with one before, in order.
+fn apart(mut spans: Vec<Span>) -> Vec<Span> {
+    spans.sort_by(|a, b| a.from.cmp(&b.from));
+    let mut apart: Vec<Span> = Vec::new();
+    for span in spans {
+        let last = apart.last().map(|last| last.to.as_ref());
+        if last.is_none_or(|to| to.is_some_and(|to| *to <= span.from)) {
+            apart.push(span);
+        }
+    }
+    apart
+}
+
 fn compare() -> impl Strategy<Value = Compare> {
     let sum = (span(), count(), any::<u64>()).prop_map(|(span, keys, hash)| RangeSum {
         span,
         keys,
         hash,
     });
-    (vec(sum, 0..4), vec(dot(), 0..4), count()).prop_map(|(sums, dots, upto)| Compare {
-        sums,
-        dots,
-        upto: Timestamp(upto),
+    (vec(sum, 0..4), dots(), count(), any::<u64>()).prop_map(|(mut sums, dots, upto, number)| {
+        let spans = apart(sums.iter().map(|sum| sum.span.clone()).collect());
+        sums.retain(|sum| spans.contains(&sum.span));
+        sums.sort_by(|a, b| a.span.from.cmp(&b.span.from));
+        sums.dedup_by(|a, b| a.span == b.span);
+        Compare { sums, dots, upto: Timestamp(upto), number }
     })
 }
+
+/// The latest that a clock can show.
+const MILLIS_MAX: u64 = Timestamp::HEARD_MAX.0 >> 16;
 
 fn trace_context() -> impl Strategy<Value = TraceContext> {
     (1..=u128::MAX, 1..=u64::MAX, any::<u8>()).prop_map(|(trace, span, flags)| TraceContext {
@@ -202,7 +228,7 @@ fn message() -> impl Strategy<Value = Message> {
             Message::CatchUp(CatchUp { heads, cursor, bytes_max })
         }),
         part.prop_map(|(heads, complete, entries, next, progress)| {
-            let complete = Timestamp(complete);
+            let complete = Timestamp(complete).min(Timestamp::HEARD_MAX);
             let collected = complete;
             Message::CatchUpPart(CatchUpPart {
                 heads,
@@ -216,12 +242,16 @@ fn message() -> impl Strategy<Value = Message> {
         count().prop_map(Message::Ask),
         (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
         count().prop_map(Message::AskClock),
-        any::<[u64; 4]>().prop_map(|[asked, wall_millis, clock_millis, time_millis]| {
-            Message::TellClock(asked, ClockReading { wall_millis, clock_millis, time_millis })
-        }),
+        any::<bool>().prop_map(Message::Fence),
+        (any::<u64>(), [0..=MILLIS_MAX, 0..=MILLIS_MAX, 0..=MILLIS_MAX]).prop_map(
+            |(asked, [wall_millis, clock_millis, time_millis])| {
+                Message::TellClock(asked, ClockReading { wall_millis, clock_millis, time_millis })
+            }
+        ),
         compare().prop_map(Message::Compare),
-        (vec(span(), 0..3), vec(dot(), 0..3))
-            .prop_map(|(differing, gone)| Message::Compared(Compared { differing, gone })),
+        (any::<u64>(), vec(span(), 0..3), dots()).prop_map(|(number, differing, gone)| {
+            Message::Compared(Compared { number, differing: apart(differing), gone })
+        }),
         bytes(0..9).prop_map(Message::Swim),
     ]
 }
@@ -431,10 +461,31 @@ fn what_breaks_its_own_rules_is_refused() {
         segments(0, 2, &[entry(2, 1, "a"), entry(1, 2, "b")]),
         segments(0, 1, &[entry(1, 1, "")]),
         Message::Buckets(vec![0; BUCKETS_MAX + 1]),
+        compared(&[("a", Some("c")), ("b", Some("d"))], &[]),
+        compared(&[("c", None), ("d", Some("e"))], &[]),
+        compared(&[("c", Some("d")), ("a", Some("b"))], &[]),
+        compared(&[("b", Some("a"))], &[]),
+        compared(&[], &["b", "a"]),
+        compared(&[], &["a", "a"]),
     ];
+    assert!(sent(&compared(&[("a", Some("b")), ("b", None)], &["a", "b"])).is_ok());
     for message in wrong {
         assert!(sent(&message).is_err(), "{message:?}");
     }
+}
+
+fn compared(spans: &[(&'static str, Option<&'static str>)], keys: &[&'static str]) -> Message {
+    let span = |(from, to): &(&'static str, Option<&'static str>)| Span {
+        from: (*from).into(),
+        to: to.map(Bytes::from),
+    };
+    let dot = |key: &&'static str| Dot {
+        key: (*key).into(),
+        time: Timestamp(1),
+        head: Head { origin: Origin { member: MemberId(1), run: 1 }, seq: 1 },
+    };
+    let (differing, gone) = (spans.iter().map(span).collect(), keys.iter().map(dot).collect());
+    Message::Compared(Compared { number: 1, differing, gone })
 }
 
 /// Changes what is sent of two puts of two origins, and expects a refusal.

@@ -126,6 +126,23 @@ impl Load {
         self.book.borrow_mut().own.insert(key.to_owned(), known);
     }
 
+    /// Writes such a key, if the member takes it.
+    pub(super) async fn try_mark(
+        &self,
+        cluster: &Cluster,
+        member: usize,
+        key: &str,
+    ) -> Result<(), Status> {
+        let mut kv = cluster.members[member].kv();
+        let answer = in_time(kv.put(put(key, 1))).await.map(drop);
+        let known = match &answer {
+            Ok(()) => Known { answered: Some(1), open: Vec::new() },
+            Err(_) => Known { answered: None, open: vec![Some(1)] },
+        };
+        self.book.borrow_mut().own.insert(key.to_owned(), known);
+        answer
+    }
+
     /// Starts clients of a member.
     pub(super) fn on(&mut self, cluster: &Cluster, member: usize, clients: usize) {
         for _ in 0..clients {

@@ -14,6 +14,7 @@ use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::cluster_client::ClusterClient;
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use starling_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use starling_proto::starling::admin::v1 as admin;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
@@ -41,6 +42,8 @@ pub(super) struct Place {
     /// Words before the program, such as those that put it into a namespace.
     pub(super) wrapper: Vec<String>,
     pub(super) host: String,
+    /// What peers know it by, if that is not its address.
+    pub(super) advertised_host: Option<String>,
     pub(super) client_port: u16,
     /// Where it listens for peers.
     pub(super) peer_port: u16,
@@ -52,7 +55,8 @@ impl Place {
     pub(super) fn on_loopback() -> Self {
         let (client_port, peer_port) = server::free_ports();
         let host = "127.0.0.1".to_owned();
-        Self { wrapper: Vec::new(), host, client_port, peer_port, advertised_port: peer_port }
+        let (wrapper, advertised_host) = (Vec::new(), None);
+        Self { wrapper, host, advertised_host, client_port, peer_port, advertised_port: peer_port }
     }
 
     fn client_url(&self) -> String {
@@ -60,7 +64,8 @@ impl Place {
     }
 
     fn advertised(&self) -> String {
-        format!("http://{}:{}", self.host, self.advertised_port)
+        let host = self.advertised_host.as_ref().unwrap_or(&self.host);
+        format!("http://{host}:{}", self.advertised_port)
     }
 }
 
@@ -89,10 +94,7 @@ impl Member {
     fn new(number: usize, place: Place, dir: &Path, args: Vec<String>) -> Self {
         let name = name(number);
         let data_dir = dir.join(&name);
-        let endpoint = Endpoint::from_shared(place.client_url()).expect("a valid address");
-        // A member that stands still must not be noticed only by the kernel, minutes later.
-        let endpoint = endpoint.connect_timeout(PROBE_TIMEOUT);
-        let channel = endpoint.connect_lazy();
+        let channel = connect(&place);
         Self { name, place, data_dir, args, child: None, log: Arc::default(), channel }
     }
 
@@ -118,6 +120,13 @@ impl Member {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         self.log.follow(child.stderr.take().expect("stderr is a pipe"));
         self.child = Some(child);
+    }
+
+    /// From its next start on it is at another address.
+    pub(super) fn move_to(&mut self, host: &str) {
+        assert!(self.child.is_none(), "it is at the old one");
+        host.clone_into(&mut self.place.host);
+        self.channel = connect(&self.place);
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -209,6 +218,12 @@ impl Member {
         Ok(probe(client.member_list(pb::MemberListRequest::default())).await?.members)
     }
 
+    /// What it tells its operators.
+    pub(super) async fn status(&self) -> Result<admin::StatusReply, Status> {
+        let mut client = admin::cluster_client::ClusterClient::new(self.channel.clone());
+        probe(client.status(admin::StatusRequest::default())).await
+    }
+
     pub(super) async fn has(&self, key: &str) -> bool {
         let range = pb::RangeRequest { key: Bytes::from(key.to_owned()), ..Default::default() };
         probe(self.kv().range(range)).await.expect("the member serves").count > 0
@@ -245,6 +260,16 @@ impl Member {
         }
     }
 
+    /// Whether its log has a line with this.
+    pub(super) fn logged(&self, text: &str) -> bool {
+        self.count_logged(text) > 0
+    }
+
+    /// How many lines of its log have this.
+    pub(super) fn count_logged(&self, text: &str) -> usize {
+        self.log.lines(0).iter().filter(|line| line.contains(text)).count()
+    }
+
     /// The last lines of its log.
     pub(super) fn log_end(&self) -> String {
         let lines = self.log.lines(0);
@@ -265,6 +290,12 @@ pub(super) async fn probe<T>(
 ) -> Result<T, Status> {
     let late = |_| Err(Status::deadline_exceeded("no answer in time"));
     timeout(PROBE_TIMEOUT, call).await.unwrap_or_else(late).map(tonic::Response::into_inner)
+}
+
+fn connect(place: &Place) -> Channel {
+    let endpoint = Endpoint::from_shared(place.client_url()).expect("a valid address");
+    // A member that stands still must not be noticed only by the kernel, minutes later.
+    endpoint.connect_timeout(PROBE_TIMEOUT).connect_lazy()
 }
 
 fn name(number: usize) -> String {
@@ -308,6 +339,14 @@ impl Cluster {
         cluster
     }
 
+    /// A member alone, which others can join.
+    pub(super) async fn alone(program: &Path, place: Place) -> Self {
+        let mut cluster = Self::new(program, Vec::new(), &[]);
+        let number = cluster.join_at(place, Vec::new());
+        cluster.members[number].ready().await;
+        cluster
+    }
+
     fn new(program: &Path, places: Vec<Place>, extra: &[&str]) -> Self {
         let dir = TempDir::new().expect("the temporary directory is writable");
         let extra: Vec<String> = extra.iter().map(|&arg| arg.to_owned()).collect();
@@ -348,8 +387,13 @@ impl Cluster {
         let contact = format!("{}:{}", contact.host, contact.advertised_port);
         let args = ["--join".to_owned(), contact];
         let args = [args.as_slice(), &self.extra].concat();
+        self.join_at(Place::on_loopback(), args)
+    }
+
+    /// Starts one more member, which was told how to find the others. Answers its number.
+    pub(super) fn join_at(&mut self, place: Place, args: Vec<String>) -> usize {
         let number = self.members.len();
-        let member = Member::new(number, Place::on_loopback(), self.dir.path(), args);
+        let member = Member::new(number, place, self.dir.path(), args);
         self.members.push(member);
         self.start_member(number);
         number

@@ -8,6 +8,8 @@
 
 mod changing;
 mod checker;
+mod clocks;
+mod discovery;
 mod latency;
 mod links;
 mod load;

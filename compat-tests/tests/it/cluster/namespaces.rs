@@ -20,17 +20,17 @@ use super::load::Load;
 use super::member::{Cluster, Place};
 use super::{CLIENTS, SOME, check_no_resyncs, check_own_reads, finish, run, watch_all};
 
-const MEMBERS: usize = 3;
+pub(super) const MEMBERS: usize = 3;
 /// Names the namespaces of this run to the test in the router's.
 const RUN: &str = "STARLING_NAMESPACES";
 /// Each member has a net of its own, 10.213.MEMBER.0/24: the router is the first address, the member the second.
 const NET: &str = "10.213";
-const CLIENT_PORT: u16 = 2379;
-const PEER_PORT: u16 = 2380;
+pub(super) const CLIENT_PORT: u16 = 2379;
+pub(super) const PEER_PORT: u16 = 2380;
 const CUT: Duration = Duration::from_secs(4);
 
 /// Namespaces of one run, removed when it ends.
-struct Namespaces {
+pub(super) struct Namespaces {
     run: String,
 }
 
@@ -39,7 +39,7 @@ impl Namespaces {
         format!("{}-router", self.run)
     }
 
-    fn member(&self, number: usize) -> String {
+    pub(super) fn member(&self, number: usize) -> String {
         format!("{}-m{number}", self.run)
     }
 
@@ -48,9 +48,67 @@ impl Namespaces {
         members.chain([self.router()]).collect()
     }
 
+    /// Those that [`Self::run_inside`] has started this for.
+    pub(super) fn of_this_run() -> std::mem::ManuallyDrop<Self> {
+        let run = std::env::var(RUN).expect("a test outside has started this");
+        std::mem::ManuallyDrop::new(Self { run })
+    }
+
+    /// Makes and connects them; where that cannot be, says so loudly.
+    #[expect(clippy::print_stderr, reason = "who runs the tests has to see that one is skipped")]
+    pub(super) fn create_or_skip(label: &str) -> Option<Self> {
+        match Self::create(label) {
+            Ok(namespaces) => Some(namespaces),
+            Err(why) => {
+                assert!(
+                    std::env::var("CI").as_deref() != Ok("true"),
+                    "no network namespaces: {why}"
+                );
+                eprintln!("*** SKIPPED: no network namespaces: {why} ***");
+                None
+            }
+        }
+    }
+
+    /// Runs an ignored test in the router's namespace.
+    #[expect(clippy::print_stdout, clippy::print_stderr, reason = "they are those of the test")]
+    pub(super) fn run_inside(&self, name: &str) {
+        let test = std::env::current_exe().expect("a running test has a path");
+        let mut inside = Command::new("ip");
+        inside.args(["netns", "exec", &self.router()]).arg(test);
+        inside.args(["--exact", name, "--ignored", "--nocapture"]);
+        inside.env(RUN, &self.run).env("STARLING_BIN", tools::starling());
+        let output = inside.output().expect("ip is there");
+        let (out, errors) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        println!("{out}");
+        eprintln!("{errors}");
+        assert!(output.status.success(), "{name} in namespaces: {}", output.status);
+        assert!(out.contains("1 passed"), "the test in the router's namespace did not run");
+    }
+
+    /// Words before a program that is to run in a member's.
+    pub(super) fn wrapper(&self, number: usize) -> Vec<String> {
+        ["ip", "netns", "exec", &self.member(number)].map(str::to_owned).into()
+    }
+
+    /// Gives a member another address in the place of its own.
+    pub(super) fn renumber(&self, number: usize) -> String {
+        let (member, new) = (self.member(number), format!("{NET}.{number}.3"));
+        let (old_net, new_net) = (format!("{}/24", address(number)), format!("{new}/24"));
+        let near = router_address(number);
+        let change = || {
+            ip(&["-n", &member, "address", "delete", &old_net, "dev", "eth0"])?;
+            ip(&["-n", &member, "address", "add", &new_net, "dev", "eth0"])?;
+            ip(&["-n", &member, "route", "replace", "default", "via", &near])
+        };
+        change().unwrap_or_else(|why| panic!("{why}"));
+        new
+    }
+
     /// Makes and connects them, or says why that cannot be.
-    fn create() -> Result<Self, String> {
-        let namespaces = Self { run: format!("starling-{}", std::process::id()) };
+    fn create(label: &str) -> Result<Self, String> {
+        let namespaces = Self { run: format!("starling-{label}-{}", std::process::id()) };
         for name in namespaces.all() {
             ip(&["netns", "add", &name])?;
             ip(&["-n", &name, "link", "set", "lo", "up"])?;
@@ -59,7 +117,7 @@ impl Namespaces {
         for number in 0..MEMBERS {
             let member = namespaces.member(number);
             let port = format!("to-m{number}");
-            let (near, far) = (format!("{NET}.{number}.1"), address(number));
+            let (near, far) = (router_address(number), address(number));
             let near_net = format!("{near}/24");
             let far_net = format!("{far}/24");
             ip(&[
@@ -86,7 +144,11 @@ impl Drop for Namespaces {
     }
 }
 
-fn address(number: usize) -> String {
+pub(super) fn router_address(number: usize) -> String {
+    format!("{NET}.{number}.1")
+}
+
+pub(super) fn address(number: usize) -> String {
     format!("{NET}.{number}.2")
 }
 
@@ -105,42 +167,24 @@ fn run_tool(tool: &str, args: &[&str]) -> Result<Output, String> {
 
 #[test]
 fn members_in_namespaces() {
-    let namespaces = match Namespaces::create() {
-        Ok(namespaces) => namespaces,
-        Err(why) => {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "no network namespaces: {why}");
-            eprintln!("*** SKIPPED: no network namespaces, so no packet gets lost: {why} ***");
-            return;
-        }
-    };
-    let test = std::env::current_exe().expect("a running test has a path");
-    let mut inside = Command::new("ip");
-    inside.args(["netns", "exec", &namespaces.router()]).arg(test);
-    inside.args(["--exact", "cluster::namespaces::inside", "--ignored", "--nocapture"]);
-    inside.env(RUN, &namespaces.run).env("STARLING_BIN", tools::starling());
-    let output = inside.output().expect("ip is there");
-    let (out, errors) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    println!("{out}");
-    eprintln!("{errors}");
-    assert!(output.status.success(), "members in namespaces: {}", output.status);
-    assert!(out.contains("1 passed"), "the test in the router's namespace did not run");
+    let Some(namespaces) = Namespaces::create_or_skip("loss") else { return };
+    namespaces.run_inside("cluster::namespaces::inside");
 }
 
 /// Runs in the router's namespace.
 #[test]
 #[ignore = "started by members_in_namespaces"]
 fn inside() {
-    let run_name = std::env::var(RUN).expect("members_in_namespaces has started this");
-    let namespaces = std::mem::ManuallyDrop::new(Namespaces { run: run_name });
+    let namespaces = Namespaces::of_this_run();
     run(scenario(&namespaces));
 }
 
 async fn scenario(namespaces: &Namespaces) {
     let mut report = Report::new("members_in_namespaces");
     let places = (0..MEMBERS).map(|number| Place {
-        wrapper: ["ip", "netns", "exec", &namespaces.member(number)].map(str::to_owned).into(),
+        wrapper: namespaces.wrapper(number),
         host: address(number),
+        advertised_host: None,
         client_port: CLIENT_PORT,
         peer_port: PEER_PORT,
         advertised_port: PEER_PORT,
