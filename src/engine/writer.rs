@@ -720,10 +720,15 @@ impl Writer {
     /// the caller runs it on another thread and then calls [`Self::end_sweep`].
     pub fn begin_sweep(&mut self, wanted: bool) -> Result<Option<Sweep>, StoreError> {
         let is_due = self.mvcc.is_worth_sweeping() || wanted && self.mvcc.can_be_swept();
+        if is_due { self.begin_sweep_anyhow() } else { Ok(None) }
+    }
+
+    /// The same, however little there is to sweep.
+    pub fn begin_sweep_anyhow(&mut self) -> Result<Option<Sweep>, StoreError> {
         // Durable rows only: the end of the log must not be swept away under an open batch.
         let is_settled =
             self.reclaim.is_none() && self.compacting.is_none() && !self.has_open_batch();
-        if !is_due || !is_settled || self.has_former() {
+        if !is_settled || self.has_former() {
             return Ok(None);
         }
         let rules = self.collection.begin_sweep(self.clock.last());

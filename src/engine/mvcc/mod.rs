@@ -303,7 +303,7 @@ impl Mvcc {
         self.guarded.read().index.sum(&range.range).keys.min(limit)
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
