@@ -175,10 +175,10 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
             rows(&part.heads) <= HEADS_MAX && entries::fit(part.entries.as_ref())
         }
         Some(Body::Compare(compare)) => {
-            compare.from.len() <= compare::ROWS_MAX && compare.dots.len() <= compare::ROWS_MAX
+            compare::fit(compare.bounds.as_ref(), compare.dots.as_ref())
         }
         Some(Body::Compared(compared)) => {
-            compared.from.len() <= compare::ROWS_MAX && compared.gone.len() <= compare::ROWS_MAX
+            compare::fit(compared.bounds.as_ref(), compared.gone.as_ref())
         }
         Some(Body::Answer(answer)) => {
             answer.digest.as_ref().is_none_or(|digest| rows(&digest.moved) <= HEADS_MAX)

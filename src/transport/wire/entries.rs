@@ -144,13 +144,13 @@ fn seen(op: &EntryOp) -> Option<Stamp> {
 }
 
 /// Counts that do not fit are those of messages that are too large, and are not sent.
-fn number(count: usize) -> u32 {
+pub(super) fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// With wrap-around, so that it exists for any two numbers.
 #[expect(clippy::cast_possible_wrap, reason = "the bits are meant")]
-fn difference(a: u64, b: u64) -> i64 {
+pub(super) fn difference(a: u64, b: u64) -> i64 {
     a.wrapping_sub(b) as i64
 }
 

@@ -138,15 +138,20 @@ fn cursor() -> impl Strategy<Value = Option<Cursor>> {
     option::of((count(), any::<u32>()).prop_map(|(revision, n)| Cursor { revision, n }))
 }
 
+/// Often with the same beginning, as keys have.
+fn similar(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Bytes> {
+    vec(0..2_u8, len).prop_map(Bytes::from)
+}
+
 fn span() -> impl Strategy<Value = Span> {
-    (bytes(0..9), option::of(bytes(1..9))).prop_map(|(from, to)| match to {
+    (similar(0..9), option::of(similar(1..9))).prop_map(|(from, to)| match to {
         Some(to) if to <= from => Span { from, to: None },
         to => Span { from, to },
     })
 }
 
 fn dot() -> impl Strategy<Value = Dot> {
-    (bytes(1..9), count(), origin(), count()).prop_map(|(key, time, origin, seq)| Dot {
+    (similar(1..9), count(), origin(), count()).prop_map(|(key, time, origin, seq)| Dot {
         key,
         time: Timestamp(time),
         head: Head { origin, seq },
@@ -224,6 +229,43 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(differing, gone)| Message::Compared(Compared { differing, gone })),
         bytes(0..9).prop_map(Message::Swim),
     ]
+}
+
+/// What strings have in common is bounded, on both sides: a small frame must not become much of memory.
+#[test]
+fn long_strings_that_begin_alike_are_said_in_full() {
+    let dot = |number: u32| {
+        let key = [&[7; 1 << 20][..], &number.to_be_bytes()].concat().into();
+        let origin = Origin { member: MemberId(1), run: 2 };
+        Dot { key, time: Timestamp(3), head: Head { origin, seq: 4 } }
+    };
+    let gone = |count| {
+        Message::Compared(Compared { differing: vec![], gone: (0..count).map(dot).collect() })
+    };
+    let bytes = |message: &Message| encode(message).encoded_len();
+    assert!(bytes(&gone(16)) < 2 << 20, "once and no more");
+    assert!(bytes(&gone(20)) > 4 << 20);
+    assert_eq!(sent(&gone(20)), Ok(gone(20)));
+    let strings = |shared: u32, lengths: Vec<u32>, rest: usize| {
+        let shared = vec![0, shared];
+        let bounds = Some(pb::Strings { shared, lengths, rest: vec![1; rest].into() });
+        decode(pb::Frame {
+            body: Some(pb::frame::Body::Compared(pb::Compared { bounds, gone: None })),
+        })
+    };
+    assert!(strings(2, vec![2, 1], 3).is_ok());
+    for (shared, lengths, rest) in
+        [(3, vec![2, 1], 3), (2, vec![2, 2], 3), (2, vec![2, 1], 4), (2, vec![2], 2)]
+    {
+        assert!(strings(shared, lengths.clone(), rest).is_err(), "{shared} {lengths:?} {rest}");
+    }
+    let rows = 1 << 5;
+    let shared = [vec![0], vec![1 << 20; rows - 1]].concat();
+    let lengths = [vec![1 << 20], vec![1; rows - 1]].concat();
+    let rest = vec![1; (1 << 20) + rows - 1].into();
+    let bounds = Some(pb::Strings { shared, lengths, rest });
+    let body = pb::frame::Body::Compared(pb::Compared { bounds, gone: None });
+    assert!(decode(pb::Frame { body: Some(body) }).is_err(), "too much of too little");
 }
 
 /// What a receiver makes of a message, by way of bytes.
