@@ -2,6 +2,8 @@
 //! seed. The same seed tells the same story.
 
 #[cfg(test)]
+mod away_scenarios;
+#[cfg(test)]
 mod catching_up;
 #[cfg(test)]
 mod clock_scenarios;

@@ -18,7 +18,8 @@ use prost::Message as _;
 use starling_proto::starling::peer::v1 as pb;
 
 use crate::replication::message::{
-    CatchUp, CatchUpPart, ClockReading, Cursor, Digest, Head, Message, Promise, Promises,
+    CatchUp, CatchUpPart, ClockReading, Cursor, Digest, Head, Message, OriginFloor, Promise,
+    Promises,
 };
 use crate::time::Timestamp;
 use crate::types::{MemberId, Origin, Revision};
@@ -172,7 +173,9 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
         Some(Body::Promises(promises)) => promises.seqs.len() <= PROMISES_MAX,
         Some(Body::CatchUp(catch_up)) => rows(&catch_up.heads) <= HEADS_MAX,
         Some(Body::CatchUpPart(part)) => {
-            rows(&part.heads) <= HEADS_MAX && entries::fit(part.entries.as_ref())
+            rows(&part.heads) <= HEADS_MAX
+                && rows(&part.floors) <= HEADS_MAX
+                && entries::fit(part.entries.as_ref())
         }
         Some(Body::Compare(compare)) => {
             compare::fit(compare.bounds.as_ref(), compare.dots.as_ref())
@@ -398,6 +401,8 @@ fn encode_promises(promises: &Promises) -> pb::Promises {
         seqs: rows.iter().map(|row| row.seq).collect(),
         complete_ages: ages(|row| row.complete),
         current_later: rows.iter().map(|row| later(row, *now)).collect(),
+        held_rows: (0..).zip(rows).filter(|(_, row)| row.held > 0).map(|(at, _)| at).collect(),
+        held: rows.iter().map(|row| row.held).filter(|held| *held > 0).collect(),
         reply: *reply,
     }
 }
@@ -421,13 +426,20 @@ fn decode_promises(promises: &pb::Promises) -> Result<Promises, Malformed> {
             seq: promises.seqs[i],
             complete: time_of(completes[i], now)?,
             current: time_of(completes[i].wrapping_add_signed(currents[i].wrapping_neg()), now)?,
+            held: 0,
         })
     };
+    let mut rows = (0..count).map(row).collect::<Result<Vec<_>, Malformed>>()?;
+    check_columns(promises.held_rows.len(), &[promises.held.len()])?;
+    for (at, held) in promises.held_rows.iter().zip(&promises.held) {
+        let row = usize::try_from(*at).ok().and_then(|at| rows.get_mut(at));
+        row.ok_or(Malformed("a row that is not there"))?.held = *held;
+    }
     Ok(Promises {
         table: promises.table,
         now,
         wall_millis: promises.wall_millis,
-        rows: (0..count).map(row).collect::<Result<_, Malformed>>()?,
+        rows,
         named: promises.named,
         reply: promises.reply,
     })
@@ -466,12 +478,19 @@ fn encode_part(part: &CatchUpPart) -> pb::CatchUpPart {
         next: part.next.map(encode_cursor),
         progress: u32::from(part.progress),
         collected: part.collected.0,
+        floors: encode_heads(&part.floors.iter().map(|floor| floor.head).collect::<Vec<_>>()),
+        floor_times: part.floors.iter().map(|floor| floor.time.0).collect(),
     }
 }
 
 fn decode_part(part: pb::CatchUpPart) -> Result<CatchUpPart, Malformed> {
     let progress = u16::try_from(part.progress).map_err(|_| Malformed("progress out of range"))?;
+    let floors = decode_heads(part.floors)?;
+    check_columns(floors.len(), &[part.floor_times.len()])?;
+    let times = part.floor_times.into_iter().map(Timestamp);
+    let floors = floors.into_iter().zip(times).map(|(head, time)| OriginFloor { head, time });
     Ok(CatchUpPart {
+        floors: floors.collect(),
         heads: decode_heads(part.heads)?,
         complete: Timestamp(part.complete),
         collected: Timestamp(part.collected),

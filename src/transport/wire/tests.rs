@@ -10,7 +10,8 @@ use proptest::sample::select;
 use super::*;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{
-    ClockReading, Compare, Compared, Dot, RangeSum, Segments, Span, TRACES_MAX, TracedEntry,
+    ClockReading, Compare, Compared, Dot, OriginFloor, RangeSum, Segments, Span, TRACES_MAX,
+    TracedEntry,
 };
 use crate::storage::schema::Table;
 use crate::time::Stamp;
@@ -86,14 +87,15 @@ fn segments() -> impl Strategy<Value = Vec<Segment>> {
 
 fn promises() -> impl Strategy<Value = Promises> {
     let time = || any::<u64>().prop_map(Timestamp);
-    let row = (1..9_u64, count(), time(), count(), time(), time()).prop_map(
-        |(member, run, time, seq, complete, current)| Promise {
+    let row = (1..9_u64, count(), time(), (count(), count()), time(), time()).prop_map(
+        |(member, run, time, (seq, held), complete, current)| Promise {
             member: MemberId(member),
             run,
             time,
             seq,
             complete,
             current,
+            held,
         },
     );
     (any::<u64>(), time(), count(), vec(row, 0..4), any::<bool>(), any::<bool>()).prop_map(
@@ -180,7 +182,8 @@ fn trace_context() -> impl Strategy<Value = TraceContext> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let part = (heads(), count(), vec((origin(), entry()), 0..4), cursor(), any::<u16>());
+    let part =
+        ((heads(), heads()), count(), vec((origin(), entry()), 0..4), cursor(), any::<u16>());
     prop_oneof![
         digest().prop_map(Message::Digest),
         vec(any::<u64>(), 0..64).prop_map(Message::Buckets),
@@ -191,14 +194,14 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         heads().prop_map(Message::Announce),
         (heads(), count()).prop_map(|(wants, bytes_max)| Message::Pull { wants, bytes_max }),
-        (segments(), count(), any::<bool>(), vec(trace_context(), 0..4)).prop_map(
-            |(segments, collected, answers, contexts)| {
+        (segments(), count(), any::<(bool, bool)>(), vec(trace_context(), 0..4)).prop_map(
+            |(segments, collected, (answers, has_holes), contexts)| {
                 let collected = Timestamp(collected);
                 let traces = segments.iter().rev().zip(contexts).map(|(segment, context)| {
                     TracedEntry { origin: segment.origin, seq: segment.through, context }
                 });
                 let traces = traces.collect();
-                Message::Segments(Segments { segments, collected, answers, traces })
+                Message::Segments(Segments { segments, collected, answers, has_holes, traces })
             }
         ),
         count().prop_map(|retry_millis| Message::Busy { retry_millis }),
@@ -206,7 +209,9 @@ fn message() -> impl Strategy<Value = Message> {
         (heads(), cursor(), count()).prop_map(|(heads, cursor, bytes_max)| {
             Message::CatchUp(CatchUp { heads, cursor, bytes_max })
         }),
-        part.prop_map(|(heads, complete, entries, next, progress)| {
+        part.prop_map(|((heads, floors), complete, entries, next, progress)| {
+            let floors =
+                floors.into_iter().map(|head| OriginFloor { head, time: Timestamp(head.seq) });
             let complete = Timestamp(complete);
             let collected = complete;
             Message::CatchUpPart(CatchUpPart {
@@ -216,6 +221,7 @@ fn message() -> impl Strategy<Value = Message> {
                 entries,
                 next,
                 progress,
+                floors: floors.collect(),
             })
         }),
         count().prop_map(Message::Ask),
@@ -417,6 +423,7 @@ fn an_idle_row_of_promises_is_small() {
         seq: 2_000_000,
         complete: ago(30 * 60 * 1000),
         current: ago(30 * 60 * 1000),
+        held: 0,
     };
     let (table, wall_millis) = (u64::MAX, now.millis());
     let rows = vec![row; 1000];
@@ -439,7 +446,13 @@ fn an_entry_costs_little_more_than_its_key_and_value() {
     let entries = (after + 1..=through).map(entry).collect();
     let segments = vec![Segment { origin, after, through, entries }];
     let traces = Vec::new();
-    let message = Message::Segments(Segments { segments, collected: time, answers: false, traces });
+    let message = Message::Segments(Segments {
+        segments,
+        collected: time,
+        answers: false,
+        has_holes: false,
+        traces,
+    });
     let bytes = frame_bytes(&message);
     assert!(bytes <= 1000 * (120 + 8) + 80, "{bytes}");
 }
@@ -460,6 +473,7 @@ fn what_breaks_its_own_rules_is_refused() {
             segments: vec![segment],
             collected: Timestamp(0),
             answers: false,
+            has_holes: false,
             traces: Vec::new(),
         })
     };
@@ -491,7 +505,8 @@ fn refuse(what: &str, change: impl FnOnce(&mut pb::Segments, &mut pb::Entries)) 
     let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
     let traces = segments.iter().map(|it| TracedEntry { origin: it.origin, seq: 1, context });
     let traces = traces.collect();
-    let message = Segments { segments, collected: Timestamp(0), answers: true, traces };
+    let (collected, has_holes) = (Timestamp(0), false);
+    let message = Segments { segments, collected, answers: true, has_holes, traces };
     let mut columns = entries::encode_segments(&message);
     assert_eq!(entries::decode_segments(columns.clone()), Ok(message));
     let mut rows = columns.entries.take().expect("there are entries");
