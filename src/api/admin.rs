@@ -46,6 +46,7 @@ impl AdminService {
                 thousandths: u32::from(catch_up.thousandths),
             }),
             merging: facts.is_merging,
+            waiting_bytes: facts.waiting_bytes,
         }
     }
 
