@@ -37,6 +37,8 @@ pub enum Message {
         buckets: u64,
         /// The heads.
         heads: Vec<Head>,
+        /// As in [`Digest`].
+        left_out: Timestamp,
         /// Whether the sender wants the receiver's in turn.
         reply: bool,
     },
@@ -109,6 +111,8 @@ pub struct Digest {
     pub until: u64,
     /// The sender's heads that have moved between the two.
     pub moved: Vec<Head>,
+    /// Runs that ended up to then are left out of those, since everybody is thought to hold them; zero if none is.
+    pub left_out: Timestamp,
     /// Whether the sender wants a digest in turn.
     pub reply: bool,
     /// The sender's revision; zero if it is no news, or has no tag.

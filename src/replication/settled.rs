@@ -281,6 +281,17 @@ impl Frontier {
         self.held.iter().map(|(origin, seq)| Head { origin: *origin, seq: *seq })
     }
 
+    /// When a run ended that everybody holds to its end; `None` if it has not, or not everybody is known to do so. Whoever is
+    /// complete up to then holds all of it.
+    pub fn retired(&self, head: Head, membership: &Membership) -> Option<Timestamp> {
+        let announced = membership.ended(head.origin)?;
+        let sealed = membership.seals.get(&head.origin).map_or(announced, |(_, time)| *time);
+        let since = announced.max(sealed);
+        let is_held = head.seq >= membership.limit(head.origin);
+        let is_settled = since <= self.settled && !self.ending.contains_key(&head.origin);
+        (is_held && is_settled).then_some(since)
+    }
+
     /// Runs that have ended but are not closed yet, and up to when they are held: they hold `complete` back.
     pub fn ending(&self) -> impl Iterator<Item = (Origin, Timestamp)> {
         self.ending.iter().map(|(origin, covered)| (*origin, *covered))

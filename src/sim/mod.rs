@@ -26,6 +26,8 @@ mod properties;
 mod removal_scenarios;
 mod report;
 #[cfg(test)]
+mod restart_scenarios;
+#[cfg(test)]
 mod scenarios;
 pub mod spread;
 pub mod tool;

@@ -241,10 +241,10 @@ pub fn encode(message: &Message) -> pb::Frame {
     let body = match message {
         Message::Digest(digest) => Body::Digest(encode_digest(digest)),
         Message::Buckets(sums) => Body::Buckets(pb::Buckets { sums: sums.clone() }),
-        Message::Vector { epoch, arrivals, buckets, heads, reply } => {
-            let heads = encode_heads(heads);
-            let (epoch, arrivals) = (*epoch, *arrivals);
-            Body::Vector(pb::Vector { buckets: *buckets, heads, reply: *reply, epoch, arrivals })
+        Message::Vector { epoch, arrivals, buckets, heads, left_out, reply } => {
+            let (heads, buckets) = (encode_heads(heads), *buckets);
+            let (epoch, arrivals, left_out) = (*epoch, *arrivals, left_out.0);
+            Body::Vector(pb::Vector { buckets, heads, reply: *reply, epoch, arrivals, left_out })
         }
         Message::Announce(heads) => Body::Announce(encode_heads(heads).unwrap_or_default()),
         Message::Pull { wants, bytes_max } => {
@@ -290,8 +290,9 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
             check_count(buckets.sums.len(), BUCKETS_MAX)?;
             Message::Buckets(buckets.sums)
         }
-        Body::Vector(pb::Vector { buckets, heads, reply, epoch, arrivals }) => {
-            Message::Vector { epoch, arrivals, buckets, heads: decode_heads(heads)?, reply }
+        Body::Vector(pb::Vector { buckets, heads, reply, epoch, arrivals, left_out }) => {
+            let (heads, left_out) = (decode_heads(heads)?, Timestamp(left_out));
+            Message::Vector { epoch, arrivals, buckets, heads, left_out, reply }
         }
         Body::Announce(heads) => Message::Announce(decode_heads(Some(heads))?),
         Body::Pull(pb::Pull { wants, bytes_max }) => {
@@ -355,8 +356,8 @@ fn decode_heads(heads: Option<pb::Heads>) -> Result<Vec<Head>, Malformed> {
 }
 
 fn encode_digest(digest: &Digest) -> pb::Digest {
-    let Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former } =
-        digest;
+    let Digest { epoch, arrivals, root, told, after, until, moved, left_out, .. } = digest;
+    let Digest { reply, revision, former, .. } = digest;
     pb::Digest {
         epoch: *epoch,
         arrivals: *arrivals,
@@ -366,6 +367,7 @@ fn encode_digest(digest: &Digest) -> pb::Digest {
         moved: encode_heads(moved),
         moved_after: arrivals.wrapping_sub(*after),
         moved_until: arrivals.wrapping_sub(*until),
+        left_out: left_out.0,
         reply: *reply,
         revision: revision.0,
         former: former.0,
@@ -376,12 +378,26 @@ fn decode_digest(digest: pb::Digest) -> Result<Digest, Malformed> {
     let after = digest.arrivals.wrapping_sub(digest.moved_after);
     let until = digest.arrivals.wrapping_sub(digest.moved_until);
     let (revision, former) = (Revision(digest.revision), Revision(digest.former));
-    let pb::Digest { epoch, arrivals, root, told_epoch, told_arrivals, moved, reply, .. } = digest;
+    let pb::Digest { epoch, arrivals, root, told_epoch, told_arrivals, moved, .. } = digest;
+    let pb::Digest { left_out, reply, .. } = digest;
     if told_epoch.is_some() != told_arrivals.is_some() {
         return Err(Malformed("a half of what the sender was told"));
     }
     let (told, moved) = (told_epoch.zip(told_arrivals), decode_heads(moved)?);
-    Ok(Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former })
+    let left_out = Timestamp(left_out);
+    Ok(Digest {
+        epoch,
+        arrivals,
+        root,
+        told,
+        after,
+        until,
+        moved,
+        left_out,
+        reply,
+        revision,
+        former,
+    })
 }
 
 fn encode_promises(promises: &Promises) -> pb::Promises {

@@ -309,6 +309,8 @@ pub struct Gossip {
     /// Origins whose moves are to be announced.
     dirty: BTreeSet<Origin>,
     collected: Timestamp,
+    /// When the last of the runs ended that are left out of what is told.
+    left_out: Timestamp,
     loads: usize,
     catching_up: Option<CatchingUp>,
     merging: Option<Merging>,
@@ -362,6 +364,7 @@ impl Gossip {
             live: Vec::new(),
             dirty: BTreeSet::new(),
             collected: Timestamp::default(),
+            left_out: Timestamp::default(),
             loads: 0,
             catching_up: None,
             merging: None,
@@ -487,8 +490,10 @@ impl Gossip {
         match message {
             Message::Digest(digest) => self.compare(from, digest, now),
             Message::Buckets(sums) => self.answer_buckets(from, &sums),
-            Message::Vector { epoch, arrivals, buckets, heads, reply } => {
-                self.take_vector(from, (epoch, arrivals), &heads);
+            Message::Vector { epoch, arrivals, buckets, heads, left_out, reply } => {
+                if !self.lacks_left_out(from, left_out, now) {
+                    self.take_vector(from, (epoch, arrivals), &heads);
+                }
                 if reply {
                     self.send_vector(from, buckets, false);
                 }

@@ -2,7 +2,7 @@
 
 use super::{Gossip, Output, PROMISE_STEP_BITS};
 use crate::replication::heads::mix;
-use crate::replication::message::{Message, Promise, Promises};
+use crate::replication::message::{Head, Message, Promise, Promises};
 use crate::replication::settled::Membership;
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin};
@@ -57,6 +57,18 @@ impl Gossip {
         let settled = self.frontier.settled();
         if settled > before {
             self.outputs.push(Output::Settled(settled));
+        }
+        self.retire_ended();
+    }
+
+    /// Leaves runs out of what is told that have ended, and that everybody holds to their end.
+    fn retire_ended(&mut self) {
+        let retired =
+            |head: Head| Some((head.origin, self.frontier.retired(head, &self.membership)?));
+        let retired: Vec<_> = self.heads.told().filter_map(retired).collect();
+        for (origin, ended) in retired {
+            self.heads.retire(origin);
+            self.left_out = self.left_out.max(ended);
         }
     }
 

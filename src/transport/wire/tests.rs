@@ -114,13 +114,14 @@ fn digest() -> impl Strategy<Value = Digest> {
     (
         any::<u32>(),
         (count(), count(), count()),
-        any::<u64>(),
+        any::<(u64, u64)>(),
         told,
         heads(),
         any::<bool>(),
         revisions,
     )
-        .prop_map(|(epoch, (arrivals, after, until), root, told, moved, reply, revisions)| {
+        .prop_map(|(epoch, (arrivals, after, until), sums, told, moved, reply, revisions)| {
+            let (root, left_out) = (sums.0, Timestamp(sums.1));
             Digest {
                 epoch,
                 arrivals,
@@ -129,6 +130,7 @@ fn digest() -> impl Strategy<Value = Digest> {
                 after,
                 until,
                 moved,
+                left_out,
                 reply,
                 revision: Revision(revisions.0),
                 former: Revision(revisions.1),
@@ -187,9 +189,10 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         digest().prop_map(Message::Digest),
         vec(any::<u64>(), 0..64).prop_map(Message::Buckets),
-        ((any::<u32>(), count()), any::<u64>(), heads(), any::<bool>()).prop_map(
-            |((epoch, arrivals), buckets, heads, reply)| {
-                Message::Vector { epoch, arrivals, buckets, heads, reply }
+        ((any::<u32>(), count()), any::<(u64, u64)>(), heads(), any::<bool>()).prop_map(
+            |((epoch, arrivals), (buckets, left_out), heads, reply)| {
+                let left_out = Timestamp(left_out);
+                Message::Vector { epoch, arrivals, buckets, heads, left_out, reply }
             }
         ),
         heads().prop_map(Message::Announce),
