@@ -89,7 +89,7 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
         writer: Options {
             gc_age_millis: 1000,
             // Half of all clusters keep nothing for members that are away but what they must.
-            log_bytes_max: (seed % 2 == 0).then_some(0),
+            log_bytes_max: seed.is_multiple_of(2).then_some(0),
             ..Options::new(identity)
         },
         cluster: ClusterOptions {
