@@ -413,6 +413,7 @@ fn node_options(config: &Config) -> NodeOptions {
                 .unwrap_or(u64::MAX),
             run_entropy: rand::random(),
             gc_age_millis: millis(config.cluster.gc_age),
+            log_bytes_max: config.log_bytes_max,
             ..WriterOptions::new(identity)
         },
         request: RequestOptions {

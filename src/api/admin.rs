@@ -47,6 +47,7 @@ impl AdminService {
             }),
             merging: facts.is_merging,
             clock: status.has_peers.then(|| clock(facts.clock)),
+            waiting_bytes: facts.waiting_bytes,
         }
     }
 

@@ -272,6 +272,12 @@ fn state(member: &pb::Member, is_me: bool) -> (String, Look) {
 fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
     let this = reply.this.clone().unwrap_or_default();
     let pb::This { name, revision, keys, live_bytes, log_bytes, log_entries, .. } = this;
+    let is_held = reply.held_back.is_some() && this.waiting_bytes > 0;
+    let waiting = if is_held {
+        format!("; {} wait for who is away", size(this.waiting_bytes))
+    } else {
+        String::new()
+    };
     let mut lines = vec![
         (
             "this member",
@@ -284,7 +290,11 @@ fn lines(reply: &pb::StatusReply) -> Vec<(&'static str, String)> {
         ),
         (
             "log",
-            format!("{} on disk, {}", size(log_bytes), counted(log_entries, "entry", "entries")),
+            format!(
+                "{} on disk, {}{waiting}",
+                size(log_bytes),
+                counted(log_entries, "entry", "entries")
+            ),
         ),
     ];
     if reply.members_total < 2 {
@@ -384,6 +394,7 @@ fn json(reply: &pb::StatusReply) -> Value {
             "live_bytes": this.live_bytes,
             "log_bytes": this.log_bytes,
             "log_entries": this.log_entries,
+            "waiting_bytes": this.waiting_bytes,
             "head": this.head,
             "ready": this.ready,
             "catch_up": this.catch_up.map(|it| json!({

@@ -125,6 +125,7 @@ pub const GROUPS: &[Group] = &[
         flag("zone", Text, "", Honoured, "(starling) where this member stands, for the choice of peers"),
         flag("direct-max", Uint, "16", Honoured, "(starling) up to so many members, writes go straight to all"),
         flag("gc-age", Duration, "10m", Honoured, "(starling) how long it is remembered at least that a key was deleted"),
+        flag("log-bytes-max", Int, "0", Honoured, "(starling) bytes of replaced writes that are kept for members that are away; 0 is as much as the quota, less is no limit"),
         flag("max-clock-skew", Duration, "500ms", Honoured, "(starling) a member whose clock is off by more takes no writes; 0 for any"),
         flag("remove-dead-after", Duration, "0s", Honoured, "(starling) remove members that have been dead for so long; 0 for never"),
         flag("strict-reconfig-check", Bool, "true", NO_QUORUM, "refuse changes that would cost the quorum"),

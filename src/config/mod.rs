@@ -67,6 +67,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Bytes that the data may take; `None` for no limit.
     pub quota_bytes: Option<u64>,
+    /// Bytes that may wait in the log for members that are away; `None` for no limit.
+    pub log_bytes_max: Option<u64>,
     /// Operations that a transaction may have.
     pub txn_ops_max: usize,
     /// Bytes that a request may have.
@@ -394,6 +396,10 @@ impl Settings {
                 "--advertise-client-urls is required when --listen-client-urls is set explicitly";
             return Err(UsageError::config(text.to_owned()));
         }
+        let quota_bytes = match self.int("quota-backend-bytes") {
+            0 => Some(QUOTA_BYTES_DEFAULT),
+            bytes => u64::try_from(bytes).ok(),
+        };
         Ok(Config {
             data_dir: self.data_dir(&name, is_etcd),
             listen_client_urls,
@@ -402,8 +408,9 @@ impl Settings {
             advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
             cluster: self.cluster(&name)?,
             cluster_token: self.text("initial-cluster-token").to_owned(),
-            quota_bytes: match self.int("quota-backend-bytes") {
-                0 => Some(QUOTA_BYTES_DEFAULT),
+            quota_bytes,
+            log_bytes_max: match self.int("log-bytes-max") {
+                0 => quota_bytes,
                 bytes => u64::try_from(bytes).ok(),
             },
             txn_ops_max: self.positive("max-txn-ops")?,

@@ -37,7 +37,7 @@ fn without_flags_it_serves_on_localhost() {
         [ListenUrl::Tcp { host: "localhost".to_owned(), port: 2379 }]
     );
     assert_eq!(config.data_dir, PathBuf::from("default.starling"));
-    assert_eq!(config.quota_bytes, Some(2 << 30));
+    assert_eq!((config.quota_bytes, config.log_bytes_max), (Some(2 << 30), Some(2 << 30)));
     assert_eq!(config.retention, Retention::PeriodMillis(24 * 3_600_000));
     assert_eq!((config.txn_ops_max, config.request_bytes_max), (128, 1_572_864));
 }
@@ -185,7 +185,7 @@ typo: 1
         panic!("refused")
     };
     assert_eq!(config.name, "from-file");
-    assert_eq!(config.quota_bytes, None);
+    assert_eq!((config.quota_bytes, config.log_bytes_max), (None, None));
     assert_eq!(config.keepalive_interval, Some(Duration::from_secs(60)));
     assert_eq!(
         config.listen_client_urls,
@@ -341,6 +341,14 @@ fn flags_for_traces_count_once_they_are_enabled() {
         let line = format!("{line} --distributed-tracing-sampling-rate {rate}");
         assert_eq!(error(&line), (text, 1), "{rate}");
     }
+}
+
+#[test]
+fn a_log_may_have_a_limit_of_its_own() {
+    let limit = |line: &str| config(line).log_bytes_max;
+    assert_eq!(limit("--quota-backend-bytes 5"), Some(5));
+    assert_eq!(limit("--quota-backend-bytes 5 --log-bytes-max 7"), Some(7));
+    assert_eq!(limit("--log-bytes-max -1"), None);
 }
 
 /// What `etcd --help` of 3.7 lists.

@@ -449,7 +449,7 @@ fn is_origin(origin: Origin) -> bool {
     origin.run <= COUNT_MAX
 }
 
-fn is_head(head: &Head) -> bool {
+pub(super) fn is_head(head: &Head) -> bool {
     is_origin(head.origin) && head.seq <= COUNT_MAX
 }
 

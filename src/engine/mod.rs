@@ -27,6 +27,7 @@ mod collection;
 pub mod command;
 pub mod conflicts;
 pub mod directory;
+mod early;
 mod entries;
 pub mod former;
 mod graves;

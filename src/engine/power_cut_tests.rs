@@ -70,8 +70,8 @@ impl Member {
     }
 
     /// A sweep that a crash has ended: some rows are gone, in no particular order.
-    fn sweep_in_part(&self, sweep: Sweep, step: u64) {
-        let mvcc = Arc::clone(self.writer.mvcc());
+    fn sweep_in_part(&self, sweep: &Sweep, step: u64) {
+        let (sweep, mvcc) = (sweep.clone(), Arc::clone(self.writer.mvcc()));
         let store = Store::Memory(self.store.clone());
         let goes =
             move |key: &[u8]| (u64::from(key[7]) + u64::from(key[11]) + step).is_multiple_of(2);
@@ -174,7 +174,7 @@ fn run(seed: u64) {
         match choices.below(8) {
             0 => {
                 sweep = member.writer.begin_sweep(true).unwrap();
-                if let Some(sweep) = sweep {
+                if let Some(sweep) = &sweep {
                     member.sweep_in_part(sweep, step);
                     assert_eq!(
                         after_power_cut(&member.store),

@@ -300,7 +300,6 @@ pub(super) fn check(table: Table, key: &[u8], value: Option<&Bytes>) -> Result<(
         }
         (Table::Alarm, None) => AlarmRecord::alarm(key).is_ok(),
         (Table::Alarm, Some(value)) => AlarmRecord::decode(key, value.clone()).is_ok(),
-        (Table::Member | Table::Seal | Table::Run, _) => !key.is_empty(),
         (Table::Setting, None) => Setting::check_key(key).is_ok(),
         (Table::Setting, Some(value)) => Setting::decode(key, value).is_ok(),
         (Table::Auth, value) => {

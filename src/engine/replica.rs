@@ -756,7 +756,11 @@ impl Replica {
             self.step(Input::CaughtUp(complete), now)?;
         }
         if let Some((time, seq)) = pledge {
-            self.step(Input::Promised(time, seq), now)?;
+            let is_log_long = self.writer.is_log_long();
+            self.step(Input::Promised { time, seq, is_log_long }, now)?;
+            if is_log_long && let Some(cluster) = &self.cluster {
+                self.writer.set_held(cluster.gossip.frontier().held().collect());
+            }
         }
         if has_news || self.cluster.as_ref().is_some_and(|cluster| cluster.is_old_copy) {
             self.check_tag(now)?;
@@ -794,9 +798,10 @@ impl Replica {
                 self.note_conflicts(applied.conflicts, now);
             }
             Output::Observe(time) => self.writer.observe(time),
-            Output::FinishCatchUp { heads, collected } => {
+            Output::FinishCatchUp { heads, collected, floors } => {
                 cluster.is_old_copy |= tags::is_old_copy(&self.writer, &heads);
                 self.writer.set_collected(collected);
+                self.writer.set_floors(&floors);
                 self.writer.finish_catch_up(&heads);
                 cluster.applied.extend(heads);
             }

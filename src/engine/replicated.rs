@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::apply::is_head;
 use super::directory::Standing;
+use super::early::Floor;
 use super::entries::entry_op;
 use super::records::{self, RecordChange};
+use super::restore::TIME_MAX;
 use super::{Failure, Writer};
 use crate::replication::entry::Entry;
-use crate::replication::message::Head;
+use crate::replication::message::{Head, OriginFloor};
 use crate::storage::schema::{Meta, OriginIndex, Place, Table};
 use crate::time::{Now, Timestamp};
 use crate::types::{ClusterId, Origin};
@@ -189,6 +192,20 @@ impl Writer {
         if self.collection.raise_collected(collected) {
             self.clock.observe(collected);
             self.put_meta(Meta::Collected(self.collection.collected()));
+        }
+    }
+
+    /// The member whose state was taken over had given this up for space: it is missing here, too.
+    pub fn set_floors(&mut self, floors: &[OriginFloor]) {
+        let is_sound = |floor: &&OriginFloor| is_head(&floor.head) && floor.time < TIME_MAX;
+        for OriginFloor { head: Head { origin, seq }, time } in
+            floors.iter().filter(is_sound).copied()
+        {
+            let index = self.intern(origin);
+            let raised = self.mvcc.floors().write().raise(index, Floor { seq, time });
+            if let Some(Floor { seq, time }) = raised {
+                self.put_meta(Meta::Floor(index, seq, time));
+            }
         }
     }
 

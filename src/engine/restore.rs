@@ -6,6 +6,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use super::collection::Collection;
+use super::early::Floor;
 use super::graves::Grave;
 use super::lease::Lessor;
 use super::mvcc::{Mvcc, Standing, row_bytes};
@@ -49,6 +50,7 @@ pub(super) struct StoreMeta {
     pub(super) removed: bool,
     /// Rows up to here do not count. Under the tag 0.
     pub(super) former: Option<Place>,
+    pub(super) floors: Vec<(OriginIndex, Floor)>,
     /// Whether the tag is yet to be written.
     pub(super) takes_tag: bool,
 }
@@ -79,14 +81,15 @@ impl StoreMeta {
                 Meta::Strays(until, next) => meta.strays = Some((until, next)),
                 Meta::Removed => meta.removed = true,
                 Meta::Former(place) => meta.former = Some(place),
+                Meta::Floor(index, seq, time) => meta.floors.push((index, Floor { seq, time })),
             }
         }
         if meta.tag != 0 && meta.compacted.is_none() {
             return Err(StoreError::Corrupt("no store has a tag and all of its past".to_owned()));
         }
-        let named =
-            meta.heads.iter().map(|(index, _)| *index).chain(meta.run.map(|(index, _)| index));
-        for index in named {
+        let heads = meta.heads.iter().map(|(index, _)| *index);
+        let floors = meta.floors.iter().map(|(index, _)| *index);
+        for index in heads.chain(floors).chain(meta.run.map(|(index, _)| index)) {
             meta.check_origin(index)?;
         }
         Ok(meta)
@@ -162,7 +165,9 @@ impl StoreMeta {
     /// The greatest time that these rows name.
     pub(super) fn time(&self) -> Timestamp {
         let peered = self.peered.unwrap_or_default();
-        self.settled.max(self.collected).max(self.swept.1).max(peered).max(self.promised)
+        let floor = self.floors.iter().map(|(_, floor)| floor.time).max().unwrap_or_default();
+        let times = [self.settled, self.collected, self.swept.1, peered, self.promised, floor];
+        times.into_iter().fold(Timestamp::default(), Timestamp::max)
     }
 }
 
@@ -174,6 +179,7 @@ fn is_possible(row: &Meta) -> bool {
         Meta::Compacted(revision) => revision.0 <= COUNTER_MAX,
         Meta::Swept(revision, settled) => revision.0 <= COUNTER_MAX && *settled < TIME_MAX,
         Meta::Run(_, count) | Meta::Head(_, count) => *count <= COUNT_MAX,
+        Meta::Floor(_, count, time) => *count <= COUNT_MAX && *time < TIME_MAX,
         Meta::Settled(time) | Meta::Collected(time) | Meta::Peered(time) => *time < TIME_MAX,
         Meta::Promised(time, complete) => *time < TIME_MAX && *complete < TIME_MAX,
         Meta::Strays(until, next) => until.revision.0 <= COUNTER_MAX && *next <= Some(*until),
@@ -398,6 +404,9 @@ mod tests {
             Meta::Run(OriginIndex(7), 0),
             Meta::Head(STAMP.origin, u64::MAX),
             Meta::Head(OriginIndex(7), 1),
+            Meta::Floor(STAMP.origin, u64::MAX, Timestamp(0)),
+            Meta::Floor(STAMP.origin, 1, Timestamp(u64::MAX)),
+            Meta::Floor(OriginIndex(7), 1, Timestamp(0)),
             Meta::Settled(Timestamp(u64::MAX)),
             Meta::Collected(Timestamp(u64::MAX)),
             Meta::Peered(Timestamp(u64::MAX)),

@@ -230,7 +230,7 @@ fn readers_sweeps_and_peers_stand_a_change_of_the_tag() {
                 thread::yield_now();
             }
             let sweep = writer.begin_sweep(true).unwrap();
-            let run = sweep.map(|sweep| {
+            let run = sweep.clone().map(|sweep| {
                 let mvcc = Arc::clone(&mvcc);
                 scope.spawn(move || sweep.run(&mvcc))
             });

@@ -24,6 +24,7 @@ use super::command::{
     Command, CommandReply, DeleteRange, DeleteRangeReply, LeaseGrantReply, Put, PutReply, Reply,
     Txn, TxnOp, TxnOpReply, TxnReply,
 };
+use super::early::{Floor, Floors};
 use super::lease::Lessor;
 use super::mvcc::{Latest, Mvcc, Reader, Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY, Sweep, row_bytes};
 use super::quota::cost;
@@ -34,6 +35,7 @@ use super::tags;
 use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
+use crate::replication::message::Head;
 use crate::storage::schema::{
     AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
@@ -66,6 +68,8 @@ pub struct Options {
     pub identity: Identity,
     /// The bytes that the data may take; `None` for no limit.
     pub quota_bytes: Option<u64>,
+    /// The bytes that may wait in the log for members that are away, and of use to nobody else; `None` for no limit.
+    pub log_bytes_max: Option<u64>,
     /// The bytes of values that are kept in memory.
     pub value_cache_bytes: u64,
     /// Shorter leases live this long, in seconds.
@@ -91,6 +95,7 @@ impl Options {
         Self {
             identity,
             quota_bytes: Some(2 << 30),
+            log_bytes_max: Some(2 << 30),
             value_cache_bytes: 64 << 20,
             lease_ttl_seconds_min: 2,
             disk_reserve_bytes: DISK_RESERVE_BYTES,
@@ -162,6 +167,10 @@ pub struct Writer {
     pub(super) former_peers: Vec<String>,
     room: Room,
     pub(super) quota_bytes: Option<u64>,
+    /// So much may wait in the log for members that are away.
+    log_bytes_max: Option<u64>,
+    /// How far each origin is held by all that are not away.
+    pub(super) held: Vec<Head>,
     /// The bytes of the rows in `open`.
     pub(super) open_bytes: u64,
     pub(super) disk_reserve_bytes: u64,
@@ -216,11 +225,14 @@ impl Writer {
             former_peers: end.former_peers()?,
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
+            log_bytes_max: options.log_bytes_max,
+            held: Vec::new(),
             open_bytes: 0,
             disk_reserve_bytes: options.disk_reserve_bytes,
             disk_room_bytes: u64::MAX,
         };
         writer.replica.strays = meta.strays;
+        *writer.mvcc.floors().write() = Floors::new(meta.floors.iter().copied());
         writer.show_records(now)?;
         writer.mvcc.set_durable(end.newest);
         writer.mvcc.add_dead(end.hidden_bytes, writer.clock_of_peers());
@@ -729,14 +741,21 @@ impl Writer {
     /// A sweep of the log, if it is worth the work, or if there is anything to sweep and it is `wanted`. One at a time:
     /// the caller runs it on another thread and then calls [`Self::end_sweep`].
     pub fn begin_sweep(&mut self, wanted: bool) -> Result<Option<Sweep>, StoreError> {
-        let is_due = self.mvcc.is_worth_sweeping() || wanted && self.mvcc.can_be_swept();
+        let is_long = self.is_log_too_long() && self.mvcc.is_worth_sweeping_early();
+        let is_due = self.mvcc.is_worth_sweeping() || wanted && self.mvcc.can_be_swept() || is_long;
+        if is_due { self.begin_sweep_anyhow() } else { Ok(None) }
+    }
+
+    /// The same, however little there is to sweep.
+    pub fn begin_sweep_anyhow(&mut self) -> Result<Option<Sweep>, StoreError> {
         // Durable rows only: the end of the log must not be swept away under an open batch.
         let is_settled =
             self.reclaim.is_none() && self.compacting.is_none() && !self.has_open_batch();
-        if !is_due || !is_settled || self.has_former() {
+        if !is_settled || self.has_former() {
             return Ok(None);
         }
         let rules = self.collection.begin_sweep(self.clock.last());
+        self.move_floors();
         self.record_sweep()?;
         let through =
             if self.collection.is_peered() { self.collection.settled() } else { self.clock.last() };
@@ -754,6 +773,57 @@ impl Writer {
         self.put_meta(Meta::Collected(self.collection.collected()));
         let batch = std::mem::take(&mut self.batch);
         self.store().commit(batch, Durability::Fsync)
+    }
+
+    /// Whether more waits in the log for members that are away than may.
+    pub fn is_log_too_long(&self) -> bool {
+        self.log_bytes_max.is_some_and(|max| self.mvcc.waiting_bytes() > max)
+    }
+
+    /// Whether it may soon be so: then it is good to know what could go.
+    pub fn is_log_long(&self) -> bool {
+        self.log_bytes_max.is_some_and(|max| self.mvcc.waiting_bytes() > max / 2)
+    }
+
+    /// What may wait in the log; `None` for no limit.
+    pub fn log_bytes_max(&self) -> Option<u64> {
+        self.log_bytes_max
+    }
+
+    /// Everybody who is not away holds the entries of these origins so far.
+    pub fn set_held(&mut self, held: Vec<Head>) {
+        self.held = held;
+    }
+
+    /// Gives up what has to go for space, and forgets of what was given up what everybody has by now. On record before the sweep.
+    fn move_floors(&mut self) {
+        let given_up =
+            if self.is_log_too_long() { self.what_all_present_hold() } else { Vec::new() };
+        let mut floors = self.mvcc.floors().write();
+        let settled = floors.settle(self.collection.collected());
+        let raised = given_up.into_iter().filter_map(|(index, floor)| {
+            let Floor { seq, time } = floors.raise(index, floor)?;
+            Some(Meta::Floor(index, seq, time))
+        });
+        let raised: Vec<_> = raised.collect();
+        drop(floors);
+        for index in settled {
+            let (key, _) = Meta::Floor(index, 0, Timestamp::default()).encode();
+            self.batch.delete(Space::Meta, key);
+        }
+        raised.into_iter().for_each(|row| self.put_meta(row));
+    }
+
+    fn what_all_present_hold(&self) -> Vec<(OriginIndex, Floor)> {
+        // Later than all that is here.
+        let time = self.clock.last();
+        let origins = self.mvcc.origins().read();
+        let floor = |Head { origin, seq }: Head| {
+            let index = origins.index(origin)?;
+            let head = if index == self.origin { self.seq } else { self.replica.head(index) };
+            Some((index, Floor { seq: seq.min(head), time }))
+        };
+        self.held.iter().copied().filter_map(floor).collect()
     }
 
     /// Puts a complete sweep on record, so that the next one can remove tombstones.

@@ -252,6 +252,8 @@ fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
         complete_age_millis: status.age(facts.complete),
         settled_age_millis: status.age(facts.settled),
         held_back,
+        waiting_bytes: facts.waiting_bytes,
+        waiting_bytes_max: facts.waiting_bytes_max,
         rounds: counts.rounds,
         exchanges: counts.exchanges,
         mismatches: counts.mismatches,

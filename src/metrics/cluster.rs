@@ -31,6 +31,9 @@ pub struct ClusterState {
     pub settled_age_millis: Option<u64>,
     /// The name of who holds settled back, and why.
     pub held_back: Option<(String, &'static str)>,
+    /// In the log, for members that are away; and how many may.
+    pub waiting_bytes: u64,
+    pub waiting_bytes_max: Option<u64>,
     pub rounds: u64,
     pub exchanges: u64,
     pub mismatches: u64,
@@ -132,6 +135,12 @@ fn register_progress(now: &mut Registry, state: &ClusterState) {
     }
     let help = "1 for the member that keeps settled from following. Nothing while it follows";
     now.register("starling_settled_held_back", help, held);
+    let help = "Bytes of the log that nobody can read here, kept for members that may want them";
+    gauge(now, "starling_log_waiting_bytes", help, shown(state.waiting_bytes));
+    if let Some(max) = state.waiting_bytes_max {
+        let help = "How many of them may be before replaced writes go";
+        gauge(now, "starling_log_waiting_bytes_max", help, shown(max));
+    }
     let levels = ["one", "majority", "all"].into_iter().zip(state.acks_waiting);
     let waiting = gauges("level", levels.map(|(name, count)| (name.to_owned(), shown(count))));
     now.register("starling_acks_waiting", "Durable writes that wait for other members", waiting);

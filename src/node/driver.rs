@@ -606,8 +606,10 @@ impl Driver {
         let read = move |mvcc: &Mvcc| {
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
             let segments = mvcc.segments(&wants, &heads, bytes_max)?;
-            let traces = Vec::new();
-            Ok((to, Message::Segments(Segments { segments, collected, answers: true, traces })))
+            // Not before they were read: a sweep may have begun meanwhile.
+            let (has_holes, traces) = (mvcc.has_holes_behind(&wants), Vec::new());
+            let segments = Segments { segments, collected, answers: true, has_holes, traces };
+            Ok((to, Message::Segments(segments)))
         };
         self.read_for_peer(read, Some(to), Urgency::Soon);
     }
@@ -621,7 +623,8 @@ impl Driver {
             let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
             let StatePart { entries, next, progress } =
                 mvcc.catch_up(&request.heads, request.cursor, bytes_max)?;
-            let part = CatchUpPart { heads, complete, collected, entries, next, progress };
+            let floors = if next.is_none() { mvcc.origin_floors() } else { Vec::new() };
+            let part = CatchUpPart { heads, complete, collected, entries, next, progress, floors };
             Ok((to, Message::CatchUpPart(part)))
         };
         self.read_for_peer(read, Some(to), Urgency::Background);

@@ -125,6 +125,10 @@ pub struct Facts {
     pub settled: Timestamp,
     /// Who keeps `settled` from following.
     pub held_back: Option<HeldBack>,
+    /// The bytes in the log that nobody here can read, but members that are away may want.
+    pub waiting_bytes: u64,
+    /// How many of them may be; `None` for no limit.
+    pub waiting_bytes_max: Option<u64>,
     /// What the gossip has done.
     pub counts: gossip::Counts,
     /// When its last scrub ended, in monotonic milliseconds.
@@ -223,6 +227,8 @@ impl Blame {
 pub(super) struct Observer {
     next_millis: u64,
     blame: Blame,
+    /// Whether it was said that too much waits in the log.
+    is_long: bool,
     progress: Progress,
     /// The conflicts that were logged.
     conflicts: u64,
@@ -245,6 +251,7 @@ impl Observer {
         self.next_millis = now.monotonic_millis + GATHER_MILLIS.max(per_member);
         let facts = gather(replica, gossip, acks, transport, now)?;
         self.log(&facts, directory, now);
+        self.log_length(&facts, replica.writer().is_log_too_long());
         self.log_conflicts(replica);
         Some(facts)
     }
@@ -274,6 +281,23 @@ impl Observer {
             }
             Some(None) => tracing::info!("deleted keys can be forgotten again"),
             None => {}
+        }
+    }
+
+    /// Says so once, until it is over.
+    fn log_length(&mut self, facts: &Facts, is_long: bool) {
+        if std::mem::replace(&mut self.is_long, is_long) == is_long {
+            return;
+        }
+        let (bytes, max) = (facts.waiting_bytes, facts.waiting_bytes_max.unwrap_or(u64::MAX));
+        if is_long {
+            tracing::warn!(
+                bytes,
+                max,
+                "too much is kept for members that are away: replaced writes go, and they will have to take over all data"
+            );
+        } else {
+            tracing::info!(bytes, max, "no longer too much is kept for members that are away");
         }
     }
 
@@ -321,6 +345,8 @@ fn gather(
         complete: frontier.complete(),
         settled: frontier.settled(),
         held_back: Holding::new(directory, gossip, &peers, me.member).held_back(now),
+        waiting_bytes: replica.writer().mvcc().waiting_bytes(),
+        waiting_bytes_max: replica.writer().log_bytes_max(),
         counts: gossip.counts(),
         last_scrub_millis: gossip.last_scrub_millis(),
         missing: gossip.lag(),

@@ -4,6 +4,10 @@
 //! heads that have moved since, at a cost of those and no others (as CouchDB's `_changes`). A sum over all heads, the
 //! root, tells two members at a glance that they hold the same; sums over parts of it find out where they do not.
 //!
+//! A run that has ended, and that everybody holds to its end, is *retired*: nobody needs to be told of it, but for members
+//! that are not complete up to then, which need more than heads anyhow. It still counts in the sums. So what members tell
+//! each other does not grow with each start of one of them.
+//!
 //! Invariants
 //! * A head never goes back, and what is applied is never behind it.
 //! * `root` and `buckets` are the sums over all heads above zero.
@@ -24,13 +28,18 @@ struct Slot {
     applied: u64,
     /// The number of its last move; zero if it never moved.
     arrival: u64,
+    /// Whether it is left out of what is told.
+    is_retired: bool,
 }
 
 /// The heads of a member.
 #[derive(Clone, Debug)]
 pub struct Heads {
     slots: BTreeMap<Origin, Slot>,
+    /// Those that are told.
     by_arrival: BTreeMap<u64, Origin>,
+    /// The last move of those that are not.
+    retired_arrival: u64,
     arrivals: u64,
     buckets: [u64; BUCKETS],
     root: u64,
@@ -43,6 +52,7 @@ impl Heads {
         Self {
             slots: BTreeMap::new(),
             by_arrival: BTreeMap::new(),
+            retired_arrival: 0,
             arrivals: 0,
             buckets: [0; BUCKETS],
             root: 0,
@@ -74,10 +84,30 @@ impl Heads {
         &self.buckets
     }
 
-    /// How many origins there are.
+    /// How many origins are told of.
     #[expect(clippy::len_without_is_empty, reason = "nobody asks whether there are none")]
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.by_arrival.len()
+    }
+
+    /// The heads that are told, oldest move first.
+    pub fn told(&self) -> impl Iterator<Item = Head> {
+        self.by_arrival.values().map(|origin| Head { origin: *origin, seq: self.seq(*origin) })
+    }
+
+    /// Everybody holds this origin to its end: leaves it out of what is told. Should its head move, it comes back.
+    pub fn retire(&mut self, origin: Origin) {
+        let Some(slot) = self.slots.get_mut(&origin).filter(|slot| slot.arrival > 0) else {
+            return;
+        };
+        slot.is_retired = true;
+        self.by_arrival.remove(&slot.arrival);
+        self.retired_arrival = self.retired_arrival.max(slot.arrival);
+    }
+
+    /// Whether something retired has moved since so many arrivals: then what is told is not all.
+    pub fn leaves_out_since(&self, arrivals: u64) -> bool {
+        self.retired_arrival > arrivals
     }
 
     /// All heads, by origin.
@@ -118,6 +148,7 @@ impl Heads {
             self.by_arrival.remove(&slot.arrival);
         }
         slot.arrival = self.arrivals;
+        slot.is_retired = false;
         self.by_arrival.insert(self.arrivals, head.origin);
         let moved = hash(head).wrapping_sub(hash(Head { seq: before, ..head }));
         self.root = self.root.wrapping_add(moved);
@@ -145,11 +176,11 @@ impl Heads {
         pairs.fold(0, |mask, (i, (ours, theirs))| mask | u64::from(ours != theirs) << i)
     }
 
-    /// The heads in some buckets.
+    /// The heads in some buckets, but for those that are retired.
     pub fn in_buckets(&self, mask: u64) -> Vec<Head> {
-        let mut heads = self.all();
-        heads.retain(|head| mask >> bucket(head.origin) & 1 == 1);
-        heads
+        let told = self.slots.iter().filter(|(_, slot)| slot.seq > 0 && !slot.is_retired);
+        let heads = told.map(|(origin, slot)| Head { origin: *origin, seq: slot.seq });
+        heads.filter(|head| mask >> bucket(head.origin) & 1 == 1).collect()
     }
 }
 
@@ -204,6 +235,25 @@ mod tests {
         assert_eq!(heads.moved_since(3, 9), (vec![], 3));
         assert!(!heads.advance(head(1, 6)), "no move");
         assert_eq!(heads.arrivals(), 3);
+    }
+
+    #[test]
+    fn who_is_retired_counts_but_is_not_told_of() {
+        let mut heads = heads(&[(1, 5), (2, 7), (3, 1)]);
+        let (root, buckets) = (heads.root(), *heads.buckets());
+        heads.retire(head(2, 0).origin);
+        heads.retire(head(9, 0).origin);
+        assert_eq!(
+            (heads.root(), *heads.buckets(), heads.seq(head(2, 0).origin)),
+            (root, buckets, 7)
+        );
+        assert_eq!(heads.moved_since(0, 9), (vec![head(1, 5), head(3, 1)], 3));
+        assert_eq!(heads.in_buckets(u64::MAX), [head(1, 5), head(3, 1)]);
+        assert_eq!((heads.len(), heads.told().count(), heads.all().len()), (2, 2, 3));
+        assert!(heads.leaves_out_since(1) && !heads.leaves_out_since(2));
+        heads.advance(head(2, 8));
+        assert_eq!(heads.moved_since(0, 9), (vec![head(1, 5), head(3, 1), head(2, 8)], 4));
+        assert_eq!(heads.len(), 3);
     }
 
     #[test]

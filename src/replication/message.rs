@@ -37,6 +37,8 @@ pub enum Message {
         buckets: u64,
         /// The heads.
         heads: Vec<Head>,
+        /// As in [`Digest`].
+        left_out: Timestamp,
         /// Whether the sender wants the receiver's in turn.
         reply: bool,
     },
@@ -112,6 +114,8 @@ pub struct Digest {
     pub until: u64,
     /// The sender's heads that have moved between the two.
     pub moved: Vec<Head>,
+    /// Runs that ended up to then are left out of those, since everybody is thought to hold them; zero if none is.
+    pub left_out: Timestamp,
     /// Whether the sender wants a digest in turn.
     pub reply: bool,
     /// The sender's revision; zero if it is no news, or has no tag.
@@ -130,6 +134,8 @@ pub struct Segments {
     pub collected: Timestamp,
     /// This answers a pull: the request is done, whether or not everything came.
     pub answers: bool,
+    /// Some of what was asked for cannot be had so, since there are holes in it: the receiver needs the state.
+    pub has_holes: bool,
     /// Which of the entries are traced; at most [`TRACES_MAX`]. Nothing depends on it.
     pub traces: Vec<TracedEntry>,
 }
@@ -148,6 +154,15 @@ pub struct TracedEntry {
     pub context: TraceContext,
 }
 
+/// Up to where a member may lack writes that were replaced, which it has given up for space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginFloor {
+    /// Up to this entry of that origin.
+    pub head: Head,
+    /// None of those is later than this.
+    pub time: Timestamp,
+}
+
 /// What a member has promised, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promise {
@@ -163,6 +178,8 @@ pub struct Promise {
     pub complete: Timestamp,
     /// The same, but for runs that have ended.
     pub current: Timestamp,
+    /// All members that are not away hold the entries of this run up to this seq; zero if it does not say.
+    pub held: u64,
 }
 
 /// Promises of all members, as far as the sender knows, and its clocks.
@@ -280,4 +297,6 @@ pub struct CatchUpPart {
     pub next: Option<Cursor>,
     /// How much of the log is done, in thousandths.
     pub progress: u16,
+    /// With the last part: what the sender has given up for space.
+    pub floors: Vec<OriginFloor>,
 }

@@ -110,6 +110,8 @@ pub struct Frontier {
     standings: Vec<Standing>,
     /// Up to when the runs that have ended are held, until their ends are closed.
     ending: BTreeMap<Origin, Timestamp>,
+    /// How far all members hold an origin that are not away, as its member has said. Those of runs that have ended, too.
+    held: BTreeMap<Origin, u64>,
     complete: Timestamp,
     current: Timestamp,
     settled: Timestamp,
@@ -122,6 +124,7 @@ impl Frontier {
             me,
             standings: Vec::new(),
             ending: BTreeMap::new(),
+            held: BTreeMap::new(),
             complete,
             current: Timestamp::default(),
             settled,
@@ -151,6 +154,11 @@ impl Frontier {
     /// Takes note of a promise of the member with this number.
     pub fn hear(&mut self, number: usize, promise: &Promise) {
         let Some(standing) = self.standings.get_mut(number) else { return };
+        if promise.held > 0 {
+            let origin = Origin { member: promise.member, run: promise.run };
+            let held = self.held.entry(origin).or_default();
+            *held = promise.held.max(*held);
+        }
         if (promise.run, promise.time) > (standing.run, standing.time) {
             (standing.run, standing.time) = (promise.run, promise.time);
             standing.seq = promise.seq;
@@ -176,14 +184,16 @@ impl Frontier {
                 seq: if is_current { standing.seq } else { 0 },
                 complete: standing.complete,
                 current: standing.current,
+                held: self.held.get(&Origin { member: *member, run: *run }).copied().unwrap_or(0),
             }
         })
     }
 
     /// Takes note of promises of all members, in their order, which rely on who they are and which runs are current.
     pub fn hear_all(&mut self, rows: &[Promise], membership: &Membership) {
-        for (number, (row, (run, _))) in rows.iter().zip(&membership.rows).enumerate() {
-            self.hear(number, &Promise { run: *run, ..*row });
+        let known = membership.numbers.iter().zip(&membership.rows);
+        for (number, (row, (member, (run, _)))) in rows.iter().zip(known).enumerate() {
+            self.hear(number, &Promise { member: *member, run: *run, ..*row });
         }
     }
 
@@ -197,6 +207,7 @@ impl Frontier {
     ) -> Vec<Head> {
         let known: BTreeMap<_, _> =
             before.members.keys().copied().zip(std::mem::take(&mut self.standings)).collect();
+        self.held.retain(|origin, _| membership.members.contains_key(&origin.member));
         let mut unsaid = Vec::new();
         let sealed = membership.seals.keys().map(|origin| Head { origin: *origin, seq: 0 });
         for head in heads.all().into_iter().chain(sealed) {
@@ -263,6 +274,22 @@ impl Frontier {
             let current = if *member == self.me { self.current } else { standing.covered_current };
             current >= since
         })
+    }
+
+    /// How far all members that are not away hold the entries of an origin, as far as its member has said.
+    pub fn held(&self) -> impl Iterator<Item = Head> {
+        self.held.iter().map(|(origin, seq)| Head { origin: *origin, seq: *seq })
+    }
+
+    /// When a run ended that everybody holds to its end; `None` if it has not, or not everybody is known to do so. Whoever is
+    /// complete up to then holds all of it.
+    pub fn retired(&self, head: Head, membership: &Membership) -> Option<Timestamp> {
+        let announced = membership.ended(head.origin)?;
+        let sealed = membership.seals.get(&head.origin).map_or(announced, |(_, time)| *time);
+        let since = announced.max(sealed);
+        let is_held = head.seq >= membership.limit(head.origin);
+        let is_settled = since <= self.settled && !self.ending.contains_key(&head.origin);
+        (is_held && is_settled).then_some(since)
     }
 
     /// Runs that have ended but are not closed yet, and up to when they are held: they hold `complete` back.

@@ -26,6 +26,8 @@ use crate::types::{ClusterId, KeyRange, LeaseId, MemberId, Origin, Revision};
 
 pub(super) const SECOND: u64 = 1_000_000;
 const MILLI: u64 = 1000;
+/// Memory for the newest entries where logs are what it is about.
+const RECENT_BYTES: usize = 2000;
 /// How often members try to reach each other.
 const CONTACT_MICROS: u64 = 500 * MILLI;
 /// How often everything is checked.
@@ -79,11 +81,17 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
     };
     let options = gossip::Options {
         promise_millis: 400,
+        away_millis: 2000,
         scrub_millis: Some(5000),
         ..gossip::Options::default()
     };
     Setup {
-        writer: Options { gc_age_millis: 1000, ..Options::new(identity) },
+        writer: Options {
+            gc_age_millis: 1000,
+            // Half of all clusters keep nothing for members that are away but what they must.
+            log_bytes_max: seed.is_multiple_of(2).then_some(0),
+            ..Options::new(identity)
+        },
         cluster: ClusterOptions {
             record,
             gossip: options,
@@ -116,6 +124,19 @@ impl Cluster {
         };
         for number in 0..members {
             cluster.add(setup(number, members, cluster.dice.clone().roll()));
+        }
+        cluster
+    }
+
+    /// As [`Self::found`], but so much may wait in the logs for members that are away, and next to nothing is in memory.
+    pub(super) fn found_with_logs(members: usize, log_bytes_max: Option<u64>, seed: u64) -> Self {
+        let mut cluster = Self::found(0, seed);
+        cluster.next_id = members;
+        for number in 0..members {
+            let mut setup = setup(number, members, cluster.dice.roll());
+            setup.writer.log_bytes_max = log_bytes_max;
+            setup.cluster.gossip.recent_bytes = RECENT_BYTES;
+            cluster.add(setup);
         }
         cluster
     }
@@ -862,13 +883,15 @@ impl Cluster {
         self.sweep_at(number);
     }
 
-    fn sweep_at(&mut self, number: usize) {
+    /// A member removes from its log what it may, even if it is hardly worth it: little of many keys, say.
+    pub(super) fn sweep_at(&mut self, number: usize) {
         self.world.with(number, |full, micros| {
             full.with(micros, |replica, _| {
                 while replica.writer().can_reclaim() {
                     replica.writer_mut().reclaim();
                 }
-                if let Some(sweep) = replica.writer_mut().begin_sweep(true).expect("no fault") {
+                let sweep = replica.writer_mut().begin_sweep_anyhow().expect("no fault");
+                if let Some(sweep) = sweep {
                     let mvcc = Arc::clone(replica.writer().mvcc());
                     sweep.run(&mvcc).expect("no fault");
                     replica.writer_mut().end_sweep(&sweep);

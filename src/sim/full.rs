@@ -219,8 +219,9 @@ impl Full {
                 let heads = replica.writer().heads();
                 let segments = replica.writer().mvcc().segments(&wants, &heads, bytes_max);
                 let segments = segments.expect("no fault");
-                let collected = replica.writer().collected();
-                let segments = Segments { segments, collected, answers: true, traces: Vec::new() };
+                let has_holes = replica.writer().mvcc().has_holes_behind(&wants);
+                let (collected, traces) = (replica.writer().collected(), Vec::new());
+                let segments = Segments { segments, collected, answers: true, has_holes, traces };
                 self.sent.push((to, Message::Segments(segments)));
                 replica.loaded(to, now).expect("no fault");
             }
@@ -234,7 +235,9 @@ impl Full {
                 let entries = part.entries.into_iter().collect();
                 let (next, progress) = (part.next, part.progress);
                 let collected = replica.writer().collected();
-                let part = CatchUpPart { heads, complete, collected, entries, next, progress };
+                let floors = replica.writer().mvcc().origin_floors();
+                let part =
+                    CatchUpPart { heads, complete, collected, entries, next, progress, floors };
                 self.sent.push((to, Message::CatchUpPart(part)));
                 replica.loaded(to, now).expect("no fault");
             }

@@ -171,9 +171,9 @@ impl Light {
                     let segments =
                         wants.filter_map(|want| everything.segment(want, bytes_max)).collect();
                     drop(everything);
-                    let collected = Timestamp::default();
-                    let segments =
-                        Segments { segments, collected, answers: true, traces: Vec::new() };
+                    let (collected, traces) = (Timestamp::default(), Vec::new());
+                    let (answers, has_holes) = (true, false);
+                    let segments = Segments { segments, collected, answers, has_holes, traces };
                     self.sent.push((to, Message::Segments(segments)));
                     self.step(micros, Input::Loaded(to));
                 }
@@ -181,7 +181,10 @@ impl Light {
                     // What is open is not durable, and no promise can be made about it yet.
                     if self.open.is_empty() && self.committing.is_none() {
                         let time = self.clock.tick(now_at(micros));
-                        self.step(micros, Input::Promised(time, self.seq));
+                        self.step(
+                            micros,
+                            Input::Promised { time, seq: self.seq, is_log_long: false },
+                        );
                     }
                 }
                 Output::Observe(time) => self.clock.observe(time),

@@ -2,6 +2,8 @@
 //! seed. The same seed tells the same story.
 
 #[cfg(test)]
+mod away_scenarios;
+#[cfg(test)]
 mod catching_up;
 #[cfg(test)]
 mod clock_scenarios;
@@ -27,6 +29,8 @@ mod properties;
 #[cfg(test)]
 mod removal_scenarios;
 mod report;
+#[cfg(test)]
+mod restart_scenarios;
 #[cfg(test)]
 mod scenarios;
 pub mod spread;

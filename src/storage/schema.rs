@@ -419,6 +419,9 @@ pub enum Meta {
     Removed,
     /// Everything up to this place was written under a former member id, and does not count. When it is read its tag is 0.
     Former(Place),
+    /// Entries of an origin up to this seq, none of which is later than this, may lack writes that were replaced: they were
+    /// given up for space before everybody had them.
+    Floor(OriginIndex, u64, Timestamp),
 }
 
 /// Whose store it is.
@@ -444,6 +447,7 @@ const META_TAG: u8 = 11;
 const META_STRAYS: u8 = 12;
 const META_REMOVED: u8 = 13;
 const META_FORMER: u8 = 14;
+const META_FLOOR: u8 = 15;
 
 /// The value of the row that says so.
 const REMOVED: u8 = 1;
@@ -504,6 +508,12 @@ impl Meta {
                 key.put_u8(META_TAG);
                 put_varint(&mut value, u64::from(tag));
             }
+            Self::Floor(index, seq, time) => {
+                key.put_u8(META_FLOOR);
+                key.put_u32(index.0);
+                value.put_u64_le(seq);
+                value.put_u64_le(time.0);
+            }
             Self::Strays(until, next) => {
                 key.put_u8(META_STRAYS);
                 value.put_slice(&until.encode());
@@ -545,6 +555,9 @@ impl Meta {
             [META_PEERED] => Self::Peered(Timestamp(reader.u64()?)),
             [META_PROMISED] => Self::Promised(Timestamp(reader.u64()?), Timestamp(reader.u64()?)),
             [META_TAG] => Self::Tag(take_tag(&mut reader)?),
+            [META_FLOOR, index @ ..] => {
+                Self::Floor(index_of(index)?, reader.u64()?, Timestamp(reader.u64()?))
+            }
             [META_STRAYS] => {
                 let places = reader.rest();
                 let (until, next) = places.split_at(places.len().min(PLACE_BYTES));

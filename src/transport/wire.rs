@@ -18,7 +18,8 @@ use prost::Message as _;
 use starling_proto::starling::peer::v1 as pb;
 
 use crate::replication::message::{
-    CatchUp, CatchUpPart, ClockReading, Cursor, Digest, Head, Message, Promise, Promises,
+    CatchUp, CatchUpPart, ClockReading, Cursor, Digest, Head, Message, OriginFloor, Promise,
+    Promises,
 };
 use crate::time::Timestamp;
 use crate::types::{MemberId, Origin, Revision};
@@ -172,13 +173,15 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
         Some(Body::Promises(promises)) => promises.seqs.len() <= PROMISES_MAX,
         Some(Body::CatchUp(catch_up)) => rows(&catch_up.heads) <= HEADS_MAX,
         Some(Body::CatchUpPart(part)) => {
-            rows(&part.heads) <= HEADS_MAX && entries::fit(part.entries.as_ref())
+            rows(&part.heads) <= HEADS_MAX
+                && rows(&part.floors) <= HEADS_MAX
+                && entries::fit(part.entries.as_ref())
         }
         Some(Body::Compare(compare)) => {
-            compare.from.len() <= compare::ROWS_MAX && compare.dots.len() <= compare::ROWS_MAX
+            compare::fit(compare.bounds.as_ref(), compare.dots.as_ref())
         }
         Some(Body::Compared(compared)) => {
-            compared.from.len() <= compare::ROWS_MAX && compared.gone.len() <= compare::ROWS_MAX
+            compare::fit(compared.bounds.as_ref(), compared.gone.as_ref())
         }
         Some(Body::Answer(answer)) => {
             answer.digest.as_ref().is_none_or(|digest| rows(&digest.moved) <= HEADS_MAX)
@@ -238,10 +241,10 @@ pub fn encode(message: &Message) -> pb::Frame {
     let body = match message {
         Message::Digest(digest) => Body::Digest(encode_digest(digest)),
         Message::Buckets(sums) => Body::Buckets(pb::Buckets { sums: sums.clone() }),
-        Message::Vector { epoch, arrivals, buckets, heads, reply } => {
-            let heads = encode_heads(heads);
-            let (epoch, arrivals) = (*epoch, *arrivals);
-            Body::Vector(pb::Vector { buckets: *buckets, heads, reply: *reply, epoch, arrivals })
+        Message::Vector { epoch, arrivals, buckets, heads, left_out, reply } => {
+            let (heads, buckets) = (encode_heads(heads), *buckets);
+            let (epoch, arrivals, left_out) = (*epoch, *arrivals, left_out.0);
+            Body::Vector(pb::Vector { buckets, heads, reply: *reply, epoch, arrivals, left_out })
         }
         Message::Announce(heads) => Body::Announce(encode_heads(heads).unwrap_or_default()),
         Message::Pull { wants, bytes_max } => {
@@ -288,8 +291,9 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
             check_count(buckets.sums.len(), BUCKETS_MAX)?;
             Message::Buckets(buckets.sums)
         }
-        Body::Vector(pb::Vector { buckets, heads, reply, epoch, arrivals }) => {
-            Message::Vector { epoch, arrivals, buckets, heads: decode_heads(heads)?, reply }
+        Body::Vector(pb::Vector { buckets, heads, reply, epoch, arrivals, left_out }) => {
+            let (heads, left_out) = (decode_heads(heads)?, Timestamp(left_out));
+            Message::Vector { epoch, arrivals, buckets, heads, left_out, reply }
         }
         Body::Announce(heads) => Message::Announce(decode_heads(Some(heads))?),
         Body::Pull(pb::Pull { wants, bytes_max }) => {
@@ -357,8 +361,8 @@ fn decode_heads(heads: Option<pb::Heads>) -> Result<Vec<Head>, Malformed> {
 }
 
 fn encode_digest(digest: &Digest) -> pb::Digest {
-    let Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former } =
-        digest;
+    let Digest { epoch, arrivals, root, told, after, until, moved, left_out, .. } = digest;
+    let Digest { reply, revision, former, .. } = digest;
     pb::Digest {
         epoch: *epoch,
         arrivals: *arrivals,
@@ -368,6 +372,7 @@ fn encode_digest(digest: &Digest) -> pb::Digest {
         moved: encode_heads(moved),
         moved_after: arrivals.wrapping_sub(*after),
         moved_until: arrivals.wrapping_sub(*until),
+        left_out: left_out.0,
         reply: *reply,
         revision: revision.0,
         former: former.0,
@@ -378,12 +383,26 @@ fn decode_digest(digest: pb::Digest) -> Result<Digest, Malformed> {
     let after = digest.arrivals.wrapping_sub(digest.moved_after);
     let until = digest.arrivals.wrapping_sub(digest.moved_until);
     let (revision, former) = (Revision(digest.revision), Revision(digest.former));
-    let pb::Digest { epoch, arrivals, root, told_epoch, told_arrivals, moved, reply, .. } = digest;
+    let pb::Digest { epoch, arrivals, root, told_epoch, told_arrivals, moved, .. } = digest;
+    let pb::Digest { left_out, reply, .. } = digest;
     if told_epoch.is_some() != told_arrivals.is_some() {
         return Err(Malformed("a half of what the sender was told"));
     }
     let (told, moved) = (told_epoch.zip(told_arrivals), decode_heads(moved)?);
-    Ok(Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former })
+    let left_out = Timestamp(left_out);
+    Ok(Digest {
+        epoch,
+        arrivals,
+        root,
+        told,
+        after,
+        until,
+        moved,
+        left_out,
+        reply,
+        revision,
+        former,
+    })
 }
 
 fn encode_promises(promises: &Promises) -> pb::Promises {
@@ -403,6 +422,8 @@ fn encode_promises(promises: &Promises) -> pb::Promises {
         seqs: rows.iter().map(|row| row.seq).collect(),
         complete_ages: ages(|row| row.complete),
         current_later: rows.iter().map(|row| later(row, *now)).collect(),
+        held_rows: (0..).zip(rows).filter(|(_, row)| row.held > 0).map(|(at, _)| at).collect(),
+        held: rows.iter().map(|row| row.held).filter(|held| *held > 0).collect(),
         reply: *reply,
     }
 }
@@ -426,13 +447,20 @@ fn decode_promises(promises: &pb::Promises) -> Result<Promises, Malformed> {
             seq: promises.seqs[i],
             complete: time_of(completes[i], now)?,
             current: time_of(completes[i].wrapping_add_signed(currents[i].wrapping_neg()), now)?,
+            held: 0,
         })
     };
+    let mut rows = (0..count).map(row).collect::<Result<Vec<_>, Malformed>>()?;
+    check_columns(promises.held_rows.len(), &[promises.held.len()])?;
+    for (at, held) in promises.held_rows.iter().zip(&promises.held) {
+        let row = usize::try_from(*at).ok().and_then(|at| rows.get_mut(at));
+        row.ok_or(Malformed("a row that is not there"))?.held = *held;
+    }
     Ok(Promises {
         table: promises.table,
         now,
         wall_millis: promises.wall_millis,
-        rows: (0..count).map(row).collect::<Result<_, Malformed>>()?,
+        rows,
         named: promises.named,
         reply: promises.reply,
     })
@@ -471,6 +499,8 @@ fn encode_part(part: &CatchUpPart) -> pb::CatchUpPart {
         next: part.next.map(encode_cursor),
         progress: u32::from(part.progress),
         collected: part.collected.0,
+        floors: encode_heads(&part.floors.iter().map(|floor| floor.head).collect::<Vec<_>>()),
+        floor_times: part.floors.iter().map(|floor| floor.time.0).collect(),
     }
 }
 
@@ -481,7 +511,12 @@ fn heard(time: Timestamp) -> Result<Timestamp, Malformed> {
 
 fn decode_part(part: pb::CatchUpPart) -> Result<CatchUpPart, Malformed> {
     let progress = u16::try_from(part.progress).map_err(|_| Malformed("progress out of range"))?;
+    let floors = decode_heads(part.floors)?;
+    check_columns(floors.len(), &[part.floor_times.len()])?;
+    let times = part.floor_times.into_iter().map(Timestamp);
+    let floors = floors.into_iter().zip(times).map(|(head, time)| OriginFloor { head, time });
     Ok(CatchUpPart {
+        floors: floors.collect(),
         heads: decode_heads(part.heads)?,
         complete: heard(Timestamp(part.complete))?,
         collected: heard(Timestamp(part.collected))?,

@@ -11,10 +11,11 @@
 //! everything below it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering as Atomic;
+use std::sync::atomic::{AtomicU64, Ordering as Atomic};
 
-use super::{Era, Mvcc};
+use super::{Era, Mvcc, row_bytes};
 use crate::engine::collection::Rules;
+use crate::engine::early::Floors;
 use crate::engine::graves::Grave;
 use crate::engine::records::RowStanding;
 use crate::engine::tags;
@@ -85,7 +86,7 @@ impl Reclaim {
             self.from = guarded.index.prune(self.floor, self.from.take(), keys, &mut freed, wanted);
             let bytes: u64 = freed.iter().map(|version| u64::from(version.size())).sum();
             guarded.live_bytes -= bytes;
-            guarded.add_dead(bytes, clock);
+            guarded.dead.add(bytes, clock);
             // Before anybody can find that the index has let go.
             for (key, grave) in buried {
                 mvcc.bury(&key, grave);
@@ -100,17 +101,27 @@ impl Reclaim {
 
 /// A pass over the log that removes the rows nobody can read. It runs beside everything else, a change of the tag too: so its
 /// revisions and places are those of the log, under the tag 0.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Sweep {
     /// Every version that a compaction here gave up has left the index.
     floor: Revision,
     /// Nothing younger is removed.
     through: Timestamp,
     rules: Rules,
+    /// What may go before everybody has it.
+    early: Arc<Early>,
     /// The newest row when it began. That one stays, to mark the end of the log.
     newest: Place,
-    /// The dead bytes when it began.
+    /// The bytes that could leave when it began.
     dead_bytes: u64,
+}
+
+/// What a sweep may remove for space.
+#[derive(Debug)]
+struct Early {
+    floors: Floors,
+    /// What it has removed so.
+    bytes: AtomicU64,
 }
 
 impl Sweep {
@@ -120,19 +131,26 @@ impl Sweep {
         rules: Rules,
         newest: Place,
     ) -> Self {
-        let dead_bytes = mvcc.guarded.read().dead_bytes;
-        Self { floor, through, rules, newest, dead_bytes }
+        let dead_bytes = mvcc.guarded.read().dead.ready();
+        let early = Early { floors: mvcc.floors.read().clone(), bytes: AtomicU64::new(0) };
+        Self { floor, through, rules, early: Arc::new(early), newest, dead_bytes }
     }
 
     /// Removes the rows. Blocks for as long as it takes to rewrite the log; commits and reads go on.
-    pub fn run(self, mvcc: &Arc<Mvcc>) -> Result<(), StoreError> {
-        let of = Arc::clone(mvcc);
-        mvcc.store.sweep(Arc::new(move |key, value| self.is_dead(&of, key, value)))
+    pub fn run(&self, mvcc: &Arc<Mvcc>) -> Result<(), StoreError> {
+        let (sweep, of) = (self.clone(), Arc::clone(mvcc));
+        mvcc.store.sweep(Arc::new(move |key, value| sweep.is_dead(&of, key, value)))
     }
 
     /// The compaction that it worked for, and the time of the last entry that it could remove.
     pub(in crate::engine) fn floor(&self) -> (Revision, Timestamp) {
         (self.floor, self.through)
+    }
+
+    /// What it may remove, or has removed, of what is not settled; `None` for nothing.
+    fn early_bytes(&self) -> Option<u64> {
+        let has_floors = self.early.floors.all().next().is_some();
+        has_floors.then(|| self.early.bytes.load(Atomic::Relaxed))
     }
 
     /// Whether a row of the log can go.
@@ -150,10 +168,14 @@ impl Sweep {
             return Ok(true);
         }
         let row = Row::decode(place, bytes::Bytes::copy_from_slice(value))?;
-        let (time, rules) = (row.stamp.time, &self.rules);
-        if !rules.allow(time) {
-            return Ok(false);
+        if !self.rules.allow(row.stamp.time) {
+            let is_dead = self.is_dead_early(mvcc, place, &row);
+            if is_dead {
+                self.early.bytes.fetch_add(u64::from(row_bytes(&row.op)), Atomic::Relaxed);
+            }
+            return Ok(is_dead);
         }
+        let (time, rules) = (row.stamp.time, &self.rules);
         // As long as it is locked, all that is in memory has places of one tag.
         let guarded = mvcc.guarded.read();
         let shown = place.with_tag(mvcc.tag());
@@ -172,6 +194,21 @@ impl Sweep {
                 RowStanding::Removal { newest_put } => rules.allow_removal(place, time, newest_put),
             },
         })
+    }
+
+    /// The same before everybody has it: only what was replaced, by something that stays.
+    fn is_dead_early(&self, mvcc: &Mvcc, place: Place, row: &Row) -> bool {
+        if row.seq > self.early.floors.seq(row.stamp.origin) {
+            return false;
+        }
+        let guarded = mvcc.guarded.read();
+        let shown = place.with_tag(mvcc.tag());
+        match &row.op {
+            Op::Put(kv) => !guarded.holds(&kv.key, shown),
+            Op::Delete { .. } | Op::InternalDelete { .. } => false,
+            Op::InternalPut { .. } if row.hidden => true,
+            op => mvcc.standing_of_record(op, row.stamp, shown) == RowStanding::Superseded,
+        }
     }
 }
 
@@ -202,18 +239,25 @@ impl Mvcc {
     /// Whether a sweep would give back enough.
     pub(in crate::engine) fn is_worth_sweeping(&self) -> bool {
         let guarded = self.guarded.read();
-        guarded.dead_bytes >= SWEEP_BYTES_MIN.max(guarded.live_bytes / SWEEP_FRACTION)
+        guarded.dead.ready() >= SWEEP_BYTES_MIN.max(guarded.live_bytes / SWEEP_FRACTION)
     }
 
     /// Whether a sweep that somebody waits for would give back anything to speak of.
     pub(in crate::engine) fn can_be_swept(&self) -> bool {
         let guarded = self.guarded.read();
-        guarded.dead_bytes > 0 && guarded.dead_bytes >= guarded.live_bytes / SWEEP_WANTED_FRACTION
+        guarded.dead.ready() > 0
+            && guarded.dead.ready() >= guarded.live_bytes / SWEEP_WANTED_FRACTION
+    }
+
+    /// Whether a sweep for space, of what waits for members that are away, may give back enough.
+    pub(in crate::engine) fn is_worth_sweeping_early(&self) -> bool {
+        let guarded = self.guarded.read();
+        guarded.dead.waiting_anew() >= SWEEP_BYTES_MIN.max(guarded.live_bytes / SWEEP_FRACTION)
     }
 
     /// Takes note of a sweep that is complete.
     pub(in crate::engine) fn note_swept(&self, sweep: &Sweep) {
-        self.guarded.write().dead_bytes -= sweep.dead_bytes;
+        self.guarded.write().dead.remove(sweep.dead_bytes, sweep.early_bytes());
         let is_gone = |place: Place, time, newest_put| {
             let place = place.with_tag(0);
             place < sweep.newest && sweep.rules.allow_removal(place, time, newest_put)

@@ -20,6 +20,7 @@
 
 mod catch_up;
 mod compact;
+mod dead;
 mod doorkeeper;
 mod fingerprint;
 mod hash;
@@ -43,11 +44,13 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::command::{Filter, Range, RangeReply, Reply, SortTarget};
+use super::early::{Floor, Floors};
 use super::graves::{Grave, Graves};
 use super::origins::Origins;
 use super::records::Records;
 use super::{Failure, Pair, tags};
 use crate::error::{Error, StoreError};
+use crate::replication::message::{Head, OriginFloor};
 use crate::storage::schema::{Op, Place, Row, RowStamp};
 use crate::storage::{Space, Store};
 use crate::time::Timestamp;
@@ -56,6 +59,7 @@ use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 pub use catch_up::StatePart;
 pub use compact::Sweep;
 pub(super) use compact::{Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY};
+use dead::DeadBytes;
 use doorkeeper::Doorkeeper;
 pub use hash::StateHash;
 pub(super) use index::Latest;
@@ -122,10 +126,8 @@ struct Guarded {
     /// All births and deaths above this revision are in `recent`.
     recent_after: Revision,
     live_bytes: u64,
-    /// The bytes of rows that have left the index but not the disk yet, and may leave that, too.
-    dead_bytes: u64,
-    /// The bytes of further ones, which may leave it when some time is settled. In the order of the times.
-    waiting_bytes: VecDeque<(Timestamp, u64)>,
+    /// Rows that have left the index but not the disk yet.
+    dead: DeadBytes,
 }
 
 /// What counts of a key: its greatest put or its greatest delete.
@@ -152,6 +154,8 @@ pub struct Mvcc {
     marks: RwLock<Marks>,
     /// Rows up to here do not count, under the tag 0, if there are any such.
     former: OnceLock<Place>,
+    /// Locked after the origins.
+    floors: RwLock<Floors>,
     store: Store,
     cache: Cache<Place, Pair, PairWeighter>,
     /// Guards it once it is full.
@@ -183,8 +187,7 @@ impl Mvcc {
             recent: VecDeque::new(),
             recent_after: Revision(0),
             live_bytes: 0,
-            dead_bytes: 0,
-            waiting_bytes: VecDeque::new(),
+            dead: DeadBytes::default(),
         };
         Self {
             guarded: RwLock::new(guarded),
@@ -193,6 +196,7 @@ impl Mvcc {
             graves: RwLock::default(),
             marks: RwLock::default(),
             former: OnceLock::new(),
+            floors: RwLock::default(),
             store,
             cache: Cache::with_weighter(items.max(1), cache_bytes, PairWeighter),
             doorkeeper: Doorkeeper::new(),
@@ -303,7 +307,7 @@ impl Mvcc {
         self.guarded.read().index.sum(&range.range).keys.min(limit)
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
@@ -378,18 +382,42 @@ impl Mvcc {
 
     /// Counts the bytes of rows that nobody here can read; with peers they wait until that time is settled.
     pub(super) fn add_dead(&self, bytes: u64, clock: Option<Timestamp>) {
-        self.guarded.write().add_dead(bytes, clock);
+        self.guarded.write().dead.add(bytes, clock);
     }
 
     /// What waited for this time can be swept.
     pub(super) fn settle(&self, settled: Timestamp) {
-        let mut guarded = self.guarded.write();
-        while let Some(&(time, bytes)) = guarded.waiting_bytes.front()
-            && time <= settled
-        {
-            guarded.waiting_bytes.pop_front();
-            guarded.dead_bytes += bytes;
-        }
+        self.guarded.write().dead.settle(settled);
+    }
+
+    /// The bytes of rows that nobody here can read, but members that are away may want.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.guarded.read().dead.waiting()
+    }
+
+    /// What was given up before everybody had it.
+    pub(super) fn floors(&self) -> &RwLock<Floors> {
+        &self.floors
+    }
+
+    /// Whether these cannot be given entries by the log, since some of what they lack was given up for space. To be asked when
+    /// the log has been read.
+    pub fn has_holes_behind(&self, wants: &[Head]) -> bool {
+        let (origins, floors) = (self.origins.read(), self.floors.read());
+        let is_below = |want: &Head| {
+            origins.index(want.origin).is_some_and(|index| want.seq < floors.seq(index))
+        };
+        wants.iter().any(is_below)
+    }
+
+    /// What was given up for space, for a member that takes over the state: it has holes there, too.
+    pub fn origin_floors(&self) -> Vec<OriginFloor> {
+        let (origins, floors) = (self.origins.read(), self.floors.read());
+        let named = floors.all().map(|(index, Floor { seq, time })| {
+            let head = Head { origin: origins.name(index), seq };
+            OriginFloor { head, time }
+        });
+        named.collect()
     }
 
     /// Adds a visible row of the open batch to the index.
@@ -539,15 +567,6 @@ impl Guarded {
 
     fn holds(&self, key: &[u8], place: Place) -> bool {
         self.index.find(key).is_some_and(|history| history.holds(place))
-    }
-
-    fn add_dead(&mut self, bytes: u64, clock: Option<Timestamp>) {
-        match (clock, self.waiting_bytes.back_mut()) {
-            _ if bytes == 0 => {}
-            (None, _) => self.dead_bytes += bytes,
-            (Some(clock), Some((time, waiting))) if *time >= clock => *waiting += bytes,
-            (Some(clock), _) => self.waiting_bytes.push_back((clock, bytes)),
-        }
     }
 
     fn remember(&mut self, revision: Revision, born: bool, key: &[u8]) {

@@ -8,7 +8,7 @@ use prost::Message as _;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{
     CatchUp, CatchUpPart, ClockReading, Compare, Compared, Cursor, Digest, Dot, Head, Message,
-    Promise, Promises, RangeSum, Segments, Span,
+    OriginFloor, Promise, Promises, RangeSum, Segments, Span,
 };
 use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::{LeaseRecord, Table};
@@ -68,7 +68,13 @@ fn messages() -> Vec<(&'static str, Message)> {
     let segments = |ops, collected| {
         let segment = Segment { origin: origin(2), after: 0, through: 2, entries: entries(ops) };
         let segments = vec![segment];
-        Message::Segments(Segments { segments, collected, answers: true, traces: Vec::new() })
+        Message::Segments(Segments {
+            segments,
+            collected,
+            answers: true,
+            traces: Vec::new(),
+            has_holes: false,
+        })
     };
     let damaged =
         vec![record(Table::Member, MemberRecord::key(MemberId(4)), Bytes::from_static(b"none"))];
@@ -79,6 +85,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         entries: entries(ops.clone()).into_iter().map(|entry| (origin(2), entry)).collect(),
         next: None,
         progress: 1000,
+        floors: vec![OriginFloor { head: head(2, 1), time: time(2) }],
     };
     let span = Span { from: Bytes::new(), to: None };
     let dot = Dot { key: "a".into(), time: time(1), head: head(1, 3) };
@@ -98,6 +105,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         seq: 2,
         complete: time(4),
         current: time(4),
+        held: 1,
     };
     let promises = Promises {
         table: 0,
@@ -116,6 +124,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         buckets: u64::MAX,
         heads: vec![head(2, 2), head(9, u64::MAX)],
         reply: true,
+        left_out: Timestamp::default(),
     };
     let reading =
         ClockReading { wall_millis: 0, clock_millis: u64::MAX, time_millis: time(7).millis() };

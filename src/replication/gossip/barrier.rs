@@ -89,7 +89,9 @@ impl Gossip {
         // Only who has told everything counts; who has not is about to, and is asked again.
         let is_whole = self.peers.get(&from).is_some_and(|peer| peer.told >= Some(said));
         if !is_whole {
-            self.send(from, Message::Ask(id));
+            if self.catching_up.is_none() {
+                self.send(from, Message::Ask(id));
+            }
             return;
         }
         // What is on its way to the disk is missed by nobody, but cannot be read yet.

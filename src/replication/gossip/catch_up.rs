@@ -69,7 +69,8 @@ impl Gossip {
             self.heads.note_applied(head.origin, head.seq);
             self.pulls.satisfy(head.origin, &self.heads);
         }
-        self.outputs.push(Output::FinishCatchUp { heads, collected: part.collected });
+        let (collected, floors) = (part.collected, part.floors);
+        self.outputs.push(Output::FinishCatchUp { heads, collected, floors });
         if self.had_data {
             // Some of it may be gone elsewhere, and nobody knows any more that it was ever there.
             self.begin_merge(from, complete, now);

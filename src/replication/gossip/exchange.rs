@@ -4,7 +4,7 @@ use super::{
     BACK_OFF, DEAD_PEER_EXCHANGES, Gossip, HEADS_MAX, INTRODUCTION_HEADS_MAX, MISMATCHES_MAX,
 };
 use crate::replication::message::{Digest, Head, Message};
-use crate::time::Now;
+use crate::time::{Now, Timestamp};
 use crate::types::MemberId;
 
 impl Gossip {
@@ -58,10 +58,34 @@ impl Gossip {
         };
         let (moved, until) = self.heads.moved_since(after, HEADS_MAX);
         let told = peer.told;
+        let leaves_out = self.heads.leaves_out_since(after);
+        let left_out = if leaves_out { self.left_out } else { Timestamp::default() };
         let (revision, former) = Self::revisions_for(peer, self.revision);
         let root = self.heads.root();
         let epoch = self.epoch;
-        Digest { epoch, arrivals, root, told, after, until, moved, reply, revision, former }
+        Digest {
+            epoch,
+            arrivals,
+            root,
+            told,
+            after,
+            until,
+            moved,
+            left_out,
+            reply,
+            revision,
+            former,
+        }
+    }
+
+    /// Whether runs are left out of what a peer tells that this member may lack, since it is not complete up to their end: an
+    /// old copy of a disk, as a rule. Then it needs the state.
+    pub(super) fn lacks_left_out(&mut self, from: MemberId, left_out: Timestamp, now: Now) -> bool {
+        let is_lacking = left_out > self.frontier.complete();
+        if is_lacking {
+            self.begin_catch_up(from, now);
+        }
+        is_lacking
     }
 
     pub(super) fn compare(&mut self, from: MemberId, digest: Digest, now: Now) {
@@ -71,12 +95,15 @@ impl Gossip {
         }
         let is_owed = self.hear_revisions(from, &digest);
         let is_equal = digest.root == self.heads.root();
+        let is_lacking = !is_equal && self.lacks_left_out(from, digest.left_out, now);
         let (epoch, arrivals) = (self.epoch, self.heads.arrivals());
         let peer = self.peers.entry(from).or_default();
         peer.heard = digest.told.filter(|(of, _)| *of == epoch).map(|(_, heard)| heard);
         let known = peer.told.filter(|(of, _)| *of == digest.epoch).map_or(0, |(_, known)| known);
         if is_equal {
             peer.told = Some((digest.epoch, digest.arrivals));
+        } else if is_lacking {
+            peer.told = None;
         } else if digest.after <= known {
             peer.told = Some((digest.epoch, digest.until.max(known)));
         } else if digest.after == 0 || known == 0 {
@@ -121,7 +148,8 @@ impl Gossip {
         // More than fit are told next time: those that have moved last matter most, but any will do.
         heads.truncate(HEADS_MAX);
         let (epoch, arrivals) = (self.epoch, self.heads.arrivals());
-        self.send(to, Message::Vector { epoch, arrivals, buckets, heads, reply });
+        let left_out = self.left_out;
+        self.send(to, Message::Vector { epoch, arrivals, buckets, heads, left_out, reply });
     }
 
     pub(super) fn take_vector(&mut self, from: MemberId, told: (u32, u64), heads: &[Head]) {
@@ -144,7 +172,6 @@ mod tests {
     use crate::replication::heads::Heads;
     use crate::replication::message::Head;
     use crate::replication::settled::{Frontier, Membership};
-    use crate::time::Timestamp;
     use crate::types::{Origin, Revision};
 
     const ME: Origin = Origin { member: MemberId(1), run: 1 };
@@ -168,6 +195,7 @@ mod tests {
                 after: 3,
                 until: 3,
                 moved: Vec::new(),
+                left_out: Timestamp::default(),
                 reply: false,
                 revision: Revision::default(),
                 former: Revision::default(),

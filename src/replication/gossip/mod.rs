@@ -35,7 +35,9 @@ use std::sync::Arc;
 use super::dice::Dice;
 use super::entry::{Entry, Segment};
 use super::heads::Heads;
-use super::message::{CatchUp, Compare, Cursor, Dot, Head, Message, Segments, Span, TracedEntry};
+use super::message::{
+    CatchUp, Compare, Cursor, Dot, Head, Message, OriginFloor, Segments, Span, TracedEntry,
+};
 use super::pulls::Pulls;
 use super::recent::Recent;
 use super::settled::{Frontier, Membership};
@@ -79,6 +81,8 @@ const ANNOUNCE_BYTES_PER_SECOND: u64 = 256 << 10;
 const DEAD_PEER_EXCHANGES: u64 = 4;
 /// Exchanges without any move, and yet with different roots, before the reason is looked for.
 const MISMATCHES_MAX: u32 = 2;
+/// How long a peer has to seem dead before it counts as away.
+const AWAY_MILLIS: u64 = 60_000;
 /// Promises are made in steps of so many bits of a millisecond, so that they take few bytes.
 const PROMISE_STEP_BITS: u32 = 7 + 16;
 
@@ -101,6 +105,8 @@ pub struct Options {
     pub scrub_millis: Option<u64>,
     /// What one peer is sent without an acknowledgement, in bytes.
     pub push_window_bytes: usize,
+    /// A peer that seems dead for so long is away: what was replaced meanwhile is not kept for it at any cost.
+    pub away_millis: u64,
 }
 
 impl Default for Options {
@@ -114,6 +120,7 @@ impl Default for Options {
             scrub_millis: Some(SCRUB_MILLIS),
             recent_bytes: 16 << 20,
             push_window_bytes: 8 << 20,
+            away_millis: AWAY_MILLIS,
         }
     }
 }
@@ -138,7 +145,14 @@ pub enum Input {
     /// Which members seem alive, this one left out.
     Live(Vec<MemberId>),
     /// A promise is durable: all own entries up to this time are those up to this seq.
-    Promised(Timestamp, u64),
+    Promised {
+        /// Up to when.
+        time: Timestamp,
+        /// Up to which.
+        seq: u64,
+        /// Whether to say how far those entries are held, since there is too much that members that are away may want.
+        is_log_long: bool,
+    },
     /// The engine has sent what was asked of it by [`Output::Load`] or [`Output::LoadCatchUp`].
     Loaded(MemberId),
     /// The engine has read what the question of [`Output::Compare`] is about.
@@ -192,6 +206,8 @@ pub enum Output {
         heads: Vec<Head>,
         /// What the peer has forgotten, this member does not know either.
         collected: Timestamp,
+        /// What the peer has given up for space.
+        floors: Vec<OriginFloor>,
     },
     /// A peer's clock shows this: everything that is written here from now on comes later.
     Observe(Timestamp),
@@ -303,6 +319,8 @@ pub struct Gossip {
     /// Origins whose moves are to be announced.
     dirty: BTreeSet<Origin>,
     collected: Timestamp,
+    /// When the last of the runs ended that are left out of what is told.
+    left_out: Timestamp,
     loads: usize,
     catching_up: Option<CatchingUp>,
     merging: Option<Merging>,
@@ -356,6 +374,7 @@ impl Gossip {
             live: Vec::new(),
             dirty: BTreeSet::new(),
             collected: Timestamp::default(),
+            left_out: Timestamp::default(),
             loads: 0,
             catching_up: None,
             merging: None,
@@ -383,7 +402,9 @@ impl Gossip {
             Input::Committed { entries, heads } => self.committed(entries, &heads, now),
             Input::Membership(membership) => self.membership_changed(membership, now),
             Input::Live(live) => self.live_changed(live, now),
-            Input::Promised(time, seq) => self.promised(time, seq, now),
+            Input::Promised { time, seq, is_log_long } => {
+                self.promised(time, seq, is_log_long, now);
+            }
             Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
             Input::Asking(to, compare) => self.send_compare(to, compare),
             Input::Barrier { id, voters, needed, deadline_millis } => {
@@ -480,8 +501,10 @@ impl Gossip {
         match message {
             Message::Digest(digest) => self.compare(from, digest, now),
             Message::Buckets(sums) => self.answer_buckets(from, &sums),
-            Message::Vector { epoch, arrivals, buckets, heads, reply } => {
-                self.take_vector(from, (epoch, arrivals), &heads);
+            Message::Vector { epoch, arrivals, buckets, heads, left_out, reply } => {
+                if !self.lacks_left_out(from, left_out, now) {
+                    self.take_vector(from, (epoch, arrivals), &heads);
+                }
                 if reply {
                     self.send_vector(from, buckets, false);
                 }
@@ -554,7 +577,8 @@ impl Gossip {
         if is_all || !segments.is_empty() {
             let collected = self.collected;
             let traces = self.traced.within(&segments);
-            let segments = Segments { segments, collected, answers: is_all, traces };
+            let (answers, has_holes) = (is_all, false);
+            let segments = Segments { segments, collected, answers, has_holes, traces };
             self.send(to, Message::Segments(segments));
         }
         if is_all {
@@ -577,9 +601,9 @@ impl Gossip {
     }
 
     fn take_segments(&mut self, from: MemberId, message: Segments, now: Now) {
-        let Segments { segments, collected, answers, traces } = message;
-        if collected > self.frontier.complete() {
-            // Tombstones may be gone there that this member has never seen.
+        let Segments { segments, collected, answers, has_holes, traces } = message;
+        if has_holes || collected > self.frontier.complete() {
+            // Tombstones may be gone there that this member has never seen, or writes that were replaced by what it has not seen.
             self.pulls.answered(from, now.monotonic_millis);
             self.begin_catch_up(from, now);
             return;

@@ -23,6 +23,8 @@ pub(super) struct Peer {
     pub(super) in_flight: VecDeque<(u64, usize)>,
     /// The bytes of all that.
     pub(super) in_flight_bytes: usize,
+    /// Since when it seems dead, if it does.
+    pub(super) dead_since: Option<u64>,
     /// Its revisions, and ours.
     pub(super) revisions: Revisions,
 }

@@ -2,7 +2,7 @@
 
 use super::{Gossip, Output, PROMISE_STEP_BITS};
 use crate::replication::heads::mix;
-use crate::replication::message::{Message, Promise, Promises};
+use crate::replication::message::{Head, Message, Promise, Promises};
 use crate::replication::settled::Membership;
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin};
@@ -16,11 +16,13 @@ impl Gossip {
     /// It says that this member knows what was written up to `current`, removals and new runs too. Others rely on it that
     /// whatever this member has to say of an end that it knows is among the entries that the promise covers. So it must not
     /// say what became known when those entries were on their way to the disk.
-    pub(super) fn promised(&mut self, time: Timestamp, seq: u64, now: Now) {
+    pub(super) fn promised(&mut self, time: Timestamp, seq: u64, is_log_long: bool, now: Now) {
         let complete = coarse(self.frontier.complete());
         let current = coarse(self.current_when_pledged);
+        let held = self.held_by_all_present(now).min(seq);
+        let held = if is_log_long { held } else { 0 };
         let Origin { member, run } = self.me;
-        let promise = Promise { member, run, time: coarse(time), seq, complete, current };
+        let promise = Promise { member, run, time: coarse(time), seq, complete, current, held };
         if let Some(number) = self.membership.number(member) {
             self.frontier.hear(number, &promise);
         }
@@ -31,6 +33,23 @@ impl Gossip {
         }
     }
 
+    /// How far all members hold our entries that are not away.
+    fn held_by_all_present(&mut self, now: Now) -> u64 {
+        let (millis, away) = (now.monotonic_millis, self.options.away_millis);
+        let me = self.me.member;
+        let mut held = self.heads.seq(self.me);
+        for member in self.membership.numbers().iter().filter(|member| **member != me) {
+            let peer = self.peers.entry(*member).or_default();
+            let is_live = self.live.binary_search(member).is_ok();
+            peer.dead_since = peer.dead_since.or(Some(millis)).filter(|_| !is_live);
+            let is_away = peer.dead_since.is_some_and(|since| millis.saturating_sub(since) >= away);
+            if !is_away {
+                held = held.min(peer.acknowledged);
+            }
+        }
+        held
+    }
+
     /// Draws the conclusions of all promises.
     pub(super) fn conclude(&mut self) {
         let before = self.frontier.settled();
@@ -38,6 +57,18 @@ impl Gossip {
         let settled = self.frontier.settled();
         if settled > before {
             self.outputs.push(Output::Settled(settled));
+        }
+        self.retire_ended();
+    }
+
+    /// Leaves runs out of what is told that have ended, and that everybody holds to their end.
+    fn retire_ended(&mut self) {
+        let retired =
+            |head: Head| Some((head.origin, self.frontier.retired(head, &self.membership)?));
+        let retired: Vec<_> = self.heads.told().filter_map(retired).collect();
+        for (origin, ended) in retired {
+            self.heads.retire(origin);
+            self.left_out = self.left_out.max(ended);
         }
     }
 

@@ -80,7 +80,8 @@ impl Gossip {
             peer.push(pushed, segment.bytes());
             let (segments, collected) = (vec![segment], self.collected);
             let traces = self.traced.within(&segments);
-            let segments = Segments { segments, collected, answers: false, traces };
+            let segments =
+                Segments { segments, collected, answers: false, has_holes: false, traces };
             self.send(to, Message::Segments(segments));
         }
     }

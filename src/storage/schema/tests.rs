@@ -75,6 +75,11 @@ fn any_meta() -> impl Strategy<Value = Meta> {
         any::<(u64, u64)>()
             .prop_map(|(time, complete)| Meta::Promised(Timestamp(time), Timestamp(complete))),
         any::<u16>().prop_map(Meta::Tag),
+        any::<(u32, u64, u64)>().prop_map(|(index, seq, time)| Meta::Floor(
+            OriginIndex(index),
+            seq,
+            Timestamp(time)
+        )),
         (any_place(), proptest::option::of(any_place())).prop_map(|(until, next)| {
             Meta::Strays(until.with_tag(0), next.map(|next| next.with_tag(0)))
         }),
@@ -246,6 +251,7 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("strays", Meta::Strays(place, None)),
         ("removed", Meta::Removed),
         ("former", Meta::Former(place)),
+        ("floor", Meta::Floor(OriginIndex(2), 300, time)),
     ];
     let rows = [
         ("put", put),

@@ -16,8 +16,9 @@ use crate::time::{Stamp, Timestamp};
 use crate::types::{LeaseId, MemberId, Origin, TraceContext};
 
 pub(super) fn encode_segments(segments: &Segments) -> pb::Segments {
-    let Segments { segments, collected, answers, traces } = segments;
-    let mut columns = pb::Segments { collected: collected.0, answers: *answers, ..<_>::default() };
+    let Segments { segments, collected, answers, has_holes, traces } = segments;
+    let (answers, has_holes) = (*answers, *has_holes);
+    let mut columns = pb::Segments { collected: collected.0, answers, has_holes, ..<_>::default() };
     let mut writer = Writer::default();
     for segment in segments {
         let origin = writer.origin_number(segment.origin);
@@ -100,7 +101,8 @@ pub(super) fn decode_segments(columns: pb::Segments) -> Result<Segments, Malform
     reader.end()?;
     let traces = decode_traces(columns.traces, &segments)?;
     let (collected, answers) = (Timestamp(columns.collected), columns.answers);
-    Ok(Segments { segments, collected, answers, traces })
+    let has_holes = columns.has_holes;
+    Ok(Segments { segments, collected, answers, has_holes, traces })
 }
 
 pub(super) fn encode_entries(entries: &[(Origin, Arc<Entry>)]) -> Option<pb::Entries> {
@@ -144,13 +146,13 @@ fn seen(op: &EntryOp) -> Option<Stamp> {
 }
 
 /// Counts that do not fit are those of messages that are too large, and are not sent.
-fn number(count: usize) -> u32 {
+pub(super) fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// With wrap-around, so that it exists for any two numbers.
 #[expect(clippy::cast_possible_wrap, reason = "the bits are meant")]
-fn difference(a: u64, b: u64) -> i64 {
+pub(super) fn difference(a: u64, b: u64) -> i64 {
     a.wrapping_sub(b) as i64
 }
 

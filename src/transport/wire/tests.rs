@@ -10,7 +10,8 @@ use proptest::sample::select;
 use super::*;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{
-    ClockReading, Compare, Compared, Dot, RangeSum, Segments, Span, TRACES_MAX, TracedEntry,
+    ClockReading, Compare, Compared, Dot, OriginFloor, RangeSum, Segments, Span, TRACES_MAX,
+    TracedEntry,
 };
 use crate::storage::schema::Table;
 use crate::time::Stamp;
@@ -86,14 +87,15 @@ fn segments() -> impl Strategy<Value = Vec<Segment>> {
 
 fn promises() -> impl Strategy<Value = Promises> {
     let time = || any::<u64>().prop_map(Timestamp);
-    let row = (1..9_u64, count(), time(), count(), time(), time()).prop_map(
-        |(member, run, time, seq, complete, current)| Promise {
+    let row = (1..9_u64, count(), time(), (count(), count()), time(), time()).prop_map(
+        |(member, run, time, (seq, held), complete, current)| Promise {
             member: MemberId(member),
             run,
             time,
             seq,
             complete,
             current,
+            held,
         },
     );
     (any::<u64>(), time(), count(), vec(row, 0..4), any::<bool>(), any::<bool>()).prop_map(
@@ -112,13 +114,14 @@ fn digest() -> impl Strategy<Value = Digest> {
     (
         any::<u32>(),
         (count(), count(), count()),
-        any::<u64>(),
+        any::<(u64, u64)>(),
         told,
         heads(),
         any::<bool>(),
         revisions,
     )
-        .prop_map(|(epoch, (arrivals, after, until), root, told, moved, reply, revisions)| {
+        .prop_map(|(epoch, (arrivals, after, until), sums, told, moved, reply, revisions)| {
+            let (root, left_out) = (sums.0, Timestamp(sums.1));
             Digest {
                 epoch,
                 arrivals,
@@ -127,6 +130,7 @@ fn digest() -> impl Strategy<Value = Digest> {
                 after,
                 until,
                 moved,
+                left_out,
                 reply,
                 revision: Revision(revisions.0),
                 former: Revision(revisions.1),
@@ -138,15 +142,20 @@ fn cursor() -> impl Strategy<Value = Option<Cursor>> {
     option::of((count(), any::<u32>()).prop_map(|(revision, n)| Cursor { revision, n }))
 }
 
+/// Often with the same beginning, as keys have.
+fn similar(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Bytes> {
+    vec(0..2_u8, len).prop_map(Bytes::from)
+}
+
 fn span() -> impl Strategy<Value = Span> {
-    (bytes(0..9), option::of(bytes(1..9))).prop_map(|(from, to)| match to {
+    (similar(0..9), option::of(similar(1..9))).prop_map(|(from, to)| match to {
         Some(to) if to <= from => Span { from, to: None },
         to => Span { from, to },
     })
 }
 
 fn dot() -> impl Strategy<Value = Dot> {
-    (bytes(1..9), count(), origin(), count()).prop_map(|(key, time, origin, seq)| Dot {
+    (similar(1..9), count(), origin(), count()).prop_map(|(key, time, origin, seq)| Dot {
         key,
         time: Timestamp(time),
         head: Head { origin, seq },
@@ -201,25 +210,27 @@ fn trace_context() -> impl Strategy<Value = TraceContext> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let part = (heads(), count(), vec((origin(), entry()), 0..4), cursor(), any::<u16>());
+    let part =
+        ((heads(), heads()), count(), vec((origin(), entry()), 0..4), cursor(), any::<u16>());
     prop_oneof![
         digest().prop_map(Message::Digest),
         vec(any::<u64>(), 0..64).prop_map(Message::Buckets),
-        ((any::<u32>(), count()), any::<u64>(), heads(), any::<bool>()).prop_map(
-            |((epoch, arrivals), buckets, heads, reply)| {
-                Message::Vector { epoch, arrivals, buckets, heads, reply }
+        ((any::<u32>(), count()), any::<(u64, u64)>(), heads(), any::<bool>()).prop_map(
+            |((epoch, arrivals), (buckets, left_out), heads, reply)| {
+                let left_out = Timestamp(left_out);
+                Message::Vector { epoch, arrivals, buckets, heads, left_out, reply }
             }
         ),
         heads().prop_map(Message::Announce),
         (heads(), count()).prop_map(|(wants, bytes_max)| Message::Pull { wants, bytes_max }),
-        (segments(), count(), any::<bool>(), vec(trace_context(), 0..4)).prop_map(
-            |(segments, collected, answers, contexts)| {
+        (segments(), count(), any::<(bool, bool)>(), vec(trace_context(), 0..4)).prop_map(
+            |(segments, collected, (answers, has_holes), contexts)| {
                 let collected = Timestamp(collected);
                 let traces = segments.iter().rev().zip(contexts).map(|(segment, context)| {
                     TracedEntry { origin: segment.origin, seq: segment.through, context }
                 });
                 let traces = traces.collect();
-                Message::Segments(Segments { segments, collected, answers, traces })
+                Message::Segments(Segments { segments, collected, answers, has_holes, traces })
             }
         ),
         count().prop_map(|retry_millis| Message::Busy { retry_millis }),
@@ -227,7 +238,9 @@ fn message() -> impl Strategy<Value = Message> {
         (heads(), cursor(), count()).prop_map(|(heads, cursor, bytes_max)| {
             Message::CatchUp(CatchUp { heads, cursor, bytes_max })
         }),
-        part.prop_map(|(heads, complete, entries, next, progress)| {
+        part.prop_map(|((heads, floors), complete, entries, next, progress)| {
+            let floors =
+                floors.into_iter().map(|head| OriginFloor { head, time: Timestamp(head.seq) });
             let complete = Timestamp(complete).min(Timestamp::HEARD_MAX);
             let collected = complete;
             Message::CatchUpPart(CatchUpPart {
@@ -237,6 +250,7 @@ fn message() -> impl Strategy<Value = Message> {
                 entries,
                 next,
                 progress,
+                floors: floors.collect(),
             })
         }),
         count().prop_map(Message::Ask),
@@ -254,6 +268,44 @@ fn message() -> impl Strategy<Value = Message> {
         }),
         bytes(0..9).prop_map(Message::Swim),
     ]
+}
+
+/// What strings have in common is bounded, on both sides: a small frame must not become much of memory.
+#[test]
+fn long_strings_that_begin_alike_are_said_in_full() {
+    let dot = |number: u32| {
+        let key = [&[7; 1 << 20][..], &number.to_be_bytes()].concat().into();
+        let origin = Origin { member: MemberId(1), run: 2 };
+        Dot { key, time: Timestamp(3), head: Head { origin, seq: 4 } }
+    };
+    let gone = |count| {
+        let gone = (0..count).map(dot).collect();
+        Message::Compared(Compared { number: 0, differing: vec![], gone })
+    };
+    let bytes = |message: &Message| encode(message).encoded_len();
+    assert!(bytes(&gone(16)) < 2 << 20, "once and no more");
+    assert!(bytes(&gone(20)) > 4 << 20);
+    assert_eq!(sent(&gone(20)), Ok(gone(20)));
+    let strings = |shared: u32, lengths: Vec<u32>, rest: usize| {
+        let shared = vec![0, shared];
+        let bounds = Some(pb::Strings { shared, lengths, rest: vec![1; rest].into() });
+        decode(pb::Frame {
+            body: Some(pb::frame::Body::Compared(pb::Compared { bounds, gone: None, number: 0 })),
+        })
+    };
+    assert!(strings(2, vec![2, 1], 3).is_ok());
+    for (shared, lengths, rest) in
+        [(3, vec![2, 1], 3), (2, vec![2, 2], 3), (2, vec![2, 1], 4), (2, vec![2], 2)]
+    {
+        assert!(strings(shared, lengths.clone(), rest).is_err(), "{shared} {lengths:?} {rest}");
+    }
+    let rows = 1 << 5;
+    let shared = [vec![0], vec![1 << 20; rows - 1]].concat();
+    let lengths = [vec![1 << 20], vec![1; rows - 1]].concat();
+    let rest = vec![1; (1 << 20) + rows - 1].into();
+    let bounds = Some(pb::Strings { shared, lengths, rest });
+    let body = pb::frame::Body::Compared(pb::Compared { bounds, gone: None, number: 0 });
+    assert!(decode(pb::Frame { body: Some(body) }).is_err(), "too much of too little");
 }
 
 /// What a receiver makes of a message, by way of bytes.
@@ -405,6 +457,7 @@ fn an_idle_row_of_promises_is_small() {
         seq: 2_000_000,
         complete: ago(30 * 60 * 1000),
         current: ago(30 * 60 * 1000),
+        held: 0,
     };
     let (table, wall_millis) = (u64::MAX, now.millis());
     let rows = vec![row; 1000];
@@ -427,7 +480,13 @@ fn an_entry_costs_little_more_than_its_key_and_value() {
     let entries = (after + 1..=through).map(entry).collect();
     let segments = vec![Segment { origin, after, through, entries }];
     let traces = Vec::new();
-    let message = Message::Segments(Segments { segments, collected: time, answers: false, traces });
+    let message = Message::Segments(Segments {
+        segments,
+        collected: time,
+        answers: false,
+        has_holes: false,
+        traces,
+    });
     let bytes = frame_bytes(&message);
     assert!(bytes <= 1000 * (120 + 8) + 80, "{bytes}");
 }
@@ -448,6 +507,7 @@ fn what_breaks_its_own_rules_is_refused() {
             segments: vec![segment],
             collected: Timestamp(0),
             answers: false,
+            has_holes: false,
             traces: Vec::new(),
         })
     };
@@ -500,7 +560,8 @@ fn refuse(what: &str, change: impl FnOnce(&mut pb::Segments, &mut pb::Entries)) 
     let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
     let traces = segments.iter().map(|it| TracedEntry { origin: it.origin, seq: 1, context });
     let traces = traces.collect();
-    let message = Segments { segments, collected: Timestamp(0), answers: true, traces };
+    let (collected, has_holes) = (Timestamp(0), false);
+    let message = Segments { segments, collected, answers: true, has_holes, traces };
     let mut columns = entries::encode_segments(&message);
     assert_eq!(entries::decode_segments(columns.clone()), Ok(message));
     let mut rows = columns.entries.take().expect("there are entries");
