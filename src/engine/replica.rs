@@ -781,7 +781,12 @@ impl Replica {
                 self.apply(from, segment, now)?;
             }
             Output::ApplyCatchUp(entries) => {
-                let applied = self.writer.apply_catch_up(&entries, now)?;
+                // Nobody waits for the data of a member that serves nobody yet.
+                let applied = if self.is_ready() {
+                    self.writer.apply_catch_up(&entries, now)?
+                } else {
+                    self.writer.apply_catch_up_at_leisure(&entries, now)?
+                };
                 self.note_conflicts(applied.conflicts, now);
             }
             Output::Observe(time) => self.writer.observe(time),

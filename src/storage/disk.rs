@@ -32,7 +32,8 @@ use parking_lot::Mutex;
 use super::schema::FORMAT_VERSION;
 use super::sweep::{self, FilterFactory, Slot};
 use super::{
-    Batch, Change, DiskSpace, Durability, IsDead, Result, Rows, Space, is_empty_range, journal,
+    Batch, Change, DiskSpace, Durability, Ingest, IsDead, Result, Rows, Space, is_empty_range,
+    journal,
 };
 use crate::error::StoreError;
 
@@ -177,6 +178,19 @@ impl Disk {
             }
         }
         self.inner.write(writes, bytes, durability)
+    }
+
+    pub(super) fn ingest(&self) -> Result<Ingest> {
+        self.inner.usable()?;
+        Ingest::into_disk(self, self.inner.log.clone())
+    }
+
+    /// What came of a write in the background. If it has failed the store is unusable.
+    pub(super) fn check(&self, result: Result<(), fjall::Error>) -> Result<()> {
+        result.map_err(|error| {
+            self.inner.fail(&describe(&error));
+            store_error(error)
+        })
     }
 
     pub(super) fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {

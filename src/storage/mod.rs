@@ -13,6 +13,7 @@
 //! * A [`Batch`] is atomic over both spaces: after a crash either all of it is there or nothing.
 //! * [`Store::commit`] with [`Durability::Fsync`] returns after the batch, and every batch before it, would
 //!   survive a loss of power. [`Durability::Buffered`] survives a crash of the process only.
+//! * Many rows can be written past the journal, all or none of them: see [`Ingest`].
 //! * A batch becomes visible to readers as a whole, no later than `commit` returns.
 //! * Rows of the log are written once and never changed; they may be deleted.
 //! * After an error of `commit` the store is unusable: what it holds is unknown until it is opened again.
@@ -23,6 +24,7 @@
 
 mod codec;
 mod disk;
+mod ingest;
 mod journal;
 mod memory;
 pub mod schema;
@@ -36,6 +38,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use disk::{Disk, DiskOptions};
+pub use ingest::Ingest;
 pub use memory::{Fault, Memory};
 
 use crate::error::StoreError;
@@ -159,6 +162,14 @@ impl Store {
         match self {
             Self::Disk(disk) => disk.commit(batch, durability),
             Self::Memory(memory) => memory.commit(batch, durability),
+        }
+    }
+
+    /// Begins to write many rows to the end of the log, past the journal: see [`Ingest`].
+    pub fn ingest(&self) -> Result<Ingest> {
+        match self {
+            Self::Disk(disk) => disk.ingest(),
+            Self::Memory(memory) => Ok(Ingest::into_memory(memory)),
         }
     }
 
