@@ -25,11 +25,11 @@ use crate::engine::command::{Command, CommandReply};
 use crate::engine::conflicts::{Conflicts, Noted};
 use crate::engine::former::LostWrite;
 use crate::engine::lease_owner::LeaseLook;
-use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
+use crate::engine::mvcc::{Claims, Mvcc, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
 use crate::replication::Gossip;
-use crate::replication::message::{CatchUp, CatchUpPart, Head, Message, Segments};
+use crate::replication::message::{CatchUp, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
 use crate::types::{MemberId, Origin, Revision, WriteAck};
@@ -117,6 +117,9 @@ enum Urgency {
     Soon,
     Background,
 }
+
+/// Sends a message to a peer. Answers whether it was taken.
+type Send<'a> = &'a dyn Fn(MemberId, Message) -> bool;
 
 /// The sending end of the queue.
 pub(super) type Queue = SyncSender<Task>;
@@ -533,7 +536,10 @@ impl Driver {
                 Effect::LoadCatchUp(to, request) => self.load_catch_up(to, request),
                 Effect::LoadCompare { to, spans, upto } => {
                     self.read_for_peer(
-                        move |mvcc| Ok((to, Message::Compare(mvcc.compare(&spans, upto)?))),
+                        move |mvcc, send| {
+                            send(to, Message::Compare(mvcc.compare(&spans, upto)?));
+                            Ok(())
+                        },
                         None,
                         Urgency::Background,
                     );
@@ -541,8 +547,10 @@ impl Driver {
                 Effect::AnswerCompare(to, compare) => {
                     let heads = self.replica.writer().heads();
                     self.read_for_peer(
-                        move |mvcc| {
-                            Ok((to, Message::Compared(mvcc.answer_compare(&compare, &heads)?)))
+                        move |mvcc, send| {
+                            let answer = mvcc.answer_compare(&compare, &heads)?;
+                            send(to, Message::Compared(answer));
+                            Ok(())
                         },
                         Some(to),
                         Urgency::Background,
@@ -600,26 +608,24 @@ impl Driver {
     fn load(&self, to: MemberId, wants: Vec<Head>, bytes_max: u64) {
         let writer = self.replica.writer();
         let (heads, collected) = (writer.heads(), writer.collected());
-        let read = move |mvcc: &Mvcc| {
+        let read = move |mvcc: &Mvcc, send: Send<'_>| {
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
             let segments = mvcc.segments(&wants, &heads, bytes_max)?;
             let traces = Vec::new();
-            Ok((to, Message::Segments(Segments { segments, collected, answers: true, traces })))
+            send(to, Message::Segments(Segments { segments, collected, answers: true, traces }));
+            Ok(())
         };
         self.read_for_peer(read, Some(to), Urgency::Soon);
     }
 
-    /// Reads a part of the data for a peer.
+    /// Reads some of the data for a peer.
     fn load_catch_up(&self, to: MemberId, request: CatchUp) {
         let Some(gossip) = self.replica.gossip() else { return };
         let (heads, complete) = (self.replica.writer().heads(), gossip.frontier().complete());
         let collected = self.replica.writer().collected();
-        let read = move |mvcc: &Mvcc| {
-            let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
-            let StatePart { entries, next, progress } =
-                mvcc.catch_up(&request.heads, request.cursor, bytes_max)?;
-            let part = CatchUpPart { heads, complete, collected, entries, next, progress };
-            Ok((to, Message::CatchUpPart(part)))
+        let claims = Claims { heads, complete, collected };
+        let read = move |mvcc: &Mvcc, send: Send<'_>| {
+            mvcc.serve_catch_up(&request, &claims, |part| send(to, Message::CatchUpPart(part)))
         };
         self.read_for_peer(read, Some(to), Urgency::Background);
     }
@@ -627,7 +633,7 @@ impl Driver {
     /// Reads on another thread what a message to a peer needs, and sends it. `serves` is the peer whose turn it was.
     fn read_for_peer(
         &self,
-        read: impl FnOnce(&Mvcc) -> Result<(MemberId, Message), StoreError> + Send + 'static,
+        read: impl FnOnce(&Mvcc, Send<'_>) -> Result<(), StoreError> + std::marker::Send + 'static,
         serves: Option<MemberId>,
         urgency: Urgency,
     ) {
@@ -635,10 +641,10 @@ impl Driver {
         let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         let work = move || {
-            match read(&mvcc) {
-                // What gets lost is asked for again.
-                Ok((to, message)) => _ = transport.send(to, message),
-                Err(error) => shared.fail(error),
+            // What gets lost is asked for again.
+            let send = |to, message| transport.send(to, message).is_ok();
+            if let Err(error) = read(&mvcc, &send) {
+                shared.fail(error);
             }
             if let Some(peer) = serves {
                 let _ = queue.send(Task::Loaded(peer));

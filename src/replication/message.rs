@@ -46,7 +46,7 @@ pub enum Message {
     Pull {
         /// What the sender holds of each origin that it wants.
         wants: Vec<Head>,
-        /// About how many bytes it takes at once.
+        /// About how many bytes it takes at once, in one part or several.
         bytes_max: u64,
     },
     /// Entries: an answer to a pull, or what the sender itself has just written.
@@ -269,8 +269,12 @@ pub struct CatchUpPart {
     /// What lives, and the tombstones, in an order in which the sender might have received it. Ops that mean nothing any
     /// more are left out.
     pub entries: Vec<(Origin, Arc<Entry>)>,
+    /// Behind which place it begins: where the part before said to go on.
+    pub after: Option<Cursor>,
     /// Where to go on; `None` for the last part.
     pub next: Option<Cursor>,
+    /// Whether another part follows that need not be asked for.
+    pub more: bool,
     /// How much of the log is done, in thousandths.
     pub progress: u16,
 }

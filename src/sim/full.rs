@@ -6,9 +6,10 @@ use super::world::{Actor, now_at};
 use crate::engine::command::{Command, CommandReply, Reply};
 use crate::engine::former::LostWrite;
 use crate::engine::lease::KeepAlive;
+use crate::engine::mvcc::Claims;
 use crate::engine::replica::{Admission, ClockNews, ClusterOptions, Effect, Refusal, Replica};
 use crate::engine::{Failure, Options};
-use crate::replication::message::{CatchUpPart, Message, Segments};
+use crate::replication::message::{Message, Segments};
 use crate::storage::schema::Identity;
 use crate::storage::schema::member::MemberRecord;
 use crate::storage::{Memory, Store};
@@ -227,15 +228,13 @@ impl Full {
             Effect::LoadCatchUp(to, request) => {
                 let heads = replica.writer().heads();
                 let complete = replica.gossip().expect("it has peers").frontier().complete();
-                let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
-                let part =
-                    replica.writer().mvcc().catch_up(&request.heads, request.cursor, bytes_max);
-                let part = part.expect("no fault");
-                let entries = part.entries.into_iter().collect();
-                let (next, progress) = (part.next, part.progress);
                 let collected = replica.writer().collected();
-                let part = CatchUpPart { heads, complete, collected, entries, next, progress };
-                self.sent.push((to, Message::CatchUpPart(part)));
+                let claims = Claims { heads, complete, collected };
+                let served = replica.writer().mvcc().serve_catch_up(&request, &claims, |part| {
+                    self.sent.push((to, Message::CatchUpPart(part)));
+                    true
+                });
+                served.expect("no fault");
                 replica.loaded(to, now).expect("no fault");
             }
             Effect::LoadCompare { to, spans, upto } => {

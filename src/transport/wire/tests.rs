@@ -201,18 +201,22 @@ fn message() -> impl Strategy<Value = Message> {
         (heads(), cursor(), count()).prop_map(|(heads, cursor, bytes_max)| {
             Message::CatchUp(CatchUp { heads, cursor, bytes_max })
         }),
-        part.prop_map(|(heads, complete, entries, next, progress)| {
-            let complete = Timestamp(complete);
-            let collected = complete;
-            Message::CatchUpPart(CatchUpPart {
-                heads,
-                complete,
-                collected,
-                entries,
-                next,
-                progress,
-            })
-        }),
+        (part, cursor(), any::<bool>()).prop_map(
+            |((heads, complete, entries, next, progress), after, more)| {
+                let complete = Timestamp(complete);
+                let collected = complete;
+                Message::CatchUpPart(CatchUpPart {
+                    heads,
+                    complete,
+                    collected,
+                    entries,
+                    after,
+                    next,
+                    more,
+                    progress,
+                })
+            }
+        ),
         count().prop_map(Message::Ask),
         (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
         count().prop_map(Message::AskClock),
