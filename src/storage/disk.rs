@@ -200,6 +200,14 @@ impl Disk {
     }
 
     pub(super) fn rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
+        let rows = self.passing_rows(space, from, to);
+        Box::new(rows.map(|row| {
+            let (key, value) = row?;
+            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+        }))
+    }
+
+    pub(super) fn passing_rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
         if let Err(error) = self.inner.usable() {
             return Box::new(std::iter::once(Err(error)));
         }
@@ -217,7 +225,7 @@ impl Disk {
         let rows = self.inner.database.snapshot().range::<&[u8], _>(keyspace, (from, to));
         Box::new(rows.map(|row| {
             let (key, value) = row.into_inner().map_err(store_error)?;
-            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+            Ok((key.into(), value.into()))
         }))
     }
 

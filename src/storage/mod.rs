@@ -189,6 +189,14 @@ impl Store {
         }
     }
 
+    /// The same for who lets go of most rows soon: they may share the memory of the blocks that they were read from.
+    pub fn passing_rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
+        match self {
+            Self::Disk(disk) => disk.passing_rows(space, from, to),
+            Self::Memory(memory) => memory.rows(space, from, to),
+        }
+    }
+
     /// Why the store cannot be used any more, if so. The owner asks from time to time, not on the thread that
     /// commits, and ends the process: a write in the background can fail without a commit to answer for it.
     pub fn failed(&self) -> Option<String> {

@@ -101,7 +101,7 @@ impl Mvcc {
         let mut entries: Vec<(Origin, Entry)> = Vec::new();
         let (mut bytes, mut current, mut last) = (0, None, None);
         let mut next = None;
-        for (i, item) in self.store.rows(Space::Log, start, Bound::Unbounded).enumerate() {
+        for (i, item) in self.store.passing_rows(Space::Log, start, Bound::Unbounded).enumerate() {
             let (key, value) = item?;
             let place = Place::decode(&key, tag)?;
             let row = Row::decode(place, value)?;
@@ -119,8 +119,9 @@ impl Mvcc {
             }
             let origin = origins.name(entry.0);
             if entries.last().is_none_or(|(of, entry)| (*of, entry.seq) != (origin, row.seq)) {
-                entries
-                    .push((origin, Entry { seq: row.seq, time: row.stamp.time, ops: Vec::new() }));
+                // Most have one.
+                let ops = Vec::with_capacity(1);
+                entries.push((origin, Entry { seq: row.seq, time: row.stamp.time, ops }));
             }
             let op = entry_op(&row.op, &origins);
             bytes += op.bytes();

@@ -311,7 +311,11 @@ impl Reader {
         if count > self.kinds.len() {
             return Err(Malformed("a column that ends early"));
         }
-        (0..count).map(|_| self.op()).collect()
+        let mut ops = Vec::with_capacity(count);
+        for _ in 0..count {
+            ops.push(self.op()?);
+        }
+        Ok(ops)
     }
 
     fn op(&mut self) -> Result<EntryOp, Malformed> {
@@ -363,7 +367,11 @@ impl Reader {
         if count > self.seqs.len() {
             return Err(Malformed("a column that ends early"));
         }
-        (0..count).map(|_| self.entry(number).map(Arc::new)).collect()
+        let mut entries = Vec::with_capacity(count);
+        for _ in 0..count {
+            entries.push(Arc::new(self.entry(number)?));
+        }
+        Ok(entries)
     }
 
     /// Checks that nothing is left.
