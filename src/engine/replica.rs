@@ -701,6 +701,13 @@ impl Replica {
         }
     }
 
+    /// Whether anybody waits for own entries to be acknowledged by others.
+    pub fn set_awaited(&mut self, on: bool) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.gossip.set_awaited(on);
+        }
+    }
+
     /// Makes everything so far durable and visible, and tells the peers. After an error the member must stop.
     pub fn commit(&mut self, now: Now) -> Result<(), StoreError> {
         if let Some(cluster) = &mut self.cluster

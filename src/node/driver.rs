@@ -233,6 +233,7 @@ impl Driver {
             self.replica.tick(now)?;
         }
         self.replica.writer_mut().reclaim();
+        self.replica.set_awaited(!self.acks.is_idle());
         self.replica.offer(now)?;
         // What peers wait for, and who waits for peers, need not wait for this commit.
         self.carry_out();
@@ -611,8 +612,9 @@ impl Driver {
         let read = move |mvcc: &Mvcc, send: Send<'_>| {
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
             let segments = mvcc.segments(&wants, &heads, bytes_max)?;
-            let traces = Vec::new();
-            send(to, Message::Segments(Segments { segments, collected, answers: true, traces }));
+            let (traces, patient) = (Vec::new(), false);
+            let message = Segments { segments, collected, answers: true, traces, patient };
+            send(to, Message::Segments(message));
             Ok(())
         };
         self.read_for_peer(read, Some(to), Urgency::Soon);

@@ -129,6 +129,8 @@ pub struct Segments {
     pub answers: bool,
     /// Which of the entries are traced; at most [`TRACES_MAX`]. Nothing depends on it.
     pub traces: Vec<TracedEntry>,
+    /// Nobody waits for an acknowledgement: it may come a little later, together with others.
+    pub patient: bool,
 }
 
 /// The most entries of one message that are traced.

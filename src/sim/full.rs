@@ -221,7 +221,8 @@ impl Full {
                 let segments = replica.writer().mvcc().segments(&wants, &heads, bytes_max);
                 let segments = segments.expect("no fault");
                 let collected = replica.writer().collected();
-                let segments = Segments { segments, collected, answers: true, traces: Vec::new() };
+                let (traces, patient) = (Vec::new(), false);
+                let segments = Segments { segments, collected, answers: true, traces, patient };
                 self.sent.push((to, Message::Segments(segments)));
                 replica.loaded(to, now).expect("no fault");
             }

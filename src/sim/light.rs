@@ -172,8 +172,8 @@ impl Light {
                         wants.filter_map(|want| everything.segment(want, bytes_max)).collect();
                     drop(everything);
                     let collected = Timestamp::default();
-                    let segments =
-                        Segments { segments, collected, answers: true, traces: Vec::new() };
+                    let (traces, patient) = (Vec::new(), false);
+                    let segments = Segments { segments, collected, answers: true, traces, patient };
                     self.sent.push((to, Message::Segments(segments)));
                     self.step(micros, Input::Loaded(to));
                 }

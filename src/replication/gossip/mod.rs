@@ -290,6 +290,11 @@ pub struct Gossip {
     peers: BTreeMap<MemberId, Peer>,
     /// Who seems alive, in order.
     live: Vec<MemberId>,
+    /// Whether anybody waits for own entries to be acknowledged.
+    is_awaited: bool,
+    /// Origins whose moves are to be acknowledged, in their own time.
+    unacknowledged: BTreeSet<Origin>,
+    next_acknowledge: Option<u64>,
     /// Origins whose moves are to be announced.
     dirty: BTreeSet<Origin>,
     collected: Timestamp,
@@ -344,6 +349,9 @@ impl Gossip {
             table: 0,
             peers: BTreeMap::new(),
             live: Vec::new(),
+            is_awaited: true,
+            unacknowledged: BTreeSet::new(),
+            next_acknowledge: None,
             dirty: BTreeSet::new(),
             collected: Timestamp::default(),
             loads: 0,
@@ -390,6 +398,7 @@ impl Gossip {
         self.run_timers(now);
         self.send_pulls(now);
         self.announce_when_due(now);
+        self.acknowledge_when_due(now);
         self.pass_barriers(now);
         std::mem::take(&mut self.outputs)
     }
@@ -400,9 +409,16 @@ impl Gossip {
         let merge = self.merging.as_ref().map(|merging| merging.comparison.deadline_millis);
         let ask = self.next_ask();
         let scrub = self.scrub.wake_at();
-        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge, ask, scrub];
+        let (announce, acknowledge) = (self.next_announce, self.next_acknowledge);
+        let pull = self.pulls.next_deadline();
+        let timers = [announce, acknowledge, pull, catch_up, merge, ask, scrub];
         let next = self.next_exchange.min(self.next_promise);
         timers.into_iter().flatten().fold(next, u64::min)
+    }
+
+    /// Whether anybody waits for own entries to be acknowledged by others. Somebody may, until this is told.
+    pub fn set_awaited(&mut self, on: bool) {
+        self.is_awaited = on;
     }
 
     /// How far this member holds the entries of each origin.
@@ -543,7 +559,8 @@ impl Gossip {
         if is_all || !segments.is_empty() {
             let collected = self.collected;
             let traces = self.traced.within(&segments);
-            let segments = Segments { segments, collected, answers: is_all, traces };
+            let patient = false;
+            let segments = Segments { segments, collected, answers: is_all, traces, patient };
             self.send(to, Message::Segments(segments));
         }
         if is_all {
@@ -566,7 +583,8 @@ impl Gossip {
     }
 
     fn take_segments(&mut self, from: MemberId, message: Segments, now: Now) {
-        let Segments { segments, collected, answers, traces } = message;
+        let Segments { segments, collected, answers, traces, patient } = message;
+        self.peers.entry(from).or_default().is_patient = patient;
         if collected > self.frontier.complete() {
             // Tombstones may be gone there that this member has never seen.
             self.pulls.answered(from, now.monotonic_millis);

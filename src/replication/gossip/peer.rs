@@ -23,6 +23,8 @@ pub(super) struct Peer {
     pub(super) in_flight: VecDeque<(u64, usize)>,
     /// The bytes of all that.
     pub(super) in_flight_bytes: usize,
+    /// Nobody there waits for what it sends to be acknowledged.
+    pub(super) is_patient: bool,
     /// Its revisions, and ours.
     pub(super) revisions: Revisions,
 }

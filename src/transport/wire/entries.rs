@@ -16,8 +16,9 @@ use crate::time::{Stamp, Timestamp};
 use crate::types::{LeaseId, MemberId, Origin, TraceContext};
 
 pub(super) fn encode_segments(segments: &Segments) -> pb::Segments {
-    let Segments { segments, collected, answers, traces } = segments;
-    let mut columns = pb::Segments { collected: collected.0, answers: *answers, ..<_>::default() };
+    let Segments { segments, collected, answers, traces, patient } = segments;
+    let (answers, patient) = (*answers, *patient);
+    let mut columns = pb::Segments { collected: collected.0, answers, patient, ..<_>::default() };
     let mut writer = Writer::default();
     for segment in segments {
         let origin = writer.origin_number(segment.origin);
@@ -100,7 +101,7 @@ pub(super) fn decode_segments(columns: pb::Segments) -> Result<Segments, Malform
     reader.end()?;
     let traces = decode_traces(columns.traces, &segments)?;
     let (collected, answers) = (Timestamp(columns.collected), columns.answers);
-    Ok(Segments { segments, collected, answers, traces })
+    Ok(Segments { segments, collected, answers, traces, patient: columns.patient })
 }
 
 pub(super) fn encode_entries(entries: &[(Origin, Arc<Entry>)]) -> Option<pb::Entries> {

@@ -193,7 +193,8 @@ fn message() -> impl Strategy<Value = Message> {
                     TracedEntry { origin: segment.origin, seq: segment.through, context }
                 });
                 let traces = traces.collect();
-                Message::Segments(Segments { segments, collected, answers, traces })
+                let patient = !answers;
+                Message::Segments(Segments { segments, collected, answers, traces, patient })
             }
         ),
         count().prop_map(|retry_millis| Message::Busy { retry_millis }),
@@ -401,7 +402,13 @@ fn an_entry_costs_little_more_than_its_key_and_value() {
     let entries = (after + 1..=through).map(entry).collect();
     let segments = vec![Segment { origin, after, through, entries }];
     let traces = Vec::new();
-    let message = Message::Segments(Segments { segments, collected: time, answers: false, traces });
+    let message = Message::Segments(Segments {
+        segments,
+        collected: time,
+        answers: false,
+        traces,
+        patient: true,
+    });
     let bytes = frame_bytes(&message);
     assert!(bytes <= 1000 * (120 + 8) + 80, "{bytes}");
 }
@@ -423,6 +430,7 @@ fn what_breaks_its_own_rules_is_refused() {
             collected: Timestamp(0),
             answers: false,
             traces: Vec::new(),
+            patient: false,
         })
     };
     assert!(sent(&segments(0, 2, &[entry(1, 1, "a"), entry(2, 2, "b")])).is_ok());
@@ -453,7 +461,8 @@ fn refuse(what: &str, change: impl FnOnce(&mut pb::Segments, &mut pb::Entries)) 
     let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
     let traces = segments.iter().map(|it| TracedEntry { origin: it.origin, seq: 1, context });
     let traces = traces.collect();
-    let message = Segments { segments, collected: Timestamp(0), answers: true, traces };
+    let (collected, answers) = (Timestamp(0), true);
+    let message = Segments { segments, collected, answers, traces, patient: false };
     let mut columns = entries::encode_segments(&message);
     assert_eq!(entries::decode_segments(columns.clone()), Ok(message));
     let mut rows = columns.entries.take().expect("there are entries");
