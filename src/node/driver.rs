@@ -51,6 +51,11 @@ const SWEEP_NICE: i32 = 19;
 /// How long a sweep that failed is not tried again.
 const SWEEP_RETRY_MILLIS: u64 = 60_000;
 
+/// Between two parts of a catch-up that is served while clients write, there is a pause of so many times what a part takes ...
+const PAUSE_FACTOR: u32 = 3;
+/// ... up to this.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
 /// What became of somebody's wish to join.
 type Admitted = Result<Admission, Refusal>;
 
@@ -626,8 +631,14 @@ impl Driver {
         let (heads, complete) = (self.replica.writer().heads(), gossip.frontier().complete());
         let collected = self.replica.writer().collected();
         let claims = Claims { heads, complete, collected };
+        let shared = Arc::clone(&self.shared);
         let read = move |mvcc: &Mvcc, send: Send<'_>| {
-            mvcc.serve_catch_up(&request, &claims, |part| send(to, Message::CatchUpPart(part)))
+            let mut pace = Pace::new(&shared);
+            mvcc.serve_catch_up(&request, &claims, |part| {
+                let sent = send(to, Message::CatchUpPart(part));
+                pace.keep();
+                sent
+            })
         };
         self.read_for_peer(read, Some(to), Urgency::Background);
     }
@@ -736,6 +747,29 @@ impl Driver {
             Err(error) => tracing::warn!(revision = revision.0, %error, "auto-compaction failed"),
         }
         Ok(())
+    }
+}
+
+/// Leaves processor and disk to the clients of this member while they write, most of the time.
+struct Pace<'a> {
+    shared: &'a Shared,
+    /// What this member had accepted by then.
+    entries: u64,
+    since: Instant,
+}
+
+impl<'a> Pace<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self { shared, entries: shared.entries(), since: Instant::now() }
+    }
+
+    /// Pauses if anybody has written anything since the last time, for a multiple of the time that has gone by.
+    fn keep(&mut self) {
+        let entries = self.shared.entries();
+        if entries != self.entries {
+            std::thread::sleep((self.since.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX));
+        }
+        (self.entries, self.since) = (entries, Instant::now());
     }
 }
 
