@@ -196,6 +196,8 @@ impl Full {
         loop {
             let now = self.now(micros);
             let Some(replica) = &mut self.replica else { return };
+            // At every other member somebody waits for others.
+            replica.set_awaited(self.setup.writer.identity.member.0.is_multiple_of(2));
             replica.offer(now).expect("no fault");
             let effects = replica.take_effects();
             if self.commit_at.is_none() && replica.has_open_batch() {

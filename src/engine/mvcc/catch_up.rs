@@ -20,6 +20,8 @@ use crate::types::{Origin, Revision};
 
 /// A part: small enough that neither side does anything else for long.
 const PART_BYTES_MAX: usize = 1 << 20;
+/// In how many parts a request is answered.
+const PARTS: usize = 8;
 /// Rows that are looked at for one part, so that it does not take long where nothing is to be told.
 const ROWS_MAX: usize = 1 << 17;
 /// The whole log, as a measure of progress.
@@ -56,13 +58,14 @@ impl Mvcc {
         mut take: impl FnMut(CatchUpPart) -> bool,
     ) -> Result<(), StoreError> {
         let mut left = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
+        let part_bytes = (left / PARTS).clamp(1, PART_BYTES_MAX);
         let mut after = request.cursor;
         loop {
-            let part = self.catch_up(&request.heads, after, left.min(PART_BYTES_MAX))?;
+            let part = self.catch_up(&request.heads, after, part_bytes)?;
             let StatePart { entries, next, progress } = part;
             // However little it has: who asks for the next part has time for others in between.
             let bytes = entries.iter().map(|(_, entry)| entry.bytes()).sum::<usize>();
-            left = left.saturating_sub(bytes.max(PART_BYTES_MAX / 2));
+            left = left.saturating_sub(bytes.max(part_bytes / 2).max(1));
             let more = left > 0 && next.is_some();
             let Claims { heads, complete, collected } = claims.clone();
             let part =

@@ -7,13 +7,11 @@
 
 use std::cmp::Ordering;
 
-use super::{CatchingUp, Gossip, Output};
+use super::{CATCH_UP_BYTES_MAX, CatchingUp, Gossip, Output};
 use crate::replication::message::{CatchUp, CatchUpPart, Message};
 use crate::time::Now;
 use crate::types::MemberId;
 
-/// What is asked for at once: enough that the next parts are read and sent while one is applied.
-const BYTES_MAX: u64 = 8 << 20;
 /// Who has not answered at all after so long may not have got the question: it is asked again...
 const FIRST_PART_PATIENCE_MILLIS: u64 = 1000;
 /// ...and who has not sent a further part after so long.
@@ -34,15 +32,15 @@ impl Gossip {
 
     fn ask_for_part(&mut self) {
         let Some(CatchingUp { from, cursor, .. }) = self.catching_up else { return };
-        let heads = self.heads.all();
-        self.send(from, Message::CatchUp(CatchUp { heads, cursor, bytes_max: BYTES_MAX }));
+        let (heads, bytes_max) = (self.heads.all(), self.options.catch_up_bytes);
+        self.send(from, Message::CatchUp(CatchUp { heads, cursor, bytes_max }));
     }
 
     pub(super) fn serve_catch_up(&mut self, to: MemberId, request: CatchUp) {
         if !self.may_load(to) {
             return;
         }
-        let bytes_max = request.bytes_max.min(BYTES_MAX);
+        let bytes_max = request.bytes_max.min(CATCH_UP_BYTES_MAX);
         self.outputs.push(Output::LoadCatchUp(to, CatchUp { bytes_max, ..request }));
     }
 

@@ -63,6 +63,8 @@ const LOADS_MAX: usize = 3;
 const BUSY_MILLIS: u64 = 200;
 /// When entries that could not be taken are asked for again.
 const NOT_TAKEN_MILLIS: u64 = 1000;
+/// What a peer gets at once of our data at most, in bytes.
+const CATCH_UP_BYTES_MAX: u64 = 8 << 20;
 /// A peer that stays silent so long while it catches up from us, or we from it, is given up.
 const CATCH_UP_PATIENCE_MILLIS: u64 = 10_000;
 /// While roots match, the time to the next exchange grows by a half.
@@ -99,6 +101,9 @@ pub struct Options {
     pub scrub_millis: Option<u64>,
     /// What one peer is sent without an acknowledgement, in bytes.
     pub push_window_bytes: usize,
+    /// What is asked for at once of the data of a peer, in bytes: enough that the next parts are read and sent while one is
+    /// applied.
+    pub catch_up_bytes: u64,
 }
 
 impl Default for Options {
@@ -112,6 +117,7 @@ impl Default for Options {
             scrub_millis: Some(SCRUB_MILLIS),
             recent_bytes: 16 << 20,
             push_window_bytes: 8 << 20,
+            catch_up_bytes: CATCH_UP_BYTES_MAX,
         }
     }
 }
