@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::graves::Grave;
-use super::mvcc::Standing;
+use super::mvcc::{Latest, Standing};
 use super::records::{self, Effect};
 use super::restore::{COUNT_MAX, TIME_MAX};
 use super::writer::Visibility;
@@ -138,14 +138,40 @@ impl Writer {
             applied.outcome = Outcome::NoRoom;
             return Ok(applied);
         }
+        let own = self.origin();
+        // No head moves meanwhile, and most entries are of the same origin as the one before.
+        let mut last = None;
         for (origin, entry) in entries {
-            if entry.seq <= self.open_head(*origin) || *origin == self.origin() {
+            let head = match last {
+                Some((of, head, _)) if of == *origin => head,
+                _ => self.open_head(*origin),
+            };
+            if entry.seq <= head || *origin == own {
                 continue;
             }
-            let index = self.intern(*origin);
+            let index = match last {
+                Some((of, _, index)) if of == *origin => index,
+                _ => self.intern(*origin),
+            };
+            last = Some((*origin, head, index));
             let conflicts = &mut applied.conflicts;
             self.apply_entry((*origin, index), entry, Source::CatchUp, conflicts, now)?;
             applied.entries += 1;
+        }
+        Ok(applied)
+    }
+
+    /// Likewise, where nobody waits for it: the rows may be written past the journal, and be neither durable nor shown
+    /// before something else is committed, such as the end of the catch-up.
+    pub fn apply_catch_up_at_leisure(
+        &mut self,
+        entries: &[(Origin, Arc<Entry>)],
+        now: Now,
+    ) -> Result<Applied, StoreError> {
+        let is_bulk = self.open_bulk == self.open.len();
+        let applied = self.apply_catch_up(entries, now)?;
+        if is_bulk {
+            self.open_bulk = self.open.len();
         }
         Ok(applied)
     }
@@ -165,6 +191,7 @@ impl Writer {
 
     /// Writes puts anew that somebody has lost, by an entry of this member, where they still stand.
     pub fn rewrite_puts(&mut self, dots: &[Dot], now: Now) -> Result<(), StoreError> {
+        self.finish_ingest()?;
         let stamp = self.begin_entry(now);
         for dot in dots {
             let Some(latest) = self.mvcc.latest(&dot.key) else { continue };
@@ -186,6 +213,7 @@ impl Writer {
     /// Everything that these heads cover is here now. Durable with the next commit.
     pub fn finish_catch_up(&mut self, heads: &[Head]) {
         self.set_peered();
+        self.ends_ingest = true;
         for Head { origin, seq } in heads.iter().filter(|head| is_head(head)) {
             if *origin != self.origin() && *seq > self.open_head(*origin) {
                 let index = self.intern(*origin);
@@ -235,6 +263,17 @@ impl Writer {
         now: Now,
     ) -> Result<(), StoreError> {
         let stamp = RowStamp { time: entry.time, origin: index };
+        if let [EntryOp::Put { key, value, lease }] = entry.ops.as_slice() {
+            let (standing, latest) = self.mvcc.standing(key);
+            let verdict = self.judge_put(standing, stamp);
+            let name = Stamp { time: entry.time, origin };
+            conflicts.extend(self.conflict(key, name, verdict, latest));
+            self.begin_remote_entry(entry);
+            self.entry_ops = 0;
+            self.apply_put((key, value, *lease), verdict, latest, stamp, source);
+            self.end_remote_entry(index);
+            return Ok(());
+        }
         let verdicts = self.plan(entry, stamp);
         self.begin_remote_entry(entry);
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Wins | Verdict::Deletes)) {
@@ -244,12 +283,10 @@ impl Writer {
             self.entry_ops = number;
             match op {
                 EntryOp::Put { key, value, lease } => {
-                    conflicts.extend(self.conflict(
-                        key,
-                        Stamp { time: entry.time, origin },
-                        verdict,
-                    ));
-                    self.apply_put((key, value, *lease), verdict, stamp, source);
+                    let latest = self.mvcc.latest(key);
+                    let name = Stamp { time: entry.time, origin };
+                    conflicts.extend(self.conflict(key, name, verdict, latest));
+                    self.apply_put((key, value, *lease), verdict, latest, stamp, source);
                 }
                 EntryOp::Delete { key, seen } => {
                     let seen = self.row_stamp(*seen);
@@ -281,7 +318,7 @@ impl Writer {
                 continue;
             };
             let standing = done.get(key.as_ref()).copied();
-            let standing = standing.unwrap_or_else(|| self.mvcc.standing(key));
+            let standing = standing.unwrap_or_else(|| self.mvcc.standing(key).0);
             let (verdict, after) = match op {
                 EntryOp::Delete { seen, .. } => {
                     let seen = self.row_stamp(*seen);
@@ -344,12 +381,12 @@ impl Writer {
         &mut self,
         (key, value, lease): (&Bytes, &Bytes, LeaseId),
         verdict: Verdict,
+        latest: Option<Latest>,
         stamp: RowStamp,
         source: Source,
     ) {
         match verdict {
             Verdict::Wins => {
-                let latest = self.mvcc.latest(key);
                 self.put_version((key.clone(), value.clone(), lease), latest, stamp);
             }
             Verdict::Loses { .. } if source == Source::Segment => {
@@ -424,17 +461,23 @@ impl Writer {
     }
 
     /// Whether a put and the one that it meets had probably not seen each other.
-    fn conflict(&self, key: &Bytes, stamp: Stamp, verdict: Verdict) -> Option<Conflict> {
-        let origins = self.mvcc.origins().read();
+    fn conflict(
+        &self,
+        key: &Bytes,
+        stamp: Stamp,
+        verdict: Verdict,
+        latest: Option<Latest>,
+    ) -> Option<Conflict> {
+        let origins = || self.mvcc.origins().read();
         match verdict {
             Verdict::Loses { kept } => {
-                let kept = origins.stamp(kept);
+                let kept = origins().stamp(kept);
                 // One that was deleted had been seen.
                 let is_conflict = kept.origin.member != stamp.origin.member && kept != stamp;
                 is_conflict.then(|| Conflict { key: key.clone(), kept, lost: stamp })
             }
             Verdict::Wins => {
-                let lost = origins.stamp(self.mvcc.latest(key)?.stamp);
+                let lost = origins().stamp(latest?.stamp);
                 let apart = stamp.time.millis().abs_diff(lost.time.millis());
                 let is_conflict =
                     lost.origin.member != stamp.origin.member && apart <= CONCURRENT_MILLIS;

@@ -710,6 +710,13 @@ impl Replica {
         }
     }
 
+    /// Whether anybody waits for own entries to be acknowledged by others.
+    pub fn set_awaited(&mut self, on: bool) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.gossip.set_awaited(on);
+        }
+    }
+
     /// Makes everything so far durable and visible, and tells the peers. After an error the member must stop.
     pub fn commit(&mut self, now: Now) -> Result<(), StoreError> {
         if let Some(cluster) = &mut self.cluster
@@ -794,7 +801,12 @@ impl Replica {
                 self.apply(from, segment, now)?;
             }
             Output::ApplyCatchUp(entries) => {
-                let applied = self.writer.apply_catch_up(&entries, now)?;
+                // Nobody waits for the data of a member that serves nobody yet.
+                let applied = if self.is_ready() {
+                    self.writer.apply_catch_up(&entries, now)?
+                } else {
+                    self.writer.apply_catch_up_at_leisure(&entries, now)?
+                };
                 self.note_conflicts(applied.conflicts, now);
             }
             Output::Observe(time) => self.writer.observe(time),

@@ -59,6 +59,11 @@ impl Replicated {
         head.copied().unwrap_or(0)
     }
 
+    /// Whether the open batch is nothing to anybody else.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.moved.is_empty() && self.open.is_empty() && self.open_changes.is_empty()
+    }
+
     /// Everything has become durable.
     pub(super) fn commit(&mut self, own: (OriginIndex, u64)) {
         self.heads.insert(own.0, own.1);
@@ -308,6 +313,7 @@ impl Writer {
         origins.insert(index, origin);
         drop(origins);
         self.put_meta(Meta::Origin(index, origin));
+        self.open_origins += 1;
         index
     }
 

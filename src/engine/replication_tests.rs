@@ -468,6 +468,112 @@ fn catch_up(
     to.commit();
 }
 
+/// Every pair that readers get to see can be read.
+fn check_readable(member: &Member) {
+    let reader = member.writer.mvcc().reader();
+    let reply = reader.range(&Range::new(KeyRange::all())).expect("what is shown is there");
+    assert_eq!(reply.kvs.len() as u64, reply.count);
+}
+
+/// What is applied at leisure is on its way into the store for long, while other things are written and read.
+#[test]
+fn a_catch_up_at_leisure_begins_anew_after_a_crash() {
+    let mut crashes = 0;
+    for seed in 0..SEEDS {
+        let (mut members, log) = story(seed);
+        let mut choices = Choices(seed ^ 0x1e15);
+        let mut from = members.remove(0);
+        give_all(&log, &mut from);
+        let common = from.common();
+        for mut to in [Member::new(7), members.pop().unwrap()] {
+            let (mut cursor, wants) = (None, to.writer.heads());
+            loop {
+                let bytes_max = choices.index(100);
+                let part = from.writer.mvcc().catch_up(&wants, cursor, bytes_max).unwrap();
+                to.writer.apply_catch_up_at_leisure(&part.entries, at(0)).unwrap();
+                if choices.below(4) > 0 {
+                    to.commit();
+                }
+                check_readable(&to);
+                cursor = part.next;
+                match choices.below(16) {
+                    0 | 1 => {
+                        let shown = to.writer.mvcc().revision();
+                        to.crash();
+                        assert!(to.writer.mvcc().revision() >= shown, "seed {seed}");
+                        check_readable(&to);
+                        crashes += 1;
+                        cursor = None;
+                        continue;
+                    }
+                    2 => to.compact(),
+                    3 => {
+                        let origins: Vec<_> = log.keys().copied().collect();
+                        let origin = origins[choices.index(origins.len())];
+                        if origin.member != MemberId(to.number) {
+                            give(&log, &mut to, origin, choices.index(6));
+                        }
+                    }
+                    4 => {
+                        // Of everything, what is on its way included.
+                        let all = TxnOp::Range(Range::new(KeyRange::all()));
+                        let look = Txn { success: vec![all], ..Txn::default() };
+                        assert!(to.writer.execute(Command::Txn(look), at(100)).is_ok());
+                        // Of a key of its own, which the oracle does not know, and without a trace.
+                        let (key, now) = (Bytes::from("zz"), at(100));
+                        let put = Put { key: key.clone(), ..Put::default() };
+                        // An alarm may be on.
+                        let _ = to.writer.execute(Command::Put(put), now);
+                        let delete = DeleteRange { range: KeyRange::single(key), prev_kv: true };
+                        assert!(to.writer.execute(Command::DeleteRange(delete), now).is_ok());
+                        to.commit();
+                    }
+                    _ => {}
+                }
+                if cursor.is_none() {
+                    break;
+                }
+            }
+            to.writer.finish_catch_up(&from.writer.heads());
+            to.commit();
+            for _ in 0..2 {
+                assert_eq!(to.common().pairs, common.pairs, "seed {seed}, member {}", to.number);
+                for head in from.writer.heads() {
+                    let is_own = head.origin.member == MemberId(to.number);
+                    assert!(is_own || to.writer.head(head.origin) >= head.seq, "{head:?}");
+                }
+                to.crash();
+            }
+        }
+    }
+    assert!(crashes > 0, "the crashes are what it is about");
+}
+
+/// Also where nothing else is to be committed with it.
+#[test]
+fn the_end_of_a_catch_up_shows_what_was_on_its_way() {
+    let mut member = Member::new(1);
+    let origin = stamp(0, 2).origin;
+    member.writer.set_peered();
+    member.commit();
+    let before = member.writer.mvcc().revision();
+    for seq in 1..4 {
+        let op = put_op(if seq == 2 { "b" } else { "a" }, "some value");
+        let state = [(origin, entry(seq, seq * 10, vec![op]))];
+        member.writer.apply_catch_up_at_leisure(&state, at(0)).unwrap();
+        member.commit();
+    }
+    assert_eq!(member.writer.mvcc().revision(), before);
+    member.writer.finish_catch_up(&[]);
+    assert!(member.writer.has_open_batch());
+    member.commit();
+    for _ in 0..2 {
+        assert_eq!(member.writer.mvcc().keys(), 2);
+        check_readable(&member);
+        member.crash();
+    }
+}
+
 #[test]
 fn the_log_of_a_member_is_enough_for_others() {
     for seed in 0..SEEDS {

@@ -313,7 +313,7 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
 /// A hidden delete may count, for what is on its way.
 fn restore_hidden(mvcc: &Mvcc, place: Place, row: &Row) {
     let Op::Delete { key, seen } = &row.op else { return };
-    if !matches!(mvcc.standing(key), Standing::Alive(_)) {
+    if !matches!(mvcc.standing(key).0, Standing::Alive(_)) {
         mvcc.bury(key, Grave { seen: *seen, time: row.stamp.time, place, hidden: true });
     }
 }

@@ -10,6 +10,8 @@
 //!   read off the log at start. So can how far this run has come: what a sweep may remove of it is on record before.
 //! * An operation that has begun cannot fail any more: everything was checked before.
 //! * The rows of an open batch are in memory until the commit.
+//! * Rows that are being ingested are neither in memory nor in the store. Nothing reads them: they are not shown before they
+//!   are durable, and whatever may read or write anything else waits for that first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -39,7 +41,7 @@ use crate::replication::message::Head;
 use crate::storage::schema::{
     AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
-use crate::storage::{Batch, DiskSpace, Durability, Space, Store};
+use crate::storage::{Batch, DiskSpace, Durability, Ingest, Space, Store};
 use crate::time::{HybridClock, Now, Timestamp};
 use crate::types::{Alarm, KeyValue, LeaseId, MemberId, Origin, Revision, TAG_MAX};
 
@@ -150,6 +152,14 @@ pub struct Writer {
     pub(super) newest: Place,
     /// The newest row that is durable.
     pub(super) durable: Place,
+    /// Rows behind that on their way into the store, past the journal.
+    pub(super) ingesting: Option<Ingesting>,
+    /// How many rows of the open batch, from the first on, may go that way.
+    pub(super) open_bulk: usize,
+    /// How many changes of the open batch name an origin, and do nothing else.
+    pub(super) open_origins: usize,
+    /// Whether the next commit has to wait for rows on their way.
+    pub(super) ends_ingest: bool,
     /// Where the entry that is being executed starts in `open`.
     pub(super) entry_start: usize,
     /// Whether that entry has taken a revision.
@@ -211,6 +221,10 @@ impl Writer {
             next_n: end.newest.n + 1,
             newest: end.newest,
             durable: end.newest,
+            ingesting: None,
+            open_bulk: 0,
+            open_origins: 0,
+            ends_ingest: false,
             batch: Batch::default(),
             open: Vec::new(),
             replaced: VecDeque::new(),
@@ -342,6 +356,7 @@ impl Writer {
     pub fn retag(&mut self, tag: u16) -> Result<(), StoreError> {
         assert!((1..=TAG_MAX).contains(&tag) && tag != self.tag(), "{tag} after {}", self.tag());
         self.commit()?;
+        self.finish_ingest()?;
         let revision = self.revision.with_tag(tag);
         self.put_meta(Meta::Tag(tag));
         self.put_meta(Meta::Compacted(revision));
@@ -367,6 +382,7 @@ impl Writer {
     pub fn execute(&mut self, command: Command, now: Now) -> Result<Reply<CommandReply>, Failure> {
         self.alarms.check(&command)?;
         self.check_room(&command)?;
+        self.finish_ingest()?;
         match command {
             Command::Put(put) => self.execute_put(put, now),
             Command::DeleteRange(delete) => self.execute_delete(&delete, now),
@@ -676,7 +692,10 @@ impl Writer {
 
     /// Whether a commit would do anything.
     pub fn has_open_batch(&self) -> bool {
-        !self.open.is_empty() || !self.batch.is_empty() || !self.replica.moved.is_empty()
+        !self.open.is_empty()
+            || !self.batch.is_empty()
+            || !self.replica.moved.is_empty()
+            || self.ends_ingest
     }
 
     /// The bytes that the next commit writes, roughly.
@@ -689,6 +708,11 @@ impl Writer {
         if !self.has_open_batch() {
             return Ok(());
         }
+        if self.is_bulk() {
+            return self.ingest();
+        }
+        self.finish_ingest()?;
+        self.ends_ingest = false;
         self.record_heads();
         let mut batch = std::mem::take(&mut self.batch);
         let mut shown = Vec::with_capacity(self.open.len());
@@ -697,7 +721,7 @@ impl Writer {
             batch.put(Space::Log, place.encode(), row.encode(place));
         }
         self.store().commit(batch, Durability::Fsync)?;
-        self.open_bytes = 0;
+        (self.open_bytes, self.open_bulk, self.open_origins) = (0, 0, 0);
         self.durable = self.newest;
         self.replica.commit((self.origin, self.seq));
         if self.collection.is_peered() {
@@ -705,6 +729,48 @@ impl Writer {
         }
         self.publish(shown);
         self.look_at_disk()
+    }
+
+    /// Whether all of the open batch can take its time.
+    fn is_bulk(&self) -> bool {
+        let is_only = self.open_bulk == self.open.len() && self.open_origins == self.batch.len();
+        let is_quiet = self.replica.is_quiet() && self.compacting.is_none();
+        !self.open.is_empty() && is_only && is_quiet && !self.ends_ingest
+    }
+
+    /// Sends the rows of the open batch on their way into the store. They are shown when something else is committed.
+    fn ingest(&mut self) -> Result<(), StoreError> {
+        if !self.batch.is_empty() {
+            // The origins that rows name are there before them.
+            let batch = std::mem::take(&mut self.batch);
+            self.store().commit(batch, Durability::Fsync)?;
+        }
+        let mut ingesting = match self.ingesting.take() {
+            Some(ingesting) => ingesting,
+            None => Ingesting { rows: self.store().ingest()?, newest: self.newest },
+        };
+        ingesting.rows.add(std::mem::take(&mut self.open))?;
+        ingesting.newest = self.newest;
+        self.ingesting = Some(ingesting);
+        (self.open_bytes, self.open_bulk, self.open_origins) = (0, 0, 0);
+        self.replaced.clear();
+        self.look_at_disk()
+    }
+
+    /// Waits until the rows on their way are durable, and shows them. Watchers read them off the log.
+    pub(super) fn finish_ingest(&mut self) -> Result<(), StoreError> {
+        let Some(Ingesting { rows, newest }) = self.ingesting.take() else { return Ok(()) };
+        rows.finish()?;
+        self.durable = newest;
+        if self.collection.is_peered() {
+            self.mvcc.set_durable(newest);
+        }
+        let before = self.mvcc.revision();
+        self.mvcc.publish(newest.revision);
+        if before < newest.revision {
+            self.hub.skip(before.next(), newest.revision);
+        }
+        Ok(())
     }
 
     /// Shows what has become durable: to readers first, so that whoever hears of a change can read it.
@@ -749,8 +815,10 @@ impl Writer {
     /// The same, however little there is to sweep.
     pub fn begin_sweep_anyhow(&mut self) -> Result<Option<Sweep>, StoreError> {
         // Durable rows only: the end of the log must not be swept away under an open batch.
-        let is_settled =
-            self.reclaim.is_none() && self.compacting.is_none() && !self.has_open_batch();
+        let is_settled = self.reclaim.is_none()
+            && self.compacting.is_none()
+            && self.ingesting.is_none()
+            && !self.has_open_batch();
         if !is_settled || self.has_former() {
             return Ok(None);
         }
@@ -915,6 +983,13 @@ impl Writer {
     pub(super) fn store(&self) -> &Store {
         self.mvcc.store()
     }
+}
+
+/// Rows on their way into the store.
+pub(super) struct Ingesting {
+    rows: Ingest,
+    /// The last of them.
+    newest: Place,
 }
 
 /// Whether a row takes a revision.

@@ -25,11 +25,11 @@ use crate::engine::command::{Command, CommandReply};
 use crate::engine::conflicts::{Conflicts, Noted};
 use crate::engine::former::LostWrite;
 use crate::engine::lease_owner::LeaseLook;
-use crate::engine::mvcc::{Mvcc, StatePart, Sweep};
+use crate::engine::mvcc::{Claims, Mvcc, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
 use crate::replication::Gossip;
-use crate::replication::message::{CatchUp, CatchUpPart, Compare, Head, Message, Segments};
+use crate::replication::message::{CatchUp, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
 use crate::types::{MemberId, Origin, Revision, WriteAck};
@@ -50,6 +50,11 @@ const DISK_INTERVAL_MILLIS: u64 = 1000;
 const SWEEP_NICE: i32 = 19;
 /// How long a sweep that failed is not tried again.
 const SWEEP_RETRY_MILLIS: u64 = 60_000;
+
+/// Between two parts of a catch-up that is served while clients write, there is a pause of so many times what a part takes ...
+const PAUSE_FACTOR: u32 = 3;
+/// ... up to this.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// What became of somebody's wish to join.
 type Admitted = Result<Admission, Refusal>;
@@ -119,6 +124,9 @@ enum Urgency {
     Soon,
     Background,
 }
+
+/// Sends a message to a peer. Answers whether it was taken.
+type SendTo<'a> = &'a dyn Fn(MemberId, Message) -> bool;
 
 /// The sending end of the queue.
 pub(super) type Queue = SyncSender<Task>;
@@ -232,6 +240,7 @@ impl Driver {
             self.replica.tick(now)?;
         }
         self.replica.writer_mut().reclaim();
+        self.replica.set_awaited(!self.acks.is_idle());
         self.replica.offer(now)?;
         // What peers wait for, and who waits for peers, need not wait for this commit.
         self.carry_out();
@@ -540,8 +549,10 @@ impl Driver {
                 Effect::AnswerCompare(to, compare) => {
                     let heads = self.replica.writer().heads();
                     self.read_for_peer(
-                        move |mvcc| {
-                            Ok((to, Message::Compared(mvcc.answer_compare(&compare, &heads)?)))
+                        move |mvcc, send| {
+                            let answer = mvcc.answer_compare(&compare, &heads)?;
+                            send(to, Message::Compared(answer));
+                            Ok(())
                         },
                         Some(to),
                         Urgency::Background,
@@ -603,29 +614,33 @@ impl Driver {
     fn load(&self, to: MemberId, wants: Vec<Head>, bytes_max: u64) {
         let writer = self.replica.writer();
         let (heads, collected) = (writer.heads(), writer.collected());
-        let read = move |mvcc: &Mvcc| {
+        let read = move |mvcc: &Mvcc, send: SendTo<'_>| {
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
             let segments = mvcc.segments(&wants, &heads, bytes_max)?;
             // Not before they were read: a sweep may have begun meanwhile.
             let (has_holes, traces) = (mvcc.has_holes_behind(&wants), Vec::new());
-            let segments = Segments { segments, collected, answers: true, has_holes, traces };
-            Ok((to, Message::Segments(segments)))
+            let (answers, patient) = (true, false);
+            let message = Segments { segments, collected, answers, has_holes, traces, patient };
+            send(to, Message::Segments(message));
+            Ok(())
         };
         self.read_for_peer(read, Some(to), Urgency::Soon);
     }
 
-    /// Reads a part of the data for a peer.
+    /// Reads some of the data for a peer.
     fn load_catch_up(&self, to: MemberId, request: CatchUp) {
         let Some(gossip) = self.replica.gossip() else { return };
         let (heads, complete) = (self.replica.writer().heads(), gossip.frontier().complete());
         let collected = self.replica.writer().collected();
-        let read = move |mvcc: &Mvcc| {
-            let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
-            let StatePart { entries, next, progress } =
-                mvcc.catch_up(&request.heads, request.cursor, bytes_max)?;
-            let floors = if next.is_none() { mvcc.origin_floors() } else { Vec::new() };
-            let part = CatchUpPart { heads, complete, collected, entries, next, progress, floors };
-            Ok((to, Message::CatchUpPart(part)))
+        let claims = Claims { heads, complete, collected };
+        let shared = Arc::clone(&self.shared);
+        let read = move |mvcc: &Mvcc, send: SendTo<'_>| {
+            let mut pace = Pace::new(&shared);
+            mvcc.serve_catch_up(&request, &claims, |part| {
+                let sent = send(to, Message::CatchUpPart(part));
+                pace.keep();
+                sent
+            })
         };
         self.read_for_peer(read, Some(to), Urgency::Background);
     }
@@ -648,7 +663,7 @@ impl Driver {
     /// Reads on another thread what a message to a peer needs, and sends it. `serves` is the peer whose turn it was.
     fn read_for_peer(
         &self,
-        read: impl FnOnce(&Mvcc) -> Result<(MemberId, Message), StoreError> + Send + 'static,
+        read: impl FnOnce(&Mvcc, SendTo<'_>) -> Result<(), StoreError> + Send + 'static,
         serves: Option<MemberId>,
         urgency: Urgency,
     ) {
@@ -656,10 +671,10 @@ impl Driver {
         let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         let work = move || {
-            match read(&mvcc) {
-                // What gets lost is asked for again.
-                Ok((to, message)) => _ = transport.send(to, message),
-                Err(error) => shared.fail(error),
+            // What gets lost is asked for again.
+            let send = |to, message| transport.send(to, message).is_ok();
+            if let Err(error) = read(&mvcc, &send) {
+                shared.fail(error);
             }
             if let Some(peer) = serves {
                 let _ = queue.send(Task::Loaded(peer));
@@ -749,6 +764,29 @@ impl Driver {
             Err(error) => tracing::warn!(revision = revision.0, %error, "auto-compaction failed"),
         }
         Ok(())
+    }
+}
+
+/// Leaves processor and disk to the clients of this member while they write, most of the time.
+struct Pace<'a> {
+    shared: &'a Shared,
+    /// What this member had accepted by then.
+    entries: u64,
+    since: Instant,
+}
+
+impl<'a> Pace<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self { shared, entries: shared.entries(), since: Instant::now() }
+    }
+
+    /// Pauses if anybody has written anything since the last time, for a multiple of the time that has gone by.
+    fn keep(&mut self) {
+        let entries = self.shared.entries();
+        if entries != self.entries {
+            std::thread::sleep((self.since.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX));
+        }
+        (self.entries, self.since) = (entries, Instant::now());
     }
 }
 

@@ -208,6 +208,11 @@ impl Shared {
         self.no_space.store(writer.is_out_of_space(), Ordering::Relaxed);
     }
 
+    /// Entries that this member has accepted.
+    pub(super) fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
     /// The cluster that this member belongs to.
     pub(super) fn cluster(&self) -> ClusterId {
         ClusterId(self.cluster.load(Ordering::Relaxed))

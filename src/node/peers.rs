@@ -74,6 +74,8 @@ struct Addresses {
 struct Gate {
     shared: Arc<Shared>,
     queue: Queue,
+    /// Whose parts of its data have been handed on, and are not dealt with yet; one each.
+    parts: Mutex<BTreeMap<MemberId, oneshot::Receiver<()>>>,
 }
 
 impl Gate {
@@ -98,6 +100,18 @@ fn stopped() -> Status {
 impl PeerHandler for Gate {
     async fn deliver(&self, from: MemberId, run: u64, message: Message) {
         let (done, wait) = oneshot::channel();
+        let is_part = matches!(message, Message::CatchUpPart(_));
+        let former = self.parts.lock().remove(&from);
+        if let Some(former) = former {
+            let _ = former.await;
+        }
+        if is_part {
+            // The next one is read and decoded meanwhile.
+            self.parts.lock().insert(from, wait);
+            let from = Origin { member: from, run };
+            let _ = self.submit(Task::Peer(from, Box::new(message), done)).await;
+            return;
+        }
         let from = Origin { member: from, run };
         if self.submit(Task::Peer(from, Box::new(message), done)).await.is_ok() {
             // The next message is read when this one has been dealt with.
@@ -244,7 +258,8 @@ impl Peers {
         let founders = parse_all(options.cluster.initial.iter().flatten());
         // The same command may have been started before, on a disk that is gone.
         shared.look_around(shared.mvcc.keys() == 0 && !founders.is_empty());
-        let gate = Gate { shared: Arc::clone(shared), queue: queue.clone() };
+        let gate =
+            Gate { shared: Arc::clone(shared), queue: queue.clone(), parts: Mutex::default() };
         let identity =
             Identity { cluster: Some(shared.cluster()), member: shared.member.id, run: shared.run };
         let transport_options =

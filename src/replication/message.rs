@@ -48,7 +48,7 @@ pub enum Message {
     Pull {
         /// What the sender holds of each origin that it wants.
         wants: Vec<Head>,
-        /// About how many bytes it takes at once.
+        /// About how many bytes it takes at once, in one part or several.
         bytes_max: u64,
     },
     /// Entries: an answer to a pull, or what the sender itself has just written.
@@ -138,6 +138,8 @@ pub struct Segments {
     pub has_holes: bool,
     /// Which of the entries are traced; at most [`TRACES_MAX`]. Nothing depends on it.
     pub traces: Vec<TracedEntry>,
+    /// Nobody waits for an acknowledgement: it may come a little later, together with others.
+    pub patient: bool,
 }
 
 /// The most entries of one message that are traced.
@@ -293,8 +295,12 @@ pub struct CatchUpPart {
     /// What lives, and the tombstones, in an order in which the sender might have received it. Ops that mean nothing any
     /// more are left out.
     pub entries: Vec<(Origin, Arc<Entry>)>,
+    /// Behind which place it begins: where the part before said to go on.
+    pub after: Option<Cursor>,
     /// Where to go on; `None` for the last part.
     pub next: Option<Cursor>,
+    /// Whether another part follows that need not be asked for.
+    pub more: bool,
     /// How much of the log is done, in thousandths.
     pub progress: u16,
     /// With the last part: what the sender has given up for space.

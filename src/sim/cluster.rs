@@ -83,6 +83,8 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
         promise_millis: 400,
         away_millis: 2000,
         scrub_millis: Some(5000),
+        // A few entries at a time, several of them on their way.
+        catch_up_bytes: 4096,
         ..gossip::Options::default()
     };
     Setup {

@@ -6,9 +6,10 @@ use super::world::{Actor, now_at};
 use crate::engine::command::{Command, CommandReply, Reply};
 use crate::engine::former::LostWrite;
 use crate::engine::lease::KeepAlive;
+use crate::engine::mvcc::Claims;
 use crate::engine::replica::{Admission, ClockNews, ClusterOptions, Effect, Refusal, Replica};
 use crate::engine::{Failure, Options};
-use crate::replication::message::{CatchUpPart, Message, Segments};
+use crate::replication::message::{Message, Segments};
 use crate::storage::schema::Identity;
 use crate::storage::schema::member::MemberRecord;
 use crate::storage::{Memory, Store};
@@ -195,6 +196,8 @@ impl Full {
         loop {
             let now = self.now(micros);
             let Some(replica) = &mut self.replica else { return };
+            // At every other member somebody waits for others.
+            replica.set_awaited(self.setup.writer.identity.member.0.is_multiple_of(2));
             replica.offer(now).expect("no fault");
             let effects = replica.take_effects();
             if self.commit_at.is_none() && replica.has_open_batch() {
@@ -221,24 +224,22 @@ impl Full {
                 let segments = segments.expect("no fault");
                 let has_holes = replica.writer().mvcc().has_holes_behind(&wants);
                 let (collected, traces) = (replica.writer().collected(), Vec::new());
-                let segments = Segments { segments, collected, answers: true, has_holes, traces };
+                let (answers, patient) = (true, false);
+                let segments =
+                    Segments { segments, collected, answers, has_holes, traces, patient };
                 self.sent.push((to, Message::Segments(segments)));
                 replica.loaded(to, now).expect("no fault");
             }
             Effect::LoadCatchUp(to, request) => {
                 let heads = replica.writer().heads();
                 let complete = replica.gossip().expect("it has peers").frontier().complete();
-                let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
-                let part =
-                    replica.writer().mvcc().catch_up(&request.heads, request.cursor, bytes_max);
-                let part = part.expect("no fault");
-                let entries = part.entries.into_iter().collect();
-                let (next, progress) = (part.next, part.progress);
                 let collected = replica.writer().collected();
-                let floors = replica.writer().mvcc().origin_floors();
-                let part =
-                    CatchUpPart { heads, complete, collected, entries, next, progress, floors };
-                self.sent.push((to, Message::CatchUpPart(part)));
+                let claims = Claims { heads, complete, collected };
+                let served = replica.writer().mvcc().serve_catch_up(&request, &claims, |part| {
+                    self.sent.push((to, Message::CatchUpPart(part)));
+                    true
+                });
+                served.expect("no fault");
                 replica.loaded(to, now).expect("no fault");
             }
             Effect::LoadCompare { to, spans, upto, number } => {

@@ -172,8 +172,9 @@ impl Light {
                         wants.filter_map(|want| everything.segment(want, bytes_max)).collect();
                     drop(everything);
                     let (collected, traces) = (Timestamp::default(), Vec::new());
-                    let (answers, has_holes) = (true, false);
-                    let segments = Segments { segments, collected, answers, has_holes, traces };
+                    let (answers, has_holes, patient) = (true, false, false);
+                    let segments =
+                        Segments { segments, collected, answers, has_holes, traces, patient };
                     self.sent.push((to, Message::Segments(segments)));
                     self.step(micros, Input::Loaded(to));
                 }

@@ -32,7 +32,8 @@ use parking_lot::Mutex;
 use super::schema::FORMAT_VERSION;
 use super::sweep::{self, FilterFactory, Slot};
 use super::{
-    Batch, Change, DiskSpace, Durability, IsDead, Result, Rows, Space, is_empty_range, journal,
+    Batch, Change, DiskSpace, Durability, Ingest, IsDead, Result, Rows, Space, is_empty_range,
+    journal,
 };
 use crate::error::StoreError;
 
@@ -179,6 +180,19 @@ impl Disk {
         self.inner.write(writes, bytes, durability)
     }
 
+    pub(super) fn ingest(&self) -> Result<Ingest> {
+        self.inner.usable()?;
+        Ingest::into_disk(self, self.inner.log.clone())
+    }
+
+    /// What came of a write in the background. If it has failed the store is unusable.
+    pub(super) fn check(&self, result: Result<(), fjall::Error>) -> Result<()> {
+        result.map_err(|error| {
+            self.inner.fail(&describe(&error));
+            store_error(error)
+        })
+    }
+
     pub(super) fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
         self.inner.usable()?;
         let row = self.inner.keyspace(space).get(key).map_err(store_error)?;
@@ -186,6 +200,14 @@ impl Disk {
     }
 
     pub(super) fn rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
+        let rows = self.passing_rows(space, from, to);
+        Box::new(rows.map(|row| {
+            let (key, value) = row?;
+            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+        }))
+    }
+
+    pub(super) fn passing_rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
         if let Err(error) = self.inner.usable() {
             return Box::new(std::iter::once(Err(error)));
         }
@@ -203,7 +225,7 @@ impl Disk {
         let rows = self.inner.database.snapshot().range::<&[u8], _>(keyspace, (from, to));
         Box::new(rows.map(|row| {
             let (key, value) = row.into_inner().map_err(store_error)?;
-            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+            Ok((key.into(), value.into()))
         }))
     }
 

@@ -13,6 +13,7 @@
 //! * A [`Batch`] is atomic over both spaces: after a crash either all of it is there or nothing.
 //! * [`Store::commit`] with [`Durability::Fsync`] returns after the batch, and every batch before it, would
 //!   survive a loss of power. [`Durability::Buffered`] survives a crash of the process only.
+//! * Many rows can be written past the journal, all or none of them: see [`Ingest`].
 //! * A batch becomes visible to readers as a whole, no later than `commit` returns.
 //! * Rows of the log are written once and never changed; they may be deleted.
 //! * After an error of `commit` the store is unusable: what it holds is unknown until it is opened again.
@@ -23,6 +24,7 @@
 
 mod codec;
 mod disk;
+mod ingest;
 mod journal;
 mod memory;
 pub mod schema;
@@ -36,6 +38,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use disk::{Disk, DiskOptions};
+pub use ingest::Ingest;
 pub use memory::{Fault, Memory};
 
 use crate::error::StoreError;
@@ -162,6 +165,14 @@ impl Store {
         }
     }
 
+    /// Begins to write many rows to the end of the log, past the journal: see [`Ingest`].
+    pub fn ingest(&self) -> Result<Ingest> {
+        match self {
+            Self::Disk(disk) => disk.ingest(),
+            Self::Memory(memory) => Ok(Ingest::into_memory(memory)),
+        }
+    }
+
     /// One row, as of now. The bytes share no memory with larger blocks.
     pub fn row(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
         match self {
@@ -174,6 +185,14 @@ impl Store {
     pub fn rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
         match self {
             Self::Disk(disk) => disk.rows(space, from, to),
+            Self::Memory(memory) => memory.rows(space, from, to),
+        }
+    }
+
+    /// The same for who lets go of most rows soon: they may share the memory of the blocks that they were read from.
+    pub fn passing_rows(&self, space: Space, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Rows {
+        match self {
+            Self::Disk(disk) => disk.passing_rows(space, from, to),
             Self::Memory(memory) => memory.rows(space, from, to),
         }
     }

@@ -4,7 +4,10 @@ use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
 use bytes::Bytes;
 
+use super::schema::{Op, OriginIndex, Place, Row, RowStamp};
 use super::*;
+use crate::time::Timestamp;
+use crate::types::{KeyValue, LeaseId, Revision};
 
 /// A kind of store, with a way to open it again as it is after the process was killed.
 struct Bench {
@@ -264,5 +267,87 @@ fn a_failed_sweep_removes_nothing_more() {
         assert_eq!(bench.store().failed(), None);
         bench.reopen();
         assert_eq!(rows(bench.store(), Log, Unbounded, Unbounded), "1=a 2=b 3=c");
+    });
+}
+
+/// A row of an entry, such as a member writes by the million when it takes over the data of another one.
+fn entry_row(revision: u64) -> (Place, Row) {
+    let place = Place::first_of(Revision(revision));
+    let kv = KeyValue {
+        key: bytes(&format!("key {revision}")),
+        create_revision: place.revision,
+        mod_revision: place.revision,
+        version: 1,
+        value: bytes(&"value ".repeat(50)),
+        lease: LeaseId::NONE,
+    };
+    let stamp = RowStamp { time: Timestamp(revision), origin: OriginIndex(1) };
+    let op = Op::Put(kv);
+    (place, Row { stamp, seq: revision, op_number: 0, last: true, hidden: false, op })
+}
+
+fn entry_rows(revisions: std::ops::Range<u64>) -> Vec<(Place, Row)> {
+    revisions.map(entry_row).collect()
+}
+
+/// The revisions of the rows of the log, all of which are what was written.
+fn revisions(store: &Store) -> Vec<u64> {
+    let rows = store.rows(Log, Unbounded, Unbounded).map(|row| {
+        let (key, value) = row.expect("reads");
+        let place = Place::decode(&key, 0).expect("a place");
+        assert_eq!(Row::decode(place, value).expect("a row"), entry_row(place.revision.0).1);
+        place.revision.0
+    });
+    rows.collect()
+}
+
+#[test]
+fn rows_past_the_journal_are_all_there_or_none() {
+    on_both(|mut bench| {
+        let put = |store: &Store, revisions: std::ops::Range<u64>| {
+            let mut batch = batch(&[(Meta, "a", Some("1"))]);
+            for (place, row) in entry_rows(revisions) {
+                batch.put(Log, place.encode(), row.encode(place));
+            }
+            store.commit(batch, Durability::Fsync).expect("commits");
+        };
+        put(bench.store(), 1..4);
+        let mut ingest = bench.store().ingest().expect("begins");
+        ingest.add(entry_rows(4..3000)).expect("takes them");
+        assert_eq!(revisions(bench.store()), (1..4).collect::<Vec<_>>(), "nobody sees them yet");
+        drop(ingest);
+        bench.reopen();
+        assert_eq!(revisions(bench.store()), (1..4).collect::<Vec<_>>(), "abandoned");
+        put(bench.store(), 4..6);
+        for round in 0..3 {
+            let first = 6 + 2010 * round;
+            let mut ingest = bench.store().ingest().expect("begins");
+            ingest.add(entry_rows(first..first + 1000)).expect("takes them");
+            commit(bench.store(), &[(Meta, "b", Some("2"))]);
+            ingest.add(entry_rows(first + 1000..first + 2000)).expect("takes them");
+            let seen = bench.store().rows(Log, Unbounded, Unbounded);
+            ingest.finish().expect("writes them");
+            assert_eq!(seen.count() as u64, first - 1, "a reader from before");
+            assert_eq!(revisions(bench.store()), (1..first + 2000).collect::<Vec<_>>());
+            if round > 0 {
+                bench.reopen();
+            }
+            put(bench.store(), first + 2000..first + 2010);
+            assert_eq!(revisions(bench.store()), (1..first + 2010).collect::<Vec<_>>());
+            if round != 1 {
+                bench.reopen();
+            }
+            assert_eq!(revisions(bench.store()), (1..first + 2010).collect::<Vec<_>>());
+            assert_eq!(row(bench.store(), Meta, "b").as_deref(), Some("2"));
+        }
+    });
+}
+
+#[test]
+fn no_rows_past_the_journal_are_no_change() {
+    on_both(|mut bench| {
+        bench.store().ingest().expect("begins").finish().expect("ends");
+        bench.reopen();
+        assert!(revisions(bench.store()).is_empty());
     });
 }

@@ -30,6 +30,10 @@ use crate::types::{ClusterId, MemberId};
 pub(super) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
+/// The largest frame of HTTP/2 that members take. A message is up to a thousand times as long as the usual 16 KiB, each of
+/// which would be looked at alone.
+const HTTP_FRAME_BYTES: u32 = 256 * 1024;
+
 /// Connections at the same time. A member needs three, for messages, forwarded calls, and forwarded watches.
 const CONNECTIONS_MAX: usize = 4096;
 /// Calls at the same time on one connection: each client whose watches are forwarded takes one.
@@ -175,6 +179,7 @@ impl Port {
             .auto_date_header(false)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(HTTP_FRAME_BYTES)
             .max_header_list_size(HEADER_BYTES)
             .max_concurrent_streams(STREAMS_MAX)
             .keep_alive_interval(timing.keepalive_interval)

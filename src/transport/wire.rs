@@ -496,7 +496,9 @@ fn encode_part(part: &CatchUpPart) -> pb::CatchUpPart {
         heads: encode_heads(&part.heads),
         complete: part.complete.0,
         entries: entries::encode_entries(&part.entries),
+        after: part.after.map(encode_cursor),
         next: part.next.map(encode_cursor),
+        more: part.more,
         progress: u32::from(part.progress),
         collected: part.collected.0,
         floors: encode_heads(&part.floors.iter().map(|floor| floor.head).collect::<Vec<_>>()),
@@ -521,7 +523,9 @@ fn decode_part(part: pb::CatchUpPart) -> Result<CatchUpPart, Malformed> {
         complete: heard(Timestamp(part.complete))?,
         collected: heard(Timestamp(part.collected))?,
         entries: entries::decode_entries(part.entries)?,
+        after: part.after.map(decode_cursor),
         next: part.next.map(decode_cursor),
+        more: part.more,
         progress,
     })
 }

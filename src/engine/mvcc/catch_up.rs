@@ -12,11 +12,16 @@ use crate::engine::entries::entry_op;
 use crate::engine::records::RowStanding;
 use crate::error::StoreError;
 use crate::replication::entry::Entry;
-use crate::replication::message::{Cursor, Head};
+use crate::replication::message::{CatchUp, CatchUpPart, Cursor, Head};
 use crate::storage::Space;
 use crate::storage::schema::{Op, OriginIndex, Place, Row};
+use crate::time::Timestamp;
 use crate::types::{Origin, Revision};
 
+/// A part: small enough that neither side does anything else for long.
+const PART_BYTES_MAX: usize = 1 << 20;
+/// In how many parts a request is answered.
+const PARTS: usize = 8;
 /// Rows that are looked at for one part, so that it does not take long where nothing is to be told.
 const ROWS_MAX: usize = 1 << 17;
 /// The whole log, as a measure of progress.
@@ -33,7 +38,55 @@ pub struct StatePart {
     pub progress: u16,
 }
 
+/// What a member claims of itself when it is asked for its data.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    /// Its heads.
+    pub heads: Vec<Head>,
+    /// How far it is complete.
+    pub complete: Timestamp,
+    /// Up to when it has forgotten what was deleted.
+    pub collected: Timestamp,
+}
+
 impl Mvcc {
+    /// Answers a request for the data, in parts; stops when one of them is not taken.
+    pub fn serve_catch_up(
+        &self,
+        request: &CatchUp,
+        claims: &Claims,
+        mut take: impl FnMut(CatchUpPart) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut left = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
+        let part_bytes = (left / PARTS).clamp(1, PART_BYTES_MAX);
+        let mut after = request.cursor;
+        loop {
+            let part = self.catch_up(&request.heads, after, part_bytes)?;
+            let StatePart { entries, next, progress } = part;
+            // However little it has: who asks for the next part has time for others in between.
+            let bytes = entries.iter().map(|(_, entry)| entry.bytes()).sum::<usize>();
+            left = left.saturating_sub(bytes.max(part_bytes / 2).max(1));
+            let more = left > 0 && next.is_some();
+            let Claims { heads, complete, collected } = claims.clone();
+            let floors = if next.is_none() { self.origin_floors() } else { Vec::new() };
+            let part = CatchUpPart {
+                heads,
+                complete,
+                collected,
+                entries,
+                after,
+                next,
+                more,
+                progress,
+                floors,
+            };
+            if !take(part) || !more {
+                return Ok(());
+            }
+            after = next;
+        }
+    }
+
     /// What lives, and what is kept to say that something is gone, as far as `heads` does not cover it. Behind a
     /// cursor, about so many bytes, whole entries. Reads the log once, in all calls together.
     pub fn catch_up(
@@ -61,7 +114,7 @@ impl Mvcc {
         let mut entries: Vec<(Origin, Entry)> = Vec::new();
         let (mut bytes, mut current, mut last) = (0, None, None);
         let mut next = None;
-        for (i, item) in self.store.rows(Space::Log, start, Bound::Unbounded).enumerate() {
+        for (i, item) in self.store.passing_rows(Space::Log, start, Bound::Unbounded).enumerate() {
             let (key, value) = item?;
             let place = Place::decode(&key, tag)?;
             let row = Row::decode(place, value)?;
@@ -79,8 +132,9 @@ impl Mvcc {
             }
             let origin = origins.name(entry.0);
             if entries.last().is_none_or(|(of, entry)| (*of, entry.seq) != (origin, row.seq)) {
-                entries
-                    .push((origin, Entry { seq: row.seq, time: row.stamp.time, ops: Vec::new() }));
+                // Most have one.
+                let ops = Vec::with_capacity(1);
+                entries.push((origin, Entry { seq: row.seq, time: row.stamp.time, ops }));
             }
             let op = entry_op(&row.op, &origins);
             bytes += op.bytes();

@@ -56,7 +56,7 @@ use crate::storage::{Space, Store};
 use crate::time::Timestamp;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
-pub use catch_up::StatePart;
+pub use catch_up::{Claims, StatePart};
 pub use compact::Sweep;
 pub(super) use compact::{Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY};
 use dead::DeadBytes;
@@ -347,20 +347,23 @@ impl Mvcc {
         self.marks.write().durable = Some(newest);
     }
 
-    /// What counts of a key, as the writer sees it.
-    pub(super) fn standing(&self, key: &[u8]) -> Standing {
+    /// What counts of a key, as the writer sees it, and what is known of its newest version if it lives.
+    pub(super) fn standing(&self, key: &[u8]) -> (Standing, Option<Latest>) {
         let guarded = self.guarded.read();
         let latest = guarded.index.find(key).map(|history| *history.latest());
         let tombstone = match latest {
-            Some(latest) if !latest.head.is_dead() => return Standing::Alive(latest.stamp),
+            Some(latest) if !latest.head.is_dead() => {
+                return (Standing::Alive(latest.stamp), Some(latest));
+            }
             latest => latest.map(|latest| latest.stamp),
         };
         let grave = self.graves.read().get(key).map(|grave| grave.seen);
-        match (tombstone, grave) {
+        let standing = match (tombstone, grave) {
             (None, None) => Standing::Unknown,
             (Some(seen), None) | (None, Some(seen)) => Standing::Dead(seen),
             (Some(a), Some(b)) => Standing::Dead(self.origins.read().max(a, b)),
-        }
+        };
+        (standing, None)
     }
 
     /// Remembers a delete that the index does not know.

@@ -91,7 +91,8 @@ impl Pass<'_> {
             self.is_again = collected.entries.contains_key(&row.seq);
         }
         let op = entry_op(&row.op, self.origins);
-        let new = || Entry { seq: row.seq, time: row.stamp.time, ops: Vec::new() };
+        // Most have one.
+        let new = || Entry { seq: row.seq, time: row.stamp.time, ops: Vec::with_capacity(1) };
         let found = collected.entries.entry(row.seq).or_insert_with(new);
         let before = if found.ops.is_empty() { 0 } else { found.bytes() };
         if !self.is_again || !found.ops.iter().any(|known| is_about_same(known, &op)) {

@@ -93,6 +93,16 @@ impl Mailbox {
         (self.waker)();
     }
 
+    /// Nothing from a revision on is put here.
+    fn skip(&self, from: Revision) {
+        let mut mail = self.mail.lock();
+        if mail.retagged.is_none() {
+            mail.dropped_from.get_or_insert(from);
+        }
+        drop(mail);
+        (self.waker)();
+    }
+
     fn is_empty(&self) -> bool {
         let mail = self.mail.lock();
         mail.queue.is_empty() && mail.dropped_from.is_none() && mail.retagged.is_none()
@@ -173,6 +183,15 @@ impl Hub {
                 mailbox.put(Delivery { changes: Arc::clone(&changes), hits, through });
             }
         }
+    }
+
+    /// Everything from a revision on up to another one is in the log, but has not been handed to anybody: watchers read it
+    /// there.
+    pub(in crate::engine) fn skip(&self, from: Revision, through: Revision) {
+        let mut state = self.state.lock();
+        assert!(state.published < from && from <= through, "{} then {from}", state.published);
+        state.published = through;
+        state.streams.values().for_each(|mailbox| mailbox.skip(from));
     }
 
     /// The member has taken another tag, and is at `revision`: all watchers end.

@@ -74,6 +74,7 @@ fn messages() -> Vec<(&'static str, Message)> {
             answers: true,
             traces: Vec::new(),
             has_holes: false,
+            patient: true,
         })
     };
     let damaged =
@@ -83,7 +84,9 @@ fn messages() -> Vec<(&'static str, Message)> {
         complete: time(4),
         collected: time(3),
         entries: entries(ops.clone()).into_iter().map(|entry| (origin(2), entry)).collect(),
+        after: None,
         next: None,
+        more: false,
         progress: 1000,
         floors: vec![OriginFloor { head: head(2, 1), time: time(2) }],
     };

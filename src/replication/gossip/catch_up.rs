@@ -1,17 +1,17 @@
 //! Taking over the data of a peer as a whole, where its log does not reach back far enough.
 //!
 //! The peer goes through its log and sends what still means anything: what lives, and tombstones that are kept. It
-//! keeps no state for it. The heads that it named at the start hold for whoever has all parts: what was superseded
+//! keeps no state for it, but sends a few parts for each request. The heads that it named at the start hold for whoever has all parts: what was superseded
 //! meanwhile is followed, later in the log, by what superseded it. Until then no head moves, so that a catch-up that
 //! breaks off claims nothing.
 
-use super::{CatchingUp, Gossip, Output};
+use std::cmp::Ordering;
+
+use super::{CATCH_UP_BYTES_MAX, CatchingUp, Gossip, Output};
 use crate::replication::message::{CatchUp, CatchUpPart, Message};
 use crate::time::Now;
 use crate::types::MemberId;
 
-/// A part: small enough that neither side does anything else for long.
-const PART_BYTES_MAX: u64 = 1 << 20;
 /// Who has not answered at all after so long may not have got the question: it is asked again...
 const FIRST_PART_PATIENCE_MILLIS: u64 = 1000;
 /// ...and who has not sent a further part after so long.
@@ -32,15 +32,15 @@ impl Gossip {
 
     fn ask_for_part(&mut self) {
         let Some(CatchingUp { from, cursor, .. }) = self.catching_up else { return };
-        let heads = self.heads.all();
-        self.send(from, Message::CatchUp(CatchUp { heads, cursor, bytes_max: PART_BYTES_MAX }));
+        let (heads, bytes_max) = (self.heads.all(), self.options.catch_up_bytes);
+        self.send(from, Message::CatchUp(CatchUp { heads, cursor, bytes_max }));
     }
 
     pub(super) fn serve_catch_up(&mut self, to: MemberId, request: CatchUp) {
         if !self.may_load(to) {
             return;
         }
-        let bytes_max = request.bytes_max.min(PART_BYTES_MAX);
+        let bytes_max = request.bytes_max.min(CATCH_UP_BYTES_MAX);
         self.outputs.push(Output::LoadCatchUp(to, CatchUp { bytes_max, ..request }));
     }
 
@@ -48,9 +48,16 @@ impl Gossip {
         let Some(catching_up) = self.catching_up.as_mut().filter(|it| it.from == from) else {
             return;
         };
-        if part.next.is_some() && part.next <= catching_up.cursor {
+        match part.after.cmp(&catching_up.cursor) {
+            Ordering::Equal => {}
             // It came twice.
-            return;
+            Ordering::Less => return,
+            // One before it was lost, and so nothing that follows unasked can be taken.
+            Ordering::Greater if part.more => return,
+            Ordering::Greater => {
+                self.ask_for_part();
+                return;
+            }
         }
         catching_up.deadline_millis = now.monotonic_millis + PART_PATIENCE_MILLIS;
         catching_up.cursor = part.next;
@@ -60,7 +67,9 @@ impl Gossip {
         self.counts.taken += part.entries.len() as u64;
         self.outputs.push(Output::ApplyCatchUp(part.entries));
         if part.next.is_some() {
-            self.ask_for_part();
+            if !part.more {
+                self.ask_for_part();
+            }
             return;
         }
         self.catching_up = None;

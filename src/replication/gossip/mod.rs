@@ -67,6 +67,8 @@ const LOADS_MAX: usize = 3;
 const BUSY_MILLIS: u64 = 200;
 /// When entries that could not be taken are asked for again.
 const NOT_TAKEN_MILLIS: u64 = 1000;
+/// What a peer gets at once of our data at most, in bytes.
+const CATCH_UP_BYTES_MAX: u64 = 8 << 20;
 /// A peer that stays silent so long while it catches up from us, or we from it, is given up.
 const CATCH_UP_PATIENCE_MILLIS: u64 = 10_000;
 /// While roots match, the time to the next exchange grows by a half.
@@ -107,6 +109,9 @@ pub struct Options {
     pub push_window_bytes: usize,
     /// A peer that seems dead for so long is away: what was replaced meanwhile is not kept for it at any cost.
     pub away_millis: u64,
+    /// What is asked for at once of the data of a peer, in bytes: enough that the next parts are read and sent while one is
+    /// applied.
+    pub catch_up_bytes: u64,
 }
 
 impl Default for Options {
@@ -121,6 +126,7 @@ impl Default for Options {
             recent_bytes: 16 << 20,
             push_window_bytes: 8 << 20,
             away_millis: AWAY_MILLIS,
+            catch_up_bytes: CATCH_UP_BYTES_MAX,
         }
     }
 }
@@ -316,6 +322,11 @@ pub struct Gossip {
     peers: BTreeMap<MemberId, Peer>,
     /// Who seems alive, in order.
     live: Vec<MemberId>,
+    /// Whether anybody waits for own entries to be acknowledged.
+    is_awaited: bool,
+    /// Origins whose moves are to be acknowledged, in their own time.
+    unacknowledged: BTreeSet<Origin>,
+    next_acknowledge: Option<u64>,
     /// Origins whose moves are to be announced.
     dirty: BTreeSet<Origin>,
     collected: Timestamp,
@@ -372,6 +383,9 @@ impl Gossip {
             table: 0,
             peers: BTreeMap::new(),
             live: Vec::new(),
+            is_awaited: true,
+            unacknowledged: BTreeSet::new(),
+            next_acknowledge: None,
             dirty: BTreeSet::new(),
             collected: Timestamp::default(),
             left_out: Timestamp::default(),
@@ -422,6 +436,7 @@ impl Gossip {
         self.run_timers(now);
         self.send_pulls(now);
         self.announce_when_due(now);
+        self.acknowledge_when_due(now);
         self.pass_barriers(now);
         std::mem::take(&mut self.outputs)
     }
@@ -432,9 +447,16 @@ impl Gossip {
         let merge = self.merging.as_ref().map(|merging| merging.comparison.deadline_millis);
         let ask = self.next_ask();
         let scrub = self.scrub.wake_at();
-        let timers = [self.next_announce, self.pulls.next_deadline(), catch_up, merge, ask, scrub];
+        let (announce, acknowledge) = (self.next_announce, self.next_acknowledge);
+        let pull = self.pulls.next_deadline();
+        let timers = [announce, acknowledge, pull, catch_up, merge, ask, scrub];
         let next = self.next_exchange.min(self.next_promise);
         timers.into_iter().flatten().fold(next, u64::min)
+    }
+
+    /// Whether anybody waits for own entries to be acknowledged by others. Somebody may, until this is told.
+    pub fn set_awaited(&mut self, on: bool) {
+        self.is_awaited = on;
     }
 
     /// How far this member holds the entries of each origin.
@@ -577,8 +599,8 @@ impl Gossip {
         if is_all || !segments.is_empty() {
             let collected = self.collected;
             let traces = self.traced.within(&segments);
-            let (answers, has_holes) = (is_all, false);
-            let segments = Segments { segments, collected, answers, has_holes, traces };
+            let (answers, has_holes, patient) = (is_all, false, false);
+            let segments = Segments { segments, collected, answers, has_holes, traces, patient };
             self.send(to, Message::Segments(segments));
         }
         if is_all {
@@ -601,7 +623,8 @@ impl Gossip {
     }
 
     fn take_segments(&mut self, from: MemberId, message: Segments, now: Now) {
-        let Segments { segments, collected, answers, has_holes, traces } = message;
+        let Segments { segments, collected, answers, has_holes, traces, patient } = message;
+        self.peers.entry(from).or_default().is_patient = patient;
         if has_holes || collected > self.frontier.complete() {
             // Tombstones may be gone there that this member has never seen, or writes that were replaced by what it has not seen.
             self.pulls.answered(from, now.monotonic_millis);

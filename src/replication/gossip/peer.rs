@@ -25,6 +25,8 @@ pub(super) struct Peer {
     pub(super) in_flight_bytes: usize,
     /// Since when it seems dead, if it does.
     pub(super) dead_since: Option<u64>,
+    /// Nobody there waits for what it sends to be acknowledged.
+    pub(super) is_patient: bool,
     /// Its revisions, and ours.
     pub(super) revisions: Revisions,
 }

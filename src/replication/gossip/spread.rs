@@ -10,6 +10,9 @@ use crate::replication::message::{Head, Message, Segments};
 use crate::time::Now;
 use crate::types::{MemberId, Origin};
 
+/// How long acknowledgements are gathered that nobody waits for.
+const ACKNOWLEDGE_MILLIS: u64 = 10;
+
 impl Gossip {
     /// Heads have moved: tells those who want to know.
     pub(super) fn spread(&mut self, moved: &BTreeSet<Origin>, now: Now) {
@@ -25,7 +28,13 @@ impl Gossip {
             }
             let me = self.me;
             for origin in moved.iter().filter(|origin| **origin != me) {
-                self.acknowledge(*origin);
+                if self.peers.get(&origin.member).is_some_and(|peer| peer.is_patient) {
+                    let due = now.monotonic_millis + ACKNOWLEDGE_MILLIS;
+                    self.next_acknowledge.get_or_insert(due);
+                    self.unacknowledged.insert(*origin);
+                } else {
+                    self.acknowledge(*origin);
+                }
             }
             return;
         }
@@ -34,8 +43,20 @@ impl Gossip {
         self.next_announce.get_or_insert(now.monotonic_millis + window);
     }
 
+    /// Tells those who wait for nothing what has become durable since they were told last.
+    pub(super) fn acknowledge_when_due(&mut self, now: Now) {
+        if self.next_acknowledge.is_none_or(|due| due > now.monotonic_millis) {
+            return;
+        }
+        self.next_acknowledge = None;
+        for origin in std::mem::take(&mut self.unacknowledged) {
+            self.acknowledge(origin);
+        }
+    }
+
     /// Tells the origin of some entries that they are durable here.
     pub(super) fn acknowledge(&mut self, origin: Origin) {
+        self.unacknowledged.remove(&origin);
         if self.live.binary_search(&origin.member).is_ok() {
             let head = Head { origin, seq: self.heads.seq(origin) };
             self.send(origin.member, Message::Announce(vec![head]));
@@ -80,8 +101,9 @@ impl Gossip {
             peer.push(pushed, segment.bytes());
             let (segments, collected) = (vec![segment], self.collected);
             let traces = self.traced.within(&segments);
-            let segments =
-                Segments { segments, collected, answers: false, has_holes: false, traces };
+            let patient = !self.is_awaited && traces.is_empty();
+            let (answers, has_holes) = (false, false);
+            let segments = Segments { segments, collected, answers, has_holes, traces, patient };
             self.send(to, Message::Segments(segments));
         }
     }

@@ -16,9 +16,10 @@ use crate::time::{Stamp, Timestamp};
 use crate::types::{LeaseId, MemberId, Origin, TraceContext};
 
 pub(super) fn encode_segments(segments: &Segments) -> pb::Segments {
-    let Segments { segments, collected, answers, has_holes, traces } = segments;
-    let (answers, has_holes) = (*answers, *has_holes);
-    let mut columns = pb::Segments { collected: collected.0, answers, has_holes, ..<_>::default() };
+    let Segments { segments, collected, answers, has_holes, traces, patient } = segments;
+    let (answers, has_holes, patient) = (*answers, *has_holes, *patient);
+    let mut columns =
+        pb::Segments { collected: collected.0, answers, has_holes, patient, ..<_>::default() };
     let mut writer = Writer::default();
     for segment in segments {
         let origin = writer.origin_number(segment.origin);
@@ -101,8 +102,8 @@ pub(super) fn decode_segments(columns: pb::Segments) -> Result<Segments, Malform
     reader.end()?;
     let traces = decode_traces(columns.traces, &segments)?;
     let (collected, answers) = (Timestamp(columns.collected), columns.answers);
-    let has_holes = columns.has_holes;
-    Ok(Segments { segments, collected, answers, has_holes, traces })
+    let (has_holes, patient) = (columns.has_holes, columns.patient);
+    Ok(Segments { segments, collected, answers, has_holes, traces, patient })
 }
 
 pub(super) fn encode_entries(entries: &[(Origin, Arc<Entry>)]) -> Option<pb::Entries> {
@@ -313,7 +314,11 @@ impl Reader {
         if count > self.kinds.len() {
             return Err(Malformed("a column that ends early"));
         }
-        (0..count).map(|_| self.op()).collect()
+        let mut ops = Vec::with_capacity(count);
+        for _ in 0..count {
+            ops.push(self.op()?);
+        }
+        Ok(ops)
     }
 
     fn op(&mut self) -> Result<EntryOp, Malformed> {
@@ -365,7 +370,11 @@ impl Reader {
         if count > self.seqs.len() {
             return Err(Malformed("a column that ends early"));
         }
-        (0..count).map(|_| self.entry(number).map(Arc::new)).collect()
+        let mut entries = Vec::with_capacity(count);
+        for _ in 0..count {
+            entries.push(Arc::new(self.entry(number)?));
+        }
+        Ok(entries)
     }
 
     /// Checks that nothing is left.

@@ -230,7 +230,15 @@ fn message() -> impl Strategy<Value = Message> {
                     TracedEntry { origin: segment.origin, seq: segment.through, context }
                 });
                 let traces = traces.collect();
-                Message::Segments(Segments { segments, collected, answers, has_holes, traces })
+                let patient = !answers;
+                Message::Segments(Segments {
+                    segments,
+                    collected,
+                    answers,
+                    has_holes,
+                    traces,
+                    patient,
+                })
             }
         ),
         count().prop_map(|retry_millis| Message::Busy { retry_millis }),
@@ -238,21 +246,25 @@ fn message() -> impl Strategy<Value = Message> {
         (heads(), cursor(), count()).prop_map(|(heads, cursor, bytes_max)| {
             Message::CatchUp(CatchUp { heads, cursor, bytes_max })
         }),
-        part.prop_map(|((heads, floors), complete, entries, next, progress)| {
-            let floors =
-                floors.into_iter().map(|head| OriginFloor { head, time: Timestamp(head.seq) });
-            let complete = Timestamp(complete).min(Timestamp::HEARD_MAX);
-            let collected = complete;
-            Message::CatchUpPart(CatchUpPart {
-                heads,
-                complete,
-                collected,
-                entries,
-                next,
-                progress,
-                floors: floors.collect(),
-            })
-        }),
+        (part, cursor(), any::<bool>()).prop_map(
+            |(((heads, floors), complete, entries, next, progress), after, more)| {
+                let floors =
+                    floors.into_iter().map(|head| OriginFloor { head, time: Timestamp(head.seq) });
+                let complete = Timestamp(complete).min(Timestamp::HEARD_MAX);
+                let collected = complete;
+                Message::CatchUpPart(CatchUpPart {
+                    heads,
+                    complete,
+                    collected,
+                    entries,
+                    after,
+                    next,
+                    more,
+                    progress,
+                    floors: floors.collect(),
+                })
+            }
+        ),
         count().prop_map(Message::Ask),
         (count(), digest()).prop_map(|(id, digest)| Message::Answer(id, digest)),
         count().prop_map(Message::AskClock),
@@ -486,6 +498,7 @@ fn an_entry_costs_little_more_than_its_key_and_value() {
         answers: false,
         has_holes: false,
         traces,
+        patient: true,
     });
     let bytes = frame_bytes(&message);
     assert!(bytes <= 1000 * (120 + 8) + 80, "{bytes}");
@@ -509,6 +522,7 @@ fn what_breaks_its_own_rules_is_refused() {
             answers: false,
             has_holes: false,
             traces: Vec::new(),
+            patient: false,
         })
     };
     assert!(sent(&segments(0, 2, &[entry(1, 1, "a"), entry(2, 2, "b")])).is_ok());
@@ -560,8 +574,8 @@ fn refuse(what: &str, change: impl FnOnce(&mut pb::Segments, &mut pb::Entries)) 
     let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
     let traces = segments.iter().map(|it| TracedEntry { origin: it.origin, seq: 1, context });
     let traces = traces.collect();
-    let (collected, has_holes) = (Timestamp(0), false);
-    let message = Segments { segments, collected, answers: true, has_holes, traces };
+    let (collected, has_holes, answers) = (Timestamp(0), false, true);
+    let message = Segments { segments, collected, answers, has_holes, traces, patient: false };
     let mut columns = entries::encode_segments(&message);
     assert_eq!(entries::decode_segments(columns.clone()), Ok(message));
     let mut rows = columns.entries.take().expect("there are entries");
