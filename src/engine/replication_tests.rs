@@ -11,6 +11,7 @@ use super::mvcc::StateHash;
 use super::{Applied, Options, Outcome, Writer};
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::Head;
+use crate::storage::schema::auth::{AuthKey, AuthValue};
 use crate::storage::schema::{Identity, Table};
 use crate::storage::{Memory, Store};
 use crate::time::{Now, Stamp, Timestamp};
@@ -169,7 +170,7 @@ impl Member {
             leases: lessor.ids().into_iter().map(lease).collect(),
             orphans: lessor.orphans(),
             alarms: self.writer.alarms().list(),
-            members: self.writer.records(Table::Member),
+            members: self.writer.records(Table::Auth),
         }
     }
 
@@ -194,6 +195,12 @@ pub(super) fn segment(origin: Origin, after: u64, entries: &[Arc<Entry>]) -> Seg
     let entries: Vec<_> = entries.iter().filter(|entry| entry.seq > after).cloned().collect();
     let through = entries.last().map_or(after, |entry| entry.seq);
     Segment { origin, after, through, entries }
+}
+
+/// A record like any other: that of a user.
+fn user(name: &str, hash: Option<String>) -> super::RecordWrite {
+    let value = hash.map(|hash| AuthValue::User(Some(hash.into())).encode());
+    super::RecordWrite { table: Table::Auth, key: AuthKey::User(name.to_owned()).encode(), value }
 }
 
 /// All entries of a story, by origin.
@@ -238,9 +245,9 @@ pub(super) fn story(seed: u64) -> (Vec<Member>, Log) {
             let _ = members[i].writer.execute(command, at(step * 10 + choices.below(30)));
         }
         if choices.below(10) == 0 {
-            let (key, value) = (choices.key(), format!("{step}").into());
-            let value = (choices.below(3) > 0).then_some(value);
-            let write = super::RecordWrite { table: Table::Member, key, value };
+            let name = String::from_utf8_lossy(&choices.key()).into_owned();
+            let value = (choices.below(3) > 0).then(|| format!("{step}"));
+            let write = user(&name, value);
             let Ok(_) = members[i].writer.write_records(vec![write], at(step * 10)) else {
                 panic!()
             };
@@ -846,11 +853,7 @@ fn a_state_is_as_on_disk() {
     let delete = |key: &'static str| {
         Command::DeleteRange(DeleteRange { range: KeyRange::single(key.into()), prev_kv: false })
     };
-    let record = |value: Option<&'static str>| super::RecordWrite {
-        table: Table::Member,
-        key: "m".into(),
-        value: value.map(Bytes::from),
-    };
+    let record = |value: Option<&'static str>| user("m", value.map(str::to_owned));
     member.writer.set_peered();
     let first =
         [put("a", "1"), put("b", "1"), put("c", "1"), delete("b"), delete("c"), put("d", "")];

@@ -18,7 +18,6 @@ use starling_proto::etcdserverpb::alarm_request::AlarmAction;
 use starling_proto::etcdserverpb::auth_client::AuthClient;
 use starling_proto::etcdserverpb::cluster_client::ClusterClient;
 use starling_proto::etcdserverpb::kv_client::KvClient;
-use starling_proto::etcdserverpb::lease_client::LeaseClient;
 use starling_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -538,11 +537,6 @@ impl Client {
 
     fn header(&self) -> pb::ResponseHeader {
         self.range(get("a")).header.expect("an answer has a header")
-    }
-
-    fn grant(&self, id: i64) {
-        let request = pb::LeaseGrantRequest { id, ttl: 600 };
-        self.wait(LeaseClient::new(self.channel.clone()).lease_grant(request));
     }
 
     fn status(&self) -> pb::StatusResponse {

@@ -9,7 +9,7 @@ use super::case::{Answers, Case, FROM_KEY, all, bytes, get, kv, put, range};
 use super::cases;
 
 /// More than fit into the first pieces.
-const KEYS: usize = 300;
+const KEYS: i64 = 300;
 
 #[test]
 fn pieces_are_together_what_etcd_answers() {
@@ -18,7 +18,7 @@ fn pieces_are_together_what_etcd_answers() {
 
 async fn fill(case: &mut Case) {
     for i in 0..KEYS {
-        let request = put(format!("k{i:03}"), "v".repeat(i));
+        let request = put(format!("k{i:03}"), "v".repeat(usize::try_from(i).unwrap_or(0)));
         kv(&case.channel).put(request).await.expect("a put succeeds");
     }
 }
@@ -70,7 +70,7 @@ async fn streams(case: &mut Case) {
         ("from before", pb::RangeRequest { revision: case.revision(20), ..all() }),
         (
             "from before the last changes",
-            pb::RangeRequest { revision: case.revision(KEYS as i64), limit: 5, ..all() },
+            pb::RangeRequest { revision: case.revision(KEYS), limit: 5, ..all() },
         ),
         (
             "in the order of keys",
