@@ -122,7 +122,7 @@ pub const GROUPS: &[Group] = &[
         flag("linearizable-reads", Text, "local", Honoured, "(starling) whom such a read asks: local or majority"),
         flag("lease-expiry", Text, "majority", Honoured, "(starling) whom a member asks before it ends a lease: majority or local"),
         flag("volatile", Bool, "false", Honoured, "(starling) keep nothing on disk; the peers have it"),
-        flag("zone", Text, "", Honoured, "(starling) where this member stands, for the choice of peers"),
+        flag("zone", Text, "", Honoured, "(starling) where this member stands: it talks to others there first"),
         flag("direct-max", Uint, "16", Honoured, "(starling) up to so many members, writes go straight to all"),
         flag("gc-age", Duration, "10m", Honoured, "(starling) how long it is remembered at least that a key was deleted"),
         flag("log-bytes-max", Int, "0", Honoured, "(starling) bytes of replaced writes that are kept for members that are away; 0 is as much as the quota, less is no limit"),

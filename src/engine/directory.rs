@@ -82,6 +82,8 @@ impl Directory {
         let awaits = members.values().any(|record| record.initial && !record.is_started());
         let mut membership = Membership::new(started, runs);
         (membership.removed, membership.seals, membership.awaits) = (removed, seals, awaits);
+        let placed = members.iter().filter(|(_, record)| !record.zone.is_empty());
+        membership.zones = placed.map(|(id, record)| (*id, record.zone.clone())).collect();
         Ok(Self { members, arrived, membership: Arc::new(membership) })
     }
 

@@ -35,6 +35,8 @@ pub struct Membership {
     pub seals: BTreeMap<Origin, (u64, Timestamp)>,
     /// Whether there are members that we know of but have never met: nothing is complete before.
     pub awaits: bool,
+    /// Where they are, those who say so.
+    pub zones: BTreeMap<MemberId, String>,
     /// The members, in order.
     numbers: Vec<MemberId>,
     /// Of each, in this order: the current run, zero if it is not known, and when its record was first written.

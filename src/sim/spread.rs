@@ -41,6 +41,8 @@ pub struct Experiment {
     pub network: NetworkOptions,
     /// How long a commit takes, in microseconds.
     pub commit_micros: u64,
+    /// In how many zones they are, one member after the other; none for zero.
+    pub zones: usize,
     /// What the gossip is told.
     pub options: Options,
     /// Before and after the writes.
@@ -168,7 +170,12 @@ impl Experiment {
         let ids = || (0..self.members).map(member_id);
         let members = ids().map(|member| (member, joined)).collect();
         let runs = ids().map(|member| (member, (RUN, joined))).collect();
-        let membership = Arc::new(Membership::new(members, runs));
+        let mut membership = Membership::new(members, runs);
+        if self.zones > 0 {
+            let zone = |number: usize| (member_id(number), format!("{}", number % self.zones));
+            membership.zones = (0..self.members).map(zone).collect();
+        }
+        let membership = Arc::new(membership);
         for number in 0..self.members {
             let member = member_id(number);
             let light = Light::new(
@@ -278,6 +285,7 @@ mod tests {
             value_bytes: 256,
             network: NetworkOptions { loss_ppm: 10_000, ..NetworkOptions::lan() },
             commit_micros: 500,
+            zones: 0,
             options: Options::default(),
             quiet: Quiet::default(),
             seed: 1,
@@ -321,6 +329,15 @@ mod tests {
         let outcome = run(&Experiment { seconds: 1, quiet, ..experiment(1000) });
         check(&outcome, 50_000, 1_200_000);
         assert!(outcome.idle_bytes_per_second <= 2048.0, "{}", outcome.idle_bytes_per_second);
+    }
+
+    /// A hint where members are keeps nothing from anybody.
+    #[test]
+    fn zones_hear_of_each_other() {
+        for zones in [2, 7, 60] {
+            let outcome = run(&Experiment { zones, seconds: 2, ..experiment(120) });
+            check(&outcome, 60_000, 1_200_000);
+        }
     }
 
     #[test]

@@ -175,6 +175,7 @@ fn experiment(values: &Values, members: u64) -> Result<Experiment, ToolError> {
             ..NetworkOptions::lan()
         },
         commit_micros: values.thousandths("commit", millis_max)?,
+        zones: 0,
         options: gossip::Options {
             direct_max: count(values.whole("direct-max", (0, MEMBERS_MAX))?),
             ..gossip::Options::default()

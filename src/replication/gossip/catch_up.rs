@@ -99,7 +99,7 @@ impl Gossip {
         catching_up.deadline_millis = now.monotonic_millis + patience;
         let from = catching_up.from;
         if self.live.binary_search(&from).is_err()
-            && let Some(other) = self.dice.pick(&self.live).copied()
+            && let Some(other) = self.somebody()
         {
             self.catching_up = None;
             self.begin_catch_up(other, now);

@@ -15,7 +15,7 @@ impl Gossip {
         self.exchange_interval =
             (self.exchange_interval * by / of).min(self.options.exchange_max_millis);
         let dead_too = self.live.is_empty() || self.dice.below(DEAD_PEER_EXCHANGES) == 0;
-        let peer = if dead_too { self.anybody() } else { self.dice.pick(&self.live).copied() };
+        let peer = if dead_too { self.anybody() } else { self.somebody() };
         if let Some(peer) = peer {
             self.counts.rounds += 1;
             self.send_digest(peer, true);

@@ -28,6 +28,7 @@ mod promise;
 mod revisions;
 mod scrub;
 mod spread;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -322,6 +323,8 @@ pub struct Gossip {
     peers: BTreeMap<MemberId, Peer>,
     /// Who seems alive, in order.
     live: Vec<MemberId>,
+    /// Those of them who are in the own zone.
+    near: Vec<MemberId>,
     /// Whether anybody waits for own entries to be acknowledged.
     is_awaited: bool,
     /// Origins whose moves are to be acknowledged, in their own time.
@@ -383,6 +386,7 @@ impl Gossip {
             table: 0,
             peers: BTreeMap::new(),
             live: Vec::new(),
+            near: Vec::new(),
             is_awaited: true,
             unacknowledged: BTreeSet::new(),
             next_acknowledge: None,
@@ -749,6 +753,7 @@ impl Gossip {
         live.retain(|peer| *peer != self.me.member);
         live.sort_unstable();
         let before = std::mem::replace(&mut self.live, live);
+        self.find_neighbours();
         for peer in before.iter().filter(|peer| self.live.binary_search(peer).is_err()) {
             self.pulls.forget(*peer);
             if let Some(peer) = self.peers.get_mut(peer) {
@@ -770,6 +775,7 @@ impl Gossip {
 
     fn membership_changed(&mut self, membership: Arc<Membership>, now: Now) {
         let before = std::mem::replace(&mut self.membership, membership);
+        self.find_neighbours();
         self.table = self.hash_of_members();
         let unsaid = self.frontier.membership_changed(&before, &self.membership, &self.heads);
         if !unsaid.is_empty() {

@@ -156,8 +156,9 @@ impl Gossip {
             listeners.extend([*next, *previous]);
         }
         let wanted = (self.fan_out() + listeners.len()).min(self.live.len());
+        // Small zones have fewer members than listeners are wanted; one choice in four is among all.
         while listeners.len() < wanted {
-            listeners.extend(self.dice.pick(&self.live));
+            listeners.extend(self.somebody());
         }
         listeners.into_iter().collect()
     }
