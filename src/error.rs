@@ -43,6 +43,8 @@ pub enum Error {
     NotEnoughMembers,
     /// Only a learner can be promoted.
     NotLearner,
+    /// The learner is not there, or has not got the data yet.
+    LearnerNotReady,
     /// This member is not taken for the leader.
     NotLeader,
     /// No member, or none that could be taken for the leader.
@@ -146,6 +148,7 @@ impl fmt::Display for Error {
             Self::PeerUrlExists => write!(f, "a member has this peer URL"),
             Self::NotEnoughMembers => write!(f, "no member would be left"),
             Self::NotLearner => write!(f, "not a learner"),
+            Self::LearnerNotReady => write!(f, "the learner has not got the data yet"),
             Self::NotLeader => write!(f, "not leader"),
             Self::BadLeaderTransferee => write!(f, "bad leader transferee"),
             Self::DowngradeInProcess => write!(f, "a downgrade is under way"),

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Context, header};
 use crate::error::Error;
-use crate::node::MemberRecord;
+use crate::node::{MemberRecord, State};
 use crate::types::MemberId;
 
 pub(crate) struct ClusterService {
@@ -45,6 +45,15 @@ impl ClusterService {
             return Err(Error::PeerUrlExists);
         }
         Ok(())
+    }
+
+    /// Whether a learner is there and has what there was when it joined.
+    fn is_in_sync(&self, id: MemberId, record: &MemberRecord) -> bool {
+        let status = self.context.node.cluster_status();
+        let facts = status.facts.peers.get(&id);
+        facts.is_some_and(|facts| {
+            facts.state == Some(State::Alive) && facts.complete >= record.joined
+        })
     }
 
     async fn change(&self, id: u64, record: Option<MemberRecord>) -> Result<(), Error> {
@@ -142,6 +151,9 @@ impl Cluster for ClusterService {
         let record = self.find(id)?;
         if !record.learner {
             return Err(Error::NotLearner.into());
+        }
+        if !self.is_in_sync(MemberId(id), &record) {
+            return Err(Error::LearnerNotReady.into());
         }
         self.change(id, Some(MemberRecord { learner: false, ..record })).await?;
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members: self.list() }))

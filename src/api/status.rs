@@ -63,6 +63,10 @@ fn code_and_text(error: &Error) -> (Code, String) {
         Error::DowngradeInProcess => {
             (Code::FailedPrecondition, "etcdserver: cluster has a downgrade job in progress")
         }
+        Error::LearnerNotReady => (
+            Code::FailedPrecondition,
+            "etcdserver: can only promote a learner member which is in sync with leader",
+        ),
         Error::OwnerChanged => (Code::Unavailable, "etcdserver: leader changed"),
         // What clients try elsewhere, as they do when a learner does not answer.
         Error::NotReady => (Code::Unavailable, "etcdserver: no leader"),
@@ -167,6 +171,11 @@ mod tests {
                 Error::NotEnoughMembers,
                 9,
                 "etcdserver: re-configuration failed due to not enough started members",
+            ),
+            (
+                Error::LearnerNotReady,
+                9,
+                "etcdserver: can only promote a learner member which is in sync with leader",
             ),
             (Error::NotLearner, 9, "etcdserver: can only promote a learner member"),
             (Error::OwnerChanged, 14, "etcdserver: leader changed"),

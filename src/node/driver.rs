@@ -693,6 +693,10 @@ impl Driver {
         for (reply, admission) in self.admissions.drain(..) {
             let _ = reply.send(admission);
         }
+        if !self.membership_changes.is_empty() {
+            // Whoever asked for a change sees it, from the answer on.
+            self.shared.observe_cluster(&self.replica);
+        }
         for done in self.membership_changes.drain(..) {
             let _ = done.send(());
         }

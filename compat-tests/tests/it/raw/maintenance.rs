@@ -13,7 +13,7 @@ use super::cases;
 #[test]
 fn maintenance_answers_are_those_of_etcd() {
     super::compare(
-        cases![status hash_kv hash defragment alarms members health_check health_watch authentication_is_off leaders downgrades],
+        cases![status hash_kv hash defragment alarms members health_check health_watch authentication_is_off leaders downgrades learners],
     );
 }
 
@@ -149,6 +149,21 @@ async fn health_watch(case: &mut Case) {
         let answer = answers.next().await;
         case.keep(&format!("health of {service:?}"), answer, |_, answer| format!("{answer:?}"));
     }
+}
+
+async fn learners(case: &mut Case) {
+    case.set("a", "1").await;
+    let mut cluster = ClusterClient::new(case.channel.clone());
+    let request =
+        pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".into()], is_learner: true };
+    let added = in_time(cluster.member_add(request)).await.expect("a learner may be added");
+    let id = added.into_inner().member.expect("it is answered").id;
+    for (label, id) in [("one that was never started", id), ("nobody", 1)] {
+        let answer = in_time(cluster.member_promote(pb::MemberPromoteRequest { id })).await;
+        case.keep(label, answer, |_, answer| format!("{answer:?}"));
+    }
+    let answer = in_time(cluster.member_remove(pb::MemberRemoveRequest { id })).await;
+    case.keep("remove", answer, |_, answer| format!("{}", answer.members.len()));
 }
 
 async fn leaders(case: &mut Case) {
