@@ -31,11 +31,14 @@ use tonic::{Code, Status};
 pub use server::{Server, ServerOptions};
 pub use socket::Listener;
 
-use crate::api::Context;
 use crate::api::router::{self, Call, Router};
+use crate::api::{CertificateUser, Context};
 use gateway::Gateway;
 use limit::MessageLimit;
 use paths::Paths;
+
+/// Whoever comes with a certificate by plain HTTP may think that it says who they are.
+const CERTIFICATE_IGNORED: &str = "CommonName of client sending a request against gateway will be ignored and not used as expected";
 
 /// The body of every answer.
 pub(crate) type AnswerBody = tonic::body::Body;
@@ -80,6 +83,12 @@ impl App {
             } else {
                 Answer::Ready(Some(wrong_method(request.method())))
             };
+        }
+        if self.router.is_some()
+            && request.extensions().get::<CertificateUser>().is_some()
+            && self.paths.knows_users()
+        {
+            return Answer::Ready(Some(paths::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED)));
         }
         if let Some(gateway) = &self.gateway
             && !http2
