@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::socket::{Accepted, AsyncListener, Socket, Stream};
-use super::{Answer, AnswerBody, App, Listener};
+use super::{Answer, AnswerBody, App, ByTls, Listener};
 use crate::api::{CertificateUser, Context};
 use crate::metrics::Metrics;
 use crate::node::Handle;
@@ -267,6 +267,7 @@ struct Serving {
 }
 
 async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, stopping: Watcher) {
+    let by_tls = tls.is_some().then_some(ByTls);
     let (stream, user) = match tls {
         None => (stream, None),
         Some(tls) => match greet(&tls, stream, serving.closing.clone()).await {
@@ -278,7 +279,7 @@ async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, sto
         },
     };
     let socket = Socket::new(stream, HANDSHAKE_TIMEOUT, &serving.metrics);
-    let service = Service { app: Arc::clone(&serving.app), user };
+    let service = Service { app: Arc::clone(&serving.app), by_tls, user };
     let connection = serving.builder.serve_connection(TokioIo::new(socket), service);
     // Clients go in many ways, none of which is worth more than this.
     if let Err(error) = stopping.watch(connection).await {
@@ -326,6 +327,7 @@ fn builder(options: &ServerOptions) -> auto::Builder<TokioExecutor> {
 /// [`App`] as hyper calls it, for one connection.
 struct Service {
     app: Arc<App>,
+    by_tls: Option<ByTls>,
     /// Whom the certificate of the client names.
     user: Option<CertificateUser>,
 }
@@ -336,6 +338,9 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Future = Answer;
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
+        if let Some(by_tls) = self.by_tls {
+            request.extensions_mut().insert(by_tls);
+        }
         if let Some(user) = &self.user {
             request.extensions_mut().insert(user.clone());
         }

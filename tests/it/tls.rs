@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
@@ -22,8 +21,8 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion
 
 use crate::process::{Process, free_port};
 
-/// How long a change of files may take to be seen.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Those that there are.
+static CAS: AtomicU64 = AtomicU64::new(0);
 
 /// Signs certificates into a directory.
 struct Ca {
@@ -43,6 +42,9 @@ impl Ca {
         let directory = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        // Or else nobody could tell one from the other.
+        let serial = CAS.fetch_add(1, Ordering::Relaxed);
+        params.distinguished_name.push(DnType::CommonName, format!("ca {serial}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).unwrap();
@@ -265,11 +267,14 @@ async fn certificates_of_clients_are_for_hosts_that_are_allowed() {
         ca.pair_with(name, |params| params.subject_alt_names = host)
     };
     let flags = ["--client-cert-auth", "--trusted-ca-file", ca_file.to_str().unwrap()];
-    let flags = [&flags[..], &["--client-cert-allowed-hostname", "a.example,b.example"]].concat();
+    let flags =
+        [&flags[..], &["--client-cert-allowed-hostname", "a.example.org,b.example.org"]].concat();
     let member = Secured::start(&ca.pair("server"), &flags);
-    for (name, host, allowed) in
-        [("one", "b.example", true), ("two", "c.example", false), ("three", "*.example", true)]
-    {
+    for (name, host, allowed) in [
+        ("one", "b.example.org", true),
+        ("two", "c.example.org", false),
+        ("three", "*.example.org", true),
+    ] {
         let answer = member.health(&ca_file, Some(&named(name, host))).await;
         assert_eq!(is_healthy(&answer), allowed, "{host}: {answer:?}");
     }
