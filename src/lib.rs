@@ -8,6 +8,7 @@
 //! * [`replication`]: how members come to hold the same, by gossip. Pure, as the engine.
 //! * [`engine`]: what etcd clients may observe: revisions, transactions, watches, leases. Pure: no
 //!   clock, thread, socket or random source of its own.
+//! * [`tls`]: certificates, for clients and between members.
 //! * [`transport`]: moves messages between members, and decides nothing.
 //! * [`node`]: the runtime around it: the one writer, clocks, background work.
 //! * [`api`] and [`http`]: etcd's gRPC services, and the plain HTTP paths on the same port.
@@ -32,6 +33,7 @@ pub mod replication;
 pub mod sim;
 pub mod storage;
 pub mod time;
+pub mod tls;
 pub mod traces;
 pub mod transport;
 pub mod types;

@@ -3,13 +3,13 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use starling::cli::{self, ToolError};
-use starling::config::{self, Command, Config, Invocation, ListenUrl, TokenConfig};
+use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
@@ -21,8 +21,8 @@ use starling::replication::gossip;
 use starling::sim::tool;
 use starling::storage::schema::Identity;
 use starling::storage::{Disk, DiskOptions, Memory, Store};
+use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
-use starling::transport::TlsFiles;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, MemberId};
 use starling::{api, logging};
@@ -40,6 +40,8 @@ const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
 const LEASE_ELECTION_HALVES: u128 = 3;
 /// Where writes are kept that nobody has any more, in the data directory.
 const LOST_AND_FOUND: &str = "lost-and-found";
+/// Where a member keeps certificates that it made itself, as etcd does.
+const FIXTURES: &str = "fixtures";
 /// How long a member that was removed goes on, so that the others hear of it from itself, too (etcd: a second).
 const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 /// Exit code of a process that was told twice to stop.
@@ -172,8 +174,9 @@ fn serve_member(config: &Config) -> Result<End, String> {
         "starting"
     );
     // Ports first: they are quickly checked, and a store may take a while to open.
-    let listeners = listen(&config.listen_client_urls)?;
-    let http_listeners = listen(&config.listen_http_urls)?;
+    let tls = client_tls(config)?;
+    let listeners = listen(&config.listen_client_urls, tls.as_ref())?;
+    let http_listeners = listen(&config.listen_http_urls, tls.as_ref())?;
     let disk_options =
         DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
     let store = if config.cluster.volatile {
@@ -275,13 +278,45 @@ async fn failed_in_background(store: Store) -> String {
     }
 }
 
-fn listen(urls: &[ListenUrl]) -> Result<Vec<Listener>, String> {
-    urls.iter().map(listen_on).collect()
+/// The listeners, those of `https` with TLS.
+fn listen(urls: &[ListenUrl], tls: Option<&Arc<Tls>>) -> Result<Vec<Listener>, String> {
+    let secured = |url: &ListenUrl| match (listen_on(url)?, url, tls) {
+        (listener, ListenUrl::Tcp { tls: true, .. }, Some(tls)) => {
+            Ok(Listener::Tls(Box::new(listener), Arc::clone(tls)))
+        }
+        (listener, ..) => Ok(listener),
+    };
+    urls.iter().map(secured).collect()
+}
+
+/// The certificates of a port: from their files, or made in a directory for the addresses of the port.
+fn tls_files(config: &TlsConfig, directory: &Path, urls: &[ListenUrl]) -> Result<TlsFiles, String> {
+    let (years, rules) = match config {
+        TlsConfig::Files(files) => return Ok(files.clone()),
+        TlsConfig::SelfSigned { years, rules } => (*years, rules.clone()),
+    };
+    let host = |url: &ListenUrl| match url {
+        ListenUrl::Tcp { host, .. } => Some(host.clone()),
+        ListenUrl::Unix(_) => None,
+    };
+    let hosts: Vec<_> = urls.iter().filter_map(host).collect();
+    let files = self_signed(directory, &hosts, years);
+    let files = files.map_err(|error| format!("cannot make a certificate: {error}"))?;
+    Ok(TlsFiles { rules, ..files })
+}
+
+/// What it takes to greet clients by TLS.
+fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
+    let Some(tls) = &config.tls else { return Ok(None) };
+    let directory = config.data_dir.join(FIXTURES).join("client");
+    let files = tls_files(tls, &directory, &config.listen_client_urls)?;
+    let tls = Tls::load(files, Purpose::Clients).map_err(|error| error.to_string())?;
+    Ok(Some(Arc::new(tls)))
 }
 
 fn listen_on(url: &ListenUrl) -> Result<Listener, String> {
     match url {
-        ListenUrl::Tcp { host, port } => {
+        ListenUrl::Tcp { host, port, .. } => {
             // As Go does it: the name means IPv4 where there is that.
             let is_name = host == "localhost";
             let address = if is_name { "127.0.0.1" } else { host.as_str() };
@@ -304,6 +339,7 @@ fn address(listener: &Listener) -> String {
             listener.address().map_or_else(String::new, |address| address.to_string())
         }
         Listener::Unix(_, path) => path.display().to_string(),
+        Listener::Tls(listener, _) => address(listener),
     }
 }
 
@@ -318,9 +354,12 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
     for url in &cluster.listen_peer_urls {
         match listen_on(url)? {
             Listener::Tcp(socket) => listeners.push(socket),
-            Listener::Unix(..) => return Err("peers cannot come by a Unix socket".to_owned()),
+            _ => return Err("peers come by TCP only".to_owned()),
         }
     }
+    let directory = config.data_dir.join(FIXTURES).join("peer");
+    let files = |tls| tls_files(tls, &directory, &cluster.listen_peer_urls);
+    let tls = cluster.tls.as_ref().map(files).transpose()?;
     let others = cluster.initial.iter().filter(|(name, _)| **name != config.name);
     let others: Vec<_> = others.map(|(_, urls)| urls.clone()).collect();
     let mut join: Vec<PeerUrl> = Vec::new();
@@ -335,11 +374,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
     Ok(Some(PeerOptions {
         listeners,
         listens_with_tls: config.advertise_peer_urls.iter().any(|url| url.starts_with("https")),
-        tls: cluster.tls.as_ref().map(|tls| TlsFiles {
-            cert: tls.cert_file.clone(),
-            key: tls.key_file.clone(),
-            ca: tls.ca_file.clone(),
-        }),
+        tls,
         cluster: ClusterOptions {
             record: MemberRecord {
                 name: config.name.clone(),

@@ -48,6 +48,8 @@ use std::sync::Arc;
 use tokio::sync::watch as tokio_watch;
 use tonic::{Request, Status};
 
+pub(crate) use access::CertificateUser;
+
 use access::Access;
 
 use crate::metrics::Metrics;

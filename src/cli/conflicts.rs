@@ -18,6 +18,13 @@ const CUT: char = '\u{2026}';
 
 const FLAGS: &[Flag] = &[
     flag("endpoint", ENDPOINT_DEFAULT, "the member to ask: host:port, where it serves clients"),
+    flag(
+        "cacert",
+        "",
+        "who has signed the member's certificate, for https://; the system's trust without it",
+    ),
+    flag("cert", "", "certificate to show"),
+    flag("key", "", "its key"),
     flag("user", "", "name:password, where members ask who their clients are"),
     flag("limit", "1000", "so many conflicts at most, the newest first"),
     switch("json", "everything, for programs"),

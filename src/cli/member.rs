@@ -8,7 +8,7 @@ use starling_proto::starling::admin::v1 as pb;
 use starling_proto::starling::admin::v1::cluster_client::ClusterClient;
 use tokio::runtime;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
 use super::ToolError;
@@ -20,6 +20,36 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A reply with 1000 members and all their addresses fits.
 const REPLY_BYTES_MAX: usize = 64 << 20;
 
+/// The files that `--cacert`, `--cert` and `--key` name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct TlsFiles {
+    pub(super) ca: Option<String>,
+    pub(super) cert: Option<String>,
+    pub(super) key: Option<String>,
+}
+
+impl TlsFiles {
+    /// Without a CA, those that the system trusts.
+    fn read(&self) -> Result<ClientTlsConfig, ToolError> {
+        let read = |file: &String| {
+            std::fs::read(file)
+                .map_err(|error| ToolError::Failed(format!("cannot read {file}: {error}")))
+        };
+        let mut config = ClientTlsConfig::new();
+        config = match &self.ca {
+            Some(ca) => config.ca_certificate(Certificate::from_pem(read(ca)?)),
+            None => config.with_native_roots(),
+        };
+        match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => {
+                Ok(config.identity(Identity::from_pem(read(cert)?, read(key)?)))
+            }
+            (None, None) => Ok(config),
+            _ => Err(ToolError::Usage("--cert and --key are needed both".to_owned())),
+        }
+    }
+}
+
 /// A member.
 pub(super) struct Member {
     address: String,
@@ -30,22 +60,29 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// The member at `host:port` or `http://host:port`.
-    pub(super) fn at(address: &str) -> Result<Self, ToolError> {
+    /// The member at `host:port`, `http://host:port` or `https://host:port`. By TLS, too, if any file for that is named.
+    pub(super) fn at(address: &str, files: &TlsFiles) -> Result<Self, ToolError> {
         let usage = |why: &str| ToolError::Usage(format!("--endpoint {address:?}: {why}"));
-        if address.starts_with("https://") {
-            return Err(usage("TLS between clients and members is not there yet"));
-        }
-        let host = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+        let (scheme, host) = match address.split_once("://") {
+            Some((scheme @ ("http" | "https"), host)) => (scheme, host),
+            Some(_) => return Err(usage("expected http:// or https://")),
+            None if *files == TlsFiles::default() => ("http", address),
+            None => ("https", address),
+        };
+        let host = host.trim_end_matches('/');
         let uri: http::Uri =
-            format!("http://{host}").parse().map_err(|_| usage("expected host:port"))?;
+            format!("{scheme}://{host}").parse().map_err(|_| usage("expected host:port"))?;
         if uri.port().is_none() || !matches!(uri.path(), "" | "/") {
             return Err(usage("expected host:port"));
         }
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime =
             runtime.map_err(|error| ToolError::Failed(format!("cannot start: {error}")))?;
-        let endpoint = Endpoint::from(uri).connect_timeout(TIMEOUT).timeout(TIMEOUT);
+        let mut endpoint = Endpoint::from(uri).connect_timeout(TIMEOUT).timeout(TIMEOUT);
+        if scheme == "https" {
+            let unusable = |error| ToolError::Failed(format!("cannot use tls: {error}"));
+            endpoint = endpoint.tls_config(files.read()?).map_err(unusable)?;
+        }
         Ok(Self { address: host.to_owned(), endpoint, user: None, runtime })
     }
 
@@ -120,11 +157,17 @@ mod tests {
 
     #[test]
     fn endpoints_are_hosts_and_ports() {
-        for address in ["127.0.0.1:2379", "http://localhost:1/", "[::1]:2379", "a.example:80"] {
-            assert!(Member::at(address).is_ok(), "{address}");
+        let files = TlsFiles::default();
+        for address in
+            ["127.0.0.1:2379", "http://localhost:1/", "[::1]:2379", "a.example:80", "https://a:1"]
+        {
+            assert!(Member::at(address, &files).is_ok(), "{address}");
         }
-        for address in ["", "localhost", "https://localhost:1", "a:b", "a:1/path", "http://"] {
-            assert!(matches!(Member::at(address), Err(ToolError::Usage(_))), "{address}");
+        for address in ["", "localhost", "unix://localhost:1", "a:b", "a:1/path", "http://"] {
+            let refused = Member::at(address, &files);
+            assert!(matches!(refused, Err(ToolError::Usage(_))), "{address}");
         }
+        let half = TlsFiles { cert: Some("Cargo.toml".to_owned()), ..files };
+        assert!(matches!(Member::at("https://a:1", &half), Err(ToolError::Usage(_))));
     }
 }

@@ -102,7 +102,9 @@ fn in_place(text: &str, is_first: bool) -> String {
 }
 
 fn endpoint(values: &Values) -> Result<member::Member, ToolError> {
-    member::Member::at(values.text("endpoint"))?.with_user(values.text("user"))
+    let (ca, cert, key) = (values.path("cacert"), values.path("cert"), values.path("key"));
+    let files = member::TlsFiles { ca, cert, key };
+    member::Member::at(values.text("endpoint"), &files)?.with_user(values.text("user"))
 }
 
 #[cfg(test)]
@@ -121,8 +123,9 @@ mod tests {
         assert_eq!(refusal(&[]), usage("cluster needs a command: status"));
         assert_eq!(refusal(&["state"]), usage("\"state\" is not a command of cluster"));
         assert_eq!(refusal(&["status", "now"]), usage("\"now\" is not a valid flag"));
-        let secret = refusal(&["status", "--endpoint", "https://127.0.0.1:2379"]);
-        assert!(matches!(secret, ToolError::Usage(text) if text.contains("TLS")));
+        let secret =
+            refusal(&["status", "--endpoint", "https://127.0.0.1:2379", "--cert", "a.pem"]);
+        assert_eq!(secret, usage("--cert and --key are needed both"));
     }
 
     #[test]

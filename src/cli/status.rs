@@ -25,6 +25,13 @@ const PERCENT: u32 = 10;
 
 const FLAGS: &[Flag] = &[
     flag("endpoint", ENDPOINT_DEFAULT, "the member to ask: host:port, where it serves clients"),
+    flag(
+        "cacert",
+        "",
+        "who has signed the member's certificate, for https://; the system's trust without it",
+    ),
+    flag("cert", "", "certificate to show"),
+    flag("key", "", "its key"),
     flag("user", "", "name:password, where members ask who their clients are"),
     flag("members", "50", "so many members at most; those who are not alive come first then"),
     switch("watch", "ask every second, and show it in the same place"),

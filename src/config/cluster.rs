@@ -1,10 +1,10 @@
 //! The settings of a cluster: who its members are, how they reach each other, and what they wait for.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parse::{self, ListenUrl};
+use super::tls::{PEER, TlsConfig};
 use super::{Settings, UsageError};
 use crate::types::{LeaseExpiry, ReadLevel, WriteAck};
 
@@ -42,20 +42,7 @@ pub struct ClusterConfig {
     /// After how long a dead member is removed, if ever.
     pub remove_dead_after: Option<Duration>,
     /// TLS between members.
-    pub tls: Option<PeerTls>,
-}
-
-/// TLS between members.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerTls {
-    /// The certificate of this member, with its chain.
-    pub cert_file: PathBuf,
-    /// Its key.
-    pub key_file: PathBuf,
-    /// Who may sign the certificates of peers.
-    pub ca_file: Option<PathBuf>,
-    /// Whether peers have to show one when they connect.
-    pub client_cert_auth: bool,
+    pub tls: Option<TlsConfig>,
 }
 
 impl Settings {
@@ -71,7 +58,7 @@ impl Settings {
             || self.is_set("listen-peer-urls")
             || self.is_set("initial-advertise-peer-urls");
         let listen_peer_urls =
-            if wants_peers { self.peer_urls("listen-peer-urls")? } else { Vec::new() };
+            if wants_peers { self.listen_urls("listen-peer-urls")? } else { Vec::new() };
         let remove_dead_after = self.duration("remove-dead-after");
         Ok(ClusterConfig {
             listen_peer_urls,
@@ -89,7 +76,7 @@ impl Settings {
             gc_age: self.duration("gc-age"),
             clock_skew_max: self.duration("max-clock-skew"),
             remove_dead_after: Some(remove_dead_after).filter(|after| !after.is_zero()),
-            tls: self.peer_tls()?,
+            tls: self.tls(&PEER)?,
         })
     }
 
@@ -126,44 +113,14 @@ impl Settings {
         Ok(members)
     }
 
-    fn list(&self, name: &str) -> Vec<String> {
+    pub(super) fn list(&self, name: &str) -> Vec<String> {
         let items = self.text(name).split(',').map(str::trim);
         items.filter(|item| !item.is_empty()).map(str::to_owned).collect()
-    }
-
-    /// As other addresses to listen on, but TLS is there.
-    fn peer_urls(&self, name: &str) -> Result<Vec<ListenUrl>, UsageError> {
-        let urls = self.urls(name)?;
-        let plain = urls.iter().map(|url| url.replacen("https://", "http://", 1));
-        plain.map(|url| parse::listen_url(name, &url)).collect()
     }
 
     fn choice<T: std::str::FromStr<Err = String>>(&self, name: &str) -> Result<T, UsageError> {
         self.text(name)
             .parse()
             .map_err(|what| UsageError::config(format!("--{name}={}: {what}", self.text(name))))
-    }
-
-    fn peer_tls(&self) -> Result<Option<PeerTls>, UsageError> {
-        let file = |name| Some(self.text(name)).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let client_cert_auth = self.is_on("peer-client-cert-auth");
-        match (file("peer-cert-file"), file("peer-key-file")) {
-            (Some(cert_file), Some(key_file)) => {
-                let ca_file = file("peer-trusted-ca-file");
-                if client_cert_auth && ca_file.is_none() {
-                    return Err(UsageError::config(
-                        "--peer-client-cert-auth needs --peer-trusted-ca-file".to_owned(),
-                    ));
-                }
-                Ok(Some(PeerTls { cert_file, key_file, ca_file, client_cert_auth }))
-            }
-            (None, None) if client_cert_auth => Err(UsageError::config(
-                "--peer-client-cert-auth needs --peer-cert-file and --peer-key-file".to_owned(),
-            )),
-            (None, None) => Ok(None),
-            _ => Err(UsageError::config(
-                "--peer-cert-file and --peer-key-file are needed both".to_owned(),
-            )),
-        }
     }
 }

@@ -57,7 +57,8 @@ const NO_RAFT: Effect = Ignored("there is no raft");
 const NO_BBOLT: Effect = Ignored("the store is not bbolt");
 const NO_QUORUM: Effect = Ignored("there is no quorum to lose");
 const LATER: Effect = Ignored("not supported yet");
-const NO_TLS: Effect = Refused("TLS is not supported yet");
+const NO_SAN_CHECK: Effect =
+    Ignored("where a peer comes from is not compared with its certificate");
 const NO_DISCOVERY: Effect = Refused("discovery is not supported yet");
 const REMOVED: Effect = Ignored("etcd has removed it, too");
 
@@ -77,7 +78,7 @@ pub const GROUPS: &[Group] = &[
     Group { title: "Member", flags: &[
         flag("name", Text, "default", Honoured, "name of this member, for people"),
         flag("data-dir", Text, "${name}.starling", Honoured, "directory of the data (${name}.etcd if the program is called etcd)"),
-        flag("listen-client-urls", Text, "http://localhost:2379", Honoured, "where to listen for clients, separated by commas; http:// or unix://"),
+        flag("listen-client-urls", Text, "http://localhost:2379", Honoured, "where to listen for clients, separated by commas; http://, https:// or unix://"),
         flag("listen-client-http-urls", Text, "", Honoured, "where to listen for plain HTTP only, besides"),
         flag("listen-peer-urls", Text, "http://localhost:2380", Honoured, "where to listen for peers; nowhere, unless any flag about peers is given"),
         flag("quota-backend-bytes", Int, "0", Honoured, "bytes that the data may take; 0 is 2 GiB, less is no limit"),
@@ -152,30 +153,30 @@ pub const GROUPS: &[Group] = &[
         flag("enable-v2", Bool, "false", REMOVED, "etcd's v2 API"),
     ] },
     Group { title: "Security", flags: &[
-        flag("cert-file", Text, "", NO_TLS, "certificate of the client port"),
-        flag("key-file", Text, "", NO_TLS, "its key"),
-        flag("client-cert-auth", Bool, "false", NO_TLS, "demand certificates of clients"),
-        flag("client-cert-file", Text, "", NO_TLS, "certificate to use as a client"),
-        flag("client-key-file", Text, "", NO_TLS, "its key"),
-        flag("client-crl-file", Text, "", NO_TLS, "revoked certificates of clients"),
-        flag("client-cert-allowed-hostname", Text, "", NO_TLS, "names that certificates of clients may have"),
-        flag("trusted-ca-file", Text, "", NO_TLS, "who may sign certificates of clients"),
-        flag("auto-tls", Bool, "false", NO_TLS, "make a certificate"),
+        flag("cert-file", Text, "", Honoured, "certificate of the client port"),
+        flag("key-file", Text, "", Honoured, "its key"),
+        flag("client-cert-auth", Bool, "false", Honoured, "demand certificates of clients, whose common name is a user"),
+        flag("client-cert-file", Text, "", Ignored("the gateway needs no connection of its own"), "certificate to use as a client"),
+        flag("client-key-file", Text, "", Ignored("the gateway needs no connection of its own"), "its key"),
+        flag("client-crl-file", Text, "", Honoured, "revoked certificates of clients"),
+        flag("client-cert-allowed-hostname", Text, "", Honoured, "host names of which certificates of clients must have one"),
+        flag("trusted-ca-file", Text, "", Honoured, "who may sign certificates of clients"),
+        flag("auto-tls", Bool, "false", Honoured, "make a certificate, in fixtures/client of the data directory"),
         flag("peer-cert-file", Text, "", Honoured, "certificate of the peer port"),
         flag("peer-key-file", Text, "", Honoured, "its key"),
         flag("peer-client-cert-auth", Bool, "false", Honoured, "demand certificates of peers"),
-        flag("peer-client-cert-file", Text, "", NO_TLS, "certificate to use as a peer's client"),
-        flag("peer-client-key-file", Text, "", NO_TLS, "its key"),
+        flag("peer-client-cert-file", Text, "", Honoured, "certificate to use as a peer's client"),
+        flag("peer-client-key-file", Text, "", Honoured, "its key"),
         flag("peer-trusted-ca-file", Text, "", Honoured, "who may sign certificates of peers"),
-        flag("peer-cert-allowed-cn", Text, "", NO_TLS, "names that certificates of peers may have"),
-        flag("peer-cert-allowed-hostname", Text, "", NO_TLS, "host names that certificates of peers may have"),
-        flag("peer-auto-tls", Bool, "false", NO_TLS, "make a certificate for the peer port"),
-        flag("peer-crl-file", Text, "", NO_TLS, "revoked certificates of peers"),
-        flag("peer-skip-client-san-verification", Bool, "false", NO_TLS, "do not check the names of peers"),
-        flag("self-signed-cert-validity", Uint, "1", Ignored("TLS is not supported yet"), "years that made certificates are valid"),
-        flag("cipher-suites", Text, "", NO_TLS, "cipher suites"),
-        flag("tls-min-version", Text, "TLS1.2", NO_TLS, "oldest version of TLS"),
-        flag("tls-max-version", Text, "", NO_TLS, "newest version of TLS"),
+        flag("peer-cert-allowed-cn", Text, "", Honoured, "common names of which certificates of peers must have one"),
+        flag("peer-cert-allowed-hostname", Text, "", Honoured, "host names of which certificates of peers must have one"),
+        flag("peer-auto-tls", Bool, "false", Honoured, "make a certificate, in fixtures/peer; nobody's is checked then"),
+        flag("peer-crl-file", Text, "", Honoured, "revoked certificates of peers"),
+        flag("peer-skip-client-san-verification", Bool, "false", NO_SAN_CHECK, "do not check the names of peers"),
+        flag("self-signed-cert-validity", Uint, "1", Honoured, "years that made certificates are valid"),
+        flag("cipher-suites", Text, "", Honoured, "cipher suites of TLS 1.2, by Go's names, separated by commas"),
+        flag("tls-min-version", Text, "TLS1.2", Honoured, "oldest version of TLS"),
+        flag("tls-max-version", Text, "", Honoured, "newest version of TLS"),
         flag("cors", Text, "*", LATER, "origins that browsers may come from"),
         flag("host-whitelist", Text, "*", LATER, "host names that plain HTTP requests may name"),
     ] },
@@ -234,7 +235,7 @@ pub const GROUPS: &[Group] = &[
         flag("experimental-initial-corrupt-check", Bool, "false", REMOVED, ""),
         flag("experimental-max-learners", Int, "1", REMOVED, ""),
         flag("experimental-memory-mlock", Bool, "false", REMOVED, ""),
-        flag("experimental-peer-skip-client-san-verification", Bool, "false", NO_TLS, ""),
+        flag("experimental-peer-skip-client-san-verification", Bool, "false", NO_SAN_CHECK, ""),
         flag("experimental-set-member-localaddr", Bool, "false", REMOVED, ""),
         flag("experimental-snapshot-catchup-entries", Uint, "5000", REMOVED, ""),
         flag("experimental-stop-grpc-service-on-defrag", Bool, "false", REMOVED, ""),

@@ -9,16 +9,18 @@ mod auth;
 mod cluster;
 pub mod flags;
 mod parse;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use cluster::{ClusterConfig, PeerTls};
+pub use cluster::ClusterConfig;
 use flags::{Effect, Flag, Kind};
 pub use parse::ListenUrl;
 use parse::Values;
+pub use tls::TlsConfig;
 
 pub use auth::{AuthConfig, TokenConfig};
 
@@ -75,6 +77,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Calls at the same time on one connection.
     pub concurrent_streams_max: u32,
+    /// The certificates of the ports for clients.
+    pub tls: Option<TlsConfig>,
     /// How clients say who they are.
     pub auth: AuthConfig,
     /// Whether the JSON gateway is served.
@@ -274,7 +278,7 @@ fn from_file(text: &str, warnings: &mut Vec<String>) -> Result<Values, UsageErro
     for (name, value) in fields {
         let name = name.as_str().unwrap_or_default();
         if name.ends_with("-transport-security") {
-            refuse_security(name, &value)?;
+            values.extend(security(name, &value)?);
             continue;
         }
         match flags::find(name) {
@@ -310,20 +314,28 @@ fn from_yaml(kind: Kind, value: &serde_norway::Value) -> Option<String> {
     }
 }
 
-/// A block of TLS settings may be there as long as it sets nothing.
-fn refuse_security(name: &str, value: &serde_norway::Value) -> Result<(), UsageError> {
-    use serde_norway::Value;
-    let Value::Mapping(fields) = value else { return Ok(()) };
-    let is_set = |value: &Value| {
-        !matches!(value, Value::Null | Value::Bool(false)) && value.as_str() != Some("")
-    };
-    match fields.iter().find(|(_, value)| is_set(value)) {
-        Some((field, _)) => {
-            let field = field.as_str().unwrap_or_default();
-            Err(UsageError::config(format!("TLS is not supported yet: {name}.{field}")))
+/// A block of TLS settings, whose fields are flags but for the beginnings of their names.
+fn security(name: &str, value: &serde_norway::Value) -> Result<Values, UsageError> {
+    let serde_norway::Value::Mapping(fields) = value else { return Ok(Values::new()) };
+    let is_peer = name.starts_with("peer-");
+    let mut values = Values::new();
+    for (field, value) in fields {
+        let field = field.as_str().unwrap_or_default();
+        let unknown = || UsageError::config(format!("cannot read {name}.{field}"));
+        let flag = match field {
+            "allowed-cn" | "allowed-hostname" if is_peer => format!("peer-cert-{field}"),
+            "allowed-hostname" => format!("client-cert-{field}"),
+            _ if is_peer => format!("peer-{field}"),
+            _ => field.to_owned(),
+        };
+        let Some(flag) = flags::find(&flag) else { return Err(unknown()) };
+        let value = from_yaml(flag.kind, value).ok_or_else(unknown)?;
+        if !value.is_empty() {
+            parse::check(flag, &value)?;
+            values.insert(flag.name, value);
         }
-        None => Ok(()),
     }
+    Ok(values)
 }
 
 /// Warns of what has no effect, and refuses what cannot be done, if it is set to anything but its default.
@@ -386,11 +398,26 @@ impl Settings {
         self.urls(name)?.iter().map(|url| parse::listen_url(name, url)).collect()
     }
 
+    /// Where TLS is to be, there have to be certificates.
+    fn check_has_tls(&self, name: &str, has: bool) -> Result<(), UsageError> {
+        let urls = self.urls(name)?;
+        match urls.into_iter().find(|url| url.starts_with("https") && !has) {
+            Some(url) => Err(UsageError::config(format!(
+                "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn config(&self, is_etcd: bool) -> Result<Config, UsageError> {
         let name = self.text("name").to_owned();
         let mut listen_http_urls = self.listen_urls("listen-client-http-urls")?;
         listen_http_urls.extend(self.listen_urls("listen-metrics-urls")?);
         let listen_client_urls = self.listen_urls("listen-client-urls")?;
+        let tls = self.tls(&tls::CLIENT)?;
+        for name in ["listen-client-urls", "listen-client-http-urls", "listen-metrics-urls"] {
+            self.check_has_tls(name, tls.is_some())?;
+        }
         if self.is_set("listen-client-urls") && !self.is_set("advertise-client-urls") {
             let text =
                 "--advertise-client-urls is required when --listen-client-urls is set explicitly";
@@ -416,6 +443,7 @@ impl Settings {
             txn_ops_max: self.positive("max-txn-ops")?,
             request_bytes_max: self.positive("max-request-bytes")?,
             concurrent_streams_max: self.positive("max-concurrent-streams")?,
+            tls,
             auth: self.auth()?,
             gateway: self.is_on("enable-grpc-gateway"),
             retention: self.retention()?,

@@ -17,6 +17,8 @@ pub enum ListenUrl {
         host: String,
         /// The port.
         port: u16,
+        /// By TLS.
+        tls: bool,
     },
     /// A Unix socket.
     Unix(PathBuf),
@@ -258,7 +260,7 @@ pub(super) fn listen_url(name: &str, url: &str) -> Result<ListenUrl, UsageError>
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     match scheme {
         "unix" => Ok(ListenUrl::Unix(PathBuf::from(rest))),
-        "http" => {
+        "http" | "https" => {
             let (host, port) = rest.rsplit_once(':').unwrap_or((rest, "0"));
             let host = host.trim_start_matches('[').trim_end_matches(']');
             let is_bindable =
@@ -267,8 +269,11 @@ pub(super) fn listen_url(name: &str, url: &str) -> Result<ListenUrl, UsageError>
                 return Err(UsageError::config(format!("expected IP in URL for binding ({url})")));
             }
             let host = if host.is_empty() { "0.0.0.0" } else { host };
-            Ok(ListenUrl::Tcp { host: host.to_owned(), port: port.parse().unwrap_or(0) })
+            let (port, tls) = (port.parse().unwrap_or(0), scheme == "https");
+            Ok(ListenUrl::Tcp { host: host.to_owned(), port, tls })
         }
-        _ => Err(UsageError::config(format!("TLS is not supported yet: --{name}={url}"))),
+        _ => Err(UsageError::config(format!(
+            "TLS on a Unix socket is not supported: --{name}={url}"
+        ))),
     }
 }

@@ -34,7 +34,7 @@ fn without_flags_it_serves_on_localhost() {
     let config = config("");
     assert_eq!(
         config.listen_client_urls,
-        [ListenUrl::Tcp { host: "localhost".to_owned(), port: 2379 }]
+        [ListenUrl::Tcp { host: "localhost".to_owned(), port: 2379, tls: false }]
     );
     assert_eq!(config.data_dir, PathBuf::from("default.starling"));
     assert_eq!((config.quota_bytes, config.log_bytes_max), (Some(2 << 30), Some(2 << 30)));
@@ -117,9 +117,39 @@ fn settings_that_cannot_be_are_refused() {
         ),
         (
             "--listen-client-urls https://127.0.0.1:1 --advertise-client-urls http://x:1",
-            "TLS is not supported yet: --listen-client-urls=https://127.0.0.1:1",
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
         ),
-        ("--cert-file a.pem", "TLS is not supported yet: --cert-file"),
+        ("--cert-file a.pem", "KeyFile and CertFile must both be present[key: , cert: a.pem]"),
+        ("--client-cert-auth", "--client-cert-auth needs --cert-file and --key-file"),
+        (
+            "--tls-min-version TLS1.1",
+            "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)",
+        ),
+        (
+            "--tls-min-version TLS1.3 --tls-max-version TLS1.2",
+            "min version (TLS1.3) is greater than max version (TLS1.2)",
+        ),
+        ("--cipher-suites FOO", "unexpected TLS cipher suite \"FOO\""),
+        (
+            "--cipher-suites TLS_RSA_WITH_AES_128_CBC_SHA",
+            "TLS cipher suite \"TLS_RSA_WITH_AES_128_CBC_SHA\" is not supported: it has no forward secrecy or is no AEAD",
+        ),
+        (
+            "--tls-min-version TLS1.3 --cipher-suites TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            "cipher suites cannot be configured when only TLS1.3 is enabled",
+        ),
+        (
+            "--peer-cert-allowed-cn a --peer-cert-allowed-hostname b",
+            "AllowedCNs and AllowedHostnames are mutually exclusive (cns=[\"a\"], hostnames=[\"b\"])",
+        ),
+        (
+            "--auto-tls --self-signed-cert-validity 0",
+            "selfSignedCertValidity is invalid,it should be greater than 0",
+        ),
+        (
+            "--peer-auto-tls --peer-trusted-ca-file ca.pem",
+            "--peer-auto-tls is for whoever has no certificates to check",
+        ),
         ("--auto-compaction-mode bla", "unknown auto-compaction-mode \"bla\""),
         (
             "--heartbeat-interval 500",
@@ -189,7 +219,7 @@ typo: 1
     assert_eq!(config.keepalive_interval, Some(Duration::from_secs(60)));
     assert_eq!(
         config.listen_client_urls,
-        [ListenUrl::Tcp { host: "127.0.0.1".to_owned(), port: 0 }]
+        [ListenUrl::Tcp { host: "127.0.0.1".to_owned(), port: 0, tls: false }]
     );
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     let json = r#"{"name": "j", "max-txn-ops": 9}"#;
@@ -201,11 +231,19 @@ typo: 1
         panic!("refused")
     };
     assert_eq!(config.name, "j");
-    let tls = run_with("--config-file x", &[], "client-transport-security: {cert-file: a.pem}");
-    assert_eq!(
-        tls.unwrap_err().text,
-        "TLS is not supported yet: client-transport-security.cert-file"
-    );
+    let tls = "{client-transport-security: {cert-file: a, key-file: b, client-cert-auth: true},
+        peer-transport-security: {cert-file: c, key-file: d, allowed-cn: x}}";
+    let Ok(Invocation::Run(config, _)) = run_with("--config-file x", &[], tls) else {
+        panic!("refused")
+    };
+    let (Some(TlsConfig::Files(client)), Some(TlsConfig::Files(peer))) =
+        (config.tls, config.cluster.tls)
+    else {
+        panic!("there are files")
+    };
+    assert_eq!((client.cert.to_str(), client.key.to_str()), (Some("a"), Some("b")));
+    assert!(client.rules.demand_certificates);
+    assert_eq!((peer.key.to_str(), peer.rules.allowed_names), (Some("d"), vec!["x".to_owned()]));
     assert!(run_with("--config-file x", &[], "a: [").is_err());
     assert!(run_with("--config-file x", &[], "just text").is_err());
 }
@@ -248,7 +286,6 @@ fn a_default_may_be_written_in_other_words() {
     let line = "--auto-tls=F --discovery-dial-timeout 2000ms --snapshot-count=0x2710 --cert-file=";
     let Ok(Invocation::Run(_, warnings)) = run_with(line, &[], "") else { panic!("refused") };
     assert_eq!(warnings, Vec::<String>::new());
-    assert_eq!(error("--auto-tls=T").0, "TLS is not supported yet: --auto-tls");
 }
 
 #[test]

@@ -31,11 +31,18 @@ use tonic::{Code, Status};
 pub use server::{Server, ServerOptions};
 pub use socket::Listener;
 
-use crate::api::Context;
 use crate::api::router::{self, Call, Router};
+use crate::api::{CertificateUser, Context};
 use gateway::Gateway;
 use limit::MessageLimit;
 use paths::Paths;
+
+/// In the extensions of a request that has come by TLS.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByTls;
+
+/// Whoever comes with a certificate by plain HTTP may think that it says who they are.
+const CERTIFICATE_IGNORED: &str = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
 
 /// The body of every answer.
 pub(crate) type AnswerBody = tonic::body::Body;
@@ -70,6 +77,8 @@ impl App {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let http2 = request.version() == Version::HTTP_2;
+        // As in etcd, which tells gRPC by its content type where there is TLS.
+        let only_grpc = http2 && request.extensions().get::<ByTls>().is_none();
         if let Some(router) = &self.router
             && http2
             && router::is_grpc(&request)
@@ -82,15 +91,19 @@ impl App {
             };
         }
         if let Some(gateway) = &self.gateway
-            && !http2
+            && !only_grpc
             && Gateway::has(request.uri().path())
         {
+            if self.paths.knows_users() && request.extensions().get::<CertificateUser>().is_some() {
+                let refusal = paths::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED);
+                return Answer::Ready(Some(refusal));
+            }
             return gateway.call(request);
         }
         let (head, _) = request.into_parts();
         match self.paths.find(&head) {
             Some(answer) => answer,
-            None if http2 && head.method == Method::POST => {
+            None if only_grpc && head.method == Method::POST => {
                 Answer::Ready(Some(wrong_content_type(&head)))
             }
             None => Answer::Ready(Some(paths::not_found())),

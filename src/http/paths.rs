@@ -55,6 +55,11 @@ impl Paths {
         Self { context }
     }
 
+    /// Whether it matters who asks.
+    pub(super) fn knows_users(&self) -> bool {
+        self.context.node.auth().is_enabled()
+    }
+
     /// `None` for a path that is not there.
     pub(super) fn find(&self, head: &Parts) -> Option<Answer> {
         let context = self.context.clone();
@@ -307,7 +312,7 @@ fn answer(body: impl Into<Bytes>, content_type: &'static str) -> Response<Answer
     response
 }
 
-fn error(code: StatusCode, text: &str) -> Response<AnswerBody> {
+pub(super) fn error(code: StatusCode, text: &str) -> Response<AnswerBody> {
     let mut response = with_no_sniff(answer(text.to_owned(), PLAIN_TEXT));
     *response.status_mut() = code;
     response

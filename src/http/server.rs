@@ -16,11 +16,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::socket::{Accepted, AsyncListener, Socket};
-use super::{Answer, AnswerBody, App, Listener};
-use crate::api::Context;
+use super::socket::{Accepted, AsyncListener, Socket, Stream};
+use super::{Answer, AnswerBody, App, ByTls, Listener};
+use crate::api::{CertificateUser, Context};
 use crate::metrics::Metrics;
 use crate::node::Handle;
+use crate::tls::Tls;
 
 /// Connections dealt to a thread that it has not taken up yet. When it is full, others wait in the kernel.
 const DEALT_MAX: usize = 128;
@@ -89,11 +90,14 @@ pub struct Server {
     ended: mpsc::Receiver<Infallible>,
 }
 
+/// A connection, and what it takes to greet its client.
+type Dealt = (Accepted, Option<Arc<Tls>>);
+
 /// What a thread that serves is given.
 struct Worker {
     context: Context,
     options: ServerOptions,
-    connections: mpsc::Receiver<Accepted>,
+    connections: mpsc::Receiver<Dealt>,
     _running: mpsc::Sender<Infallible>,
 }
 
@@ -160,13 +164,14 @@ impl Server {
 /// Accepts on all listeners until the server closes.
 async fn accept_all(
     listeners: Vec<Listener>,
-    workers: &[mpsc::Sender<Accepted>],
+    workers: &[mpsc::Sender<Dealt>],
     mut closing: watch::Receiver<bool>,
 ) {
     let mut accepting = JoinSet::new();
     for listener in listeners {
+        let tls = listener.tls();
         match listener.into_async() {
-            Ok(listener) => drop(accepting.spawn(accept(listener, workers.to_vec()))),
+            Ok(listener) => drop(accepting.spawn(accept(listener, tls, workers.to_vec()))),
             Err(error) => tracing::error!(%error, "cannot listen"),
         }
     }
@@ -176,14 +181,14 @@ async fn accept_all(
 }
 
 /// Deals connections to the threads in turn, so that few connections are not all on one of them.
-async fn accept(listener: AsyncListener, workers: Vec<mpsc::Sender<Accepted>>) {
+async fn accept(listener: AsyncListener, tls: Option<Arc<Tls>>, workers: Vec<mpsc::Sender<Dealt>>) {
     let mut failures = Failures::default();
     let mut turn = workers.iter().cycle();
     loop {
         match listener.accept().await {
             Ok(connection) => {
                 let Some(worker) = turn.next() else { return };
-                if worker.send(connection).await.is_err() {
+                if worker.send((connection, tls.clone())).await.is_err() {
                     return;
                 }
             }
@@ -231,14 +236,18 @@ impl Worker {
     /// Serves connections until no more can come and those there are have ended.
     async fn run(mut self) {
         self.context.node = self.context.node.at_home();
-        let app = Arc::new(App::new(&self.context, &self.options));
-        let builder = Arc::new(builder(&self.options));
+        let serving = Arc::new(Serving {
+            builder: builder(&self.options),
+            app: Arc::new(App::new(&self.context, &self.options)),
+            metrics: Arc::clone(&self.context.metrics),
+            closing: self.context.closing.clone(),
+        });
         let connections = GracefulShutdown::new();
-        while let Some(accepted) = self.connections.recv().await {
-            match Socket::new(accepted, HANDSHAKE_TIMEOUT, &self.context.metrics) {
-                Ok(socket) => {
-                    let (builder, app) = (Arc::clone(&builder), Arc::clone(&app));
-                    tokio::spawn(serve(builder, app, socket, connections.watcher()));
+        while let Some((accepted, tls)) = self.connections.recv().await {
+            match Stream::new(accepted) {
+                Ok(stream) => {
+                    let serving = Arc::clone(&serving);
+                    tokio::spawn(serve(serving, stream, tls, connections.watcher()));
                 }
                 Err(error) => tracing::debug!(%error, "a connection was lost early"),
             }
@@ -249,17 +258,51 @@ impl Worker {
     }
 }
 
-async fn serve(
-    builder: Arc<auto::Builder<TokioExecutor>>,
+/// What the connections of a thread share.
+struct Serving {
+    builder: auto::Builder<TokioExecutor>,
     app: Arc<App>,
-    socket: Socket,
-    stopping: Watcher,
-) {
-    let connection = builder.serve_connection(TokioIo::new(socket), Service(app));
+    metrics: Arc<Metrics>,
+    closing: watch::Receiver<bool>,
+}
+
+async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, stopping: Watcher) {
+    let by_tls = tls.is_some().then_some(ByTls);
+    let (stream, user) = match tls {
+        None => (stream, None),
+        Some(tls) => match greet(&tls, stream, serving.closing.clone()).await {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                tracing::debug!(%error, "a client could not be greeted by tls");
+                return;
+            }
+        },
+    };
+    let socket = Socket::new(stream, HANDSHAKE_TIMEOUT, &serving.metrics);
+    let service = Service { app: Arc::clone(&serving.app), by_tls, user };
+    let connection = serving.builder.serve_connection(TokioIo::new(socket), service);
     // Clients go in many ways, none of which is worth more than this.
     if let Err(error) = stopping.watch(connection).await {
         tracing::debug!(error, "a connection ended");
     }
+}
+
+/// Greets a client by TLS, and finds out which user its certificate names.
+async fn greet(
+    tls: &Tls,
+    stream: Stream,
+    mut closing: watch::Receiver<bool>,
+) -> io::Result<(Stream, Option<CertificateUser>)> {
+    let stream = tokio::select! {
+        greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)) => {
+            greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?
+        }
+        _ = closing.wait_for(|closing| *closing) => {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+    };
+    let user = tls.user(stream.get_ref().1.peer_certificates());
+    Ok((Stream::Tls(Box::new(stream)), user.map(|name| CertificateUser(name.into()))))
 }
 
 fn builder(options: &ServerOptions) -> auto::Builder<TokioExecutor> {
@@ -281,15 +324,26 @@ fn builder(options: &ServerOptions) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// [`App`] as hyper calls it.
-struct Service(Arc<App>);
+/// [`App`] as hyper calls it, for one connection.
+struct Service {
+    app: Arc<App>,
+    by_tls: Option<ByTls>,
+    /// Whom the certificate of the client names.
+    user: Option<CertificateUser>,
+}
 
 impl hyper::service::Service<Request<Incoming>> for Service {
     type Response = Response<AnswerBody>;
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, request: Request<Incoming>) -> Answer {
-        self.0.call(request)
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
+        if let Some(by_tls) = self.by_tls {
+            request.extensions_mut().insert(by_tls);
+        }
+        if let Some(user) = &self.user {
+            request.extensions_mut().insert(user.clone());
+        }
+        self.app.call(request)
     }
 }

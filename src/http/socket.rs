@@ -1,4 +1,4 @@
-//! Where clients come in: TCP or a Unix socket.
+//! Where clients come in: TCP or a Unix socket, with TLS or without.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -13,8 +13,10 @@ use std::{fs, net};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
 
 use crate::metrics::Metrics;
+use crate::tls::Tls;
 
 /// Connections that wait to be accepted; the system may allow less. Bursts of reconnecting clients overrun the
 /// 128 of the standard library, and the kernel then lets them wait for a second.
@@ -33,6 +35,8 @@ pub enum Listener {
     Tcp(net::TcpListener),
     /// On a path, which is removed when the server stops.
     Unix(std::os::unix::net::UnixListener, PathBuf),
+    /// By TLS on one of those.
+    Tls(Box<Self>, Arc<Tls>),
 }
 
 impl Listener {
@@ -61,6 +65,15 @@ impl Listener {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
             Self::Unix(..) => None,
+            Self::Tls(listener, _) => listener.address(),
+        }
+    }
+
+    /// What it takes to greet clients.
+    pub(super) fn tls(&self) -> Option<Arc<Tls>> {
+        match self {
+            Self::Tcp(_) | Self::Unix(..) => None,
+            Self::Tls(_, tls) => Some(Arc::clone(tls)),
         }
     }
 
@@ -72,6 +85,7 @@ impl Listener {
                 listener: tokio::net::UnixListener::from_std(listener)?,
                 _file: SocketFile(path),
             },
+            Self::Tls(listener, _) => return listener.into_async(),
         })
     }
 }
@@ -130,9 +144,10 @@ pub(super) struct Socket {
     metrics: Arc<Metrics>,
 }
 
-enum Stream {
+pub(super) enum Stream {
     Tcp(tokio::net::TcpStream),
     Unix(tokio::net::UnixStream),
+    Tls(Box<TlsStream<Self>>),
 }
 
 struct FirstWords {
@@ -142,27 +157,69 @@ struct FirstWords {
 
 impl Socket {
     /// Must be called within the runtime that is to serve it.
-    pub(super) fn new(
-        accepted: Accepted,
-        first_words: Duration,
-        metrics: &Arc<Metrics>,
-    ) -> io::Result<Self> {
-        let stream = match accepted {
-            Accepted::Tcp(stream) => Stream::Tcp(tokio::net::TcpStream::from_std(stream)?),
-            Accepted::Unix(stream) => Stream::Unix(tokio::net::UnixStream::from_std(stream)?),
-        };
+    pub(super) fn new(stream: Stream, first_words: Duration, metrics: &Arc<Metrics>) -> Self {
         let deadline = Box::pin(tokio::time::sleep(first_words));
         let first_words = Some(FirstWords { deadline, missing_bytes: FIRST_WORDS_BYTES });
-        Ok(Self { stream, first_words, held: BytesMut::new(), metrics: Arc::clone(metrics) })
+        Self { stream, first_words, held: BytesMut::new(), metrics: Arc::clone(metrics) }
     }
 }
 
 impl Stream {
+    /// Must be called within the runtime that is to serve it.
+    pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
+        Ok(match accepted {
+            Accepted::Tcp(stream) => Self::Tcp(tokio::net::TcpStream::from_std(stream)?),
+            Accepted::Unix(stream) => Self::Unix(tokio::net::UnixStream::from_std(stream)?),
+        })
+    }
+
     fn pin(&mut self) -> Pin<&mut (dyn ReadWrite + Send)> {
         match self {
             Self::Tcp(stream) => Pin::new(stream),
             Self::Unix(stream) => Pin::new(stream),
+            Self::Tls(stream) => Pin::new(stream),
         }
+    }
+}
+
+/// TLS asks one read or write at a time of what is below it.
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.pin().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.pin().poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.pin().poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        self.pin().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        self.pin().poll_shutdown(cx)
     }
 }
 
@@ -259,9 +316,9 @@ mod tests {
         ours.set_nonblocking(true).expect("a socket can be");
         theirs.set_nonblocking(true).expect("a socket can be");
         let metrics = Arc::new(Metrics::new());
-        let socket = Socket::new(Accepted::Unix(ours), Duration::from_secs(60), &metrics);
+        let ours = Stream::new(Accepted::Unix(ours)).expect("within a runtime");
         let theirs = tokio::net::UnixStream::from_std(theirs).expect("within a runtime");
-        (socket.expect("within a runtime"), theirs)
+        (Socket::new(ours, Duration::from_secs(60), &metrics), theirs)
     }
 
     #[tokio::test]

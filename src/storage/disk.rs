@@ -69,6 +69,8 @@ const DATABASE: &str = "db";
 const DATABASE_NEW: &str = "db.creating";
 /// What a file system puts into its root directory, which may be ours.
 const LOST_AND_FOUND: &str = "lost+found";
+/// Certificates that a member has made for itself before it opens the store.
+const FIXTURES: &str = "fixtures";
 /// The sub-directory by which etcd's data directories are known.
 const ETCD_MEMBER: &str = "member";
 
@@ -336,7 +338,7 @@ fn refuse_foreign(path: &Path) -> Result<()> {
         let name = entry.map_err(|e| at(path, e))?.file_name();
         match name.to_str() {
             Some(FORMAT_FILE) => return Ok(()),
-            Some(LOCK_FILE | FORMAT_FILE_NEW | DATABASE_NEW | LOST_AND_FOUND) => {}
+            Some(LOCK_FILE | FORMAT_FILE_NEW | DATABASE_NEW | LOST_AND_FOUND | FIXTURES) => {}
             Some(ETCD_MEMBER) => {
                 return Err(StoreError::Refused(format!(
                     "{} looks like a data directory of etcd, which cannot be opened: give an empty directory",

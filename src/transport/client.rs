@@ -25,8 +25,9 @@ use super::queue::{Queue, Refused};
 use super::resolve::{Candidate, PeerUrl, Resolver};
 use super::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX};
 use super::socket::Socket;
-use super::tls::Tls;
+
 use super::{Identity, PeerStats, Shared, Timing, wire};
+use crate::tls::Tls;
 use crate::types::MemberId;
 
 /// What the other side may send of one watch that is forwarded before it is read. Clients that do not read their watches must
@@ -54,7 +55,7 @@ impl Dialer {
             super::set_up(&stream)?;
             match (&self.tls, url.tls) {
                 (_, false) => Ok(Socket::new(stream)),
-                (Some(tls), true) => tls.connect(url, stream).await.map(Socket::new),
+                (Some(tls), true) => tls.connect(&url.host, stream).await.map(Socket::new),
                 (None, true) => Err(io::Error::other("this member has no certificate for tls")),
             }
         };

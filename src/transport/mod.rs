@@ -23,7 +23,6 @@ mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
-mod tls;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -44,16 +43,16 @@ use tokio::time::{interval, timeout};
 use tonic::Status;
 use tonic::transport::Channel;
 
+pub use crate::tls::{TlsError, TlsFiles};
 pub use queue::{QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Refused};
 pub use server::PeerListener;
-pub use tls::{TlsError, TlsFiles};
 
 use crate::replication::message::Message;
+use crate::tls::{Purpose, Tls};
 use crate::types::{ClusterId, MemberId};
 use client::{Dialer, Peer};
 use resolve::{Candidate, PeerUrl, Resolver};
 use server::Guests;
-use tls::Tls;
 
 /// How long a question to a member may take, its connection included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -259,7 +258,8 @@ impl Transport {
         handler: Arc<dyn PeerHandler>,
         runtime: &runtime::Handle,
     ) -> Result<Self, TlsError> {
-        let tls = options.tls.map(Tls::load).transpose()?.map(Arc::new);
+        let tls = options.tls.map(|files| Tls::load(files, Purpose::Members));
+        let tls = tls.transpose()?.map(Arc::new);
         let (closing, closing_receiver) = watch::channel(false);
         let (token, ended) = mpsc::channel(1);
         let shared = Arc::new(Shared {

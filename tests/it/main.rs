@@ -15,4 +15,5 @@ mod leases;
 mod member;
 mod process;
 mod tidy;
+mod tls;
 mod traces;

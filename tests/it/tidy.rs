@@ -15,10 +15,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("error", &["types"]),
     ("metrics", &[]),
     ("traces", &["types"]),
+    ("tls", &[]),
     ("storage", &["types", "time", "error"]),
     ("replication", &["types", "time", "error", "storage"]),
     ("engine", &["types", "time", "error", "storage", "replication"]),
-    ("transport", &["types", "time", "error", "metrics", "storage", "replication"]),
+    ("transport", &["types", "time", "error", "metrics", "tls", "storage", "replication"]),
     (
         "node",
         &[
@@ -36,8 +37,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("api", &["types", "time", "error", "metrics", "traces", "replication", "engine", "node"]),
     ("cli", &[]),
     ("sim", &["types", "time", "error", "storage", "replication", "engine", "transport", "cli"]),
-    ("http", &["types", "time", "error", "metrics", "engine", "node", "api"]),
-    ("config", &["types", "time", "error", "traces", "node"]),
+    ("http", &["types", "time", "error", "metrics", "tls", "engine", "node", "api"]),
+    ("config", &["types", "time", "error", "traces", "tls", "node"]),
     ("logging", &["config"]),
     (
         "fuzzing",

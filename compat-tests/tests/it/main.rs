@@ -14,3 +14,4 @@ mod python;
 mod raw;
 mod rust_client;
 mod rust_suite;
+mod tls;

@@ -35,8 +35,12 @@ impl Ca {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new([host.to_owned()]).expect("a name");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let files =
-            TlsFiles { cert: file("cert.pem"), key: file("key.pem"), ca: Some(file("ca.pem")) };
+        let files = TlsFiles {
+            cert: file("cert.pem"),
+            key: file("key.pem"),
+            ca: Some(file("ca.pem")),
+            ..TlsFiles::default()
+        };
         fs::write(&files.key, key.serialize_pem()).expect("it can be written");
         fs::write(&files.cert, certificate.pem()).expect("it can be written");
         fs::write(file("ca.pem"), self.certificate.pem()).expect("it can be written");
