@@ -178,8 +178,8 @@ impl Tls {
         }
         let certificate = certificates.and_then(|certificates| certificates.first());
         let is_allowed = certificate.is_some_and(|certificate| {
-            let has_name = names::common_name(certificate)
-                .is_some_and(|name| allowed_names.iter().any(|allowed| *allowed == name));
+            let has_name =
+                names::common_name(certificate).is_some_and(|name| allowed_names.contains(&name));
             has_name || allowed_hosts.iter().any(|host| names::is_for_host(certificate, host))
         });
         let refused = || io::Error::other("the certificate has none of the names that are allowed");

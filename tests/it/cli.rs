@@ -185,7 +185,11 @@ fn what_cannot_be_is_refused_on_one_line() {
         (&["--max-txn-ops"], 2, "flag needs an argument: -max-txn-ops"),
         (&["bla"], 1, "\"bla\" is not a valid flag"),
         (&["grpc-proxy", "start"], 1, "etcd's command \"grpc-proxy\" is not supported"),
-        (&["--cert-file", "a.pem"], 1, "KeyFile and CertFile must both be present[key: , cert: a.pem]"),
+        (
+            &["--cert-file", "a.pem"],
+            1,
+            "KeyFile and CertFile must both be present[key: , cert: a.pem]",
+        ),
         (&["--discovery", "http://a:1"], 1, "discovery is not supported yet: --discovery"),
         (
             &["--initial-cluster", "default=http://a:1,b=http://b:1"],
