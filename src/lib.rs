@@ -17,6 +17,7 @@
 //! `docs/architecture.md` has the map with its invariants.
 
 pub mod api;
+pub mod bolt;
 pub mod cli;
 pub mod config;
 pub mod engine;
