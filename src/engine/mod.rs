@@ -30,6 +30,7 @@ pub mod directory;
 mod entries;
 pub mod former;
 mod graves;
+pub mod import;
 pub mod lease;
 pub mod lease_owner;
 pub mod mvcc;

@@ -29,6 +29,7 @@ mod marks;
 mod range;
 mod segments;
 mod sorted;
+mod walk;
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -303,7 +304,7 @@ impl Mvcc {
         self.guarded.read().index.sum(&range.range).keys.min(limit)
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
@@ -640,7 +641,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether a key lives at the reader's revision.
-    pub(super) fn exists(&self, key: &[u8]) -> Result<bool, Error> {
+    pub(crate) fn exists(&self, key: &[u8]) -> Result<bool, Error> {
         let guarded = self.index()?;
         let version = guarded.index.find(key).and_then(|history| history.at(self.revision));
         Ok(version.is_some_and(|version| !version.is_dead()))
