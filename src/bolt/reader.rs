@@ -51,7 +51,7 @@ impl<R: Read + Seek> Reader<R> {
     /// Looks for the newest meta page in the first `bytes` bytes of a file.
     pub fn open(mut file: R, bytes: u64) -> Result<Self, BoltError> {
         let first = read_meta(&mut file, 0)?;
-        let sizes = first.map_or(PAGE_SIZES.to_vec(), |meta| vec![meta.page_bytes]);
+        let sizes = first.map_or_else(|| PAGE_SIZES.to_vec(), |meta| vec![meta.page_bytes]);
         let mut newest = first;
         for size in sizes {
             let second = read_meta(&mut file, size)?.filter(|meta| meta.page_bytes == size);

@@ -128,7 +128,8 @@ fn the_other_meta_page_will_do() {
 #[test]
 fn a_bucket_within_its_element_is_read() {
     let leaf = |key: &[u8], flags: u32, value: &[u8]| {
-        let numbers = [flags, 16, key.len() as u32, value.len() as u32];
+        let size = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
+        let numbers = [flags, 16, size(key), size(value)];
         let numbers: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let mut header = [0; HEADER_BYTES];
         header[8] = 2;

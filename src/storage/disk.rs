@@ -250,7 +250,7 @@ impl Disk {
                     .truncate(true)
                     .open(&path)
                     .map_err(|e| at(&path, e))?;
-                std::fs::remove_file(&path).map_err(|e| at(&path, e))?;
+                fs::remove_file(&path).map_err(|e| at(&path, e))?;
                 Ok(file)
             }
         }
