@@ -319,3 +319,75 @@ impl Auth {
         records
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::bolt::Writer;
+    use crate::etcd_db::revision_key;
+    use crate::storage::Memory;
+    use crate::types::{ClusterId, MemberId};
+
+    fn pair(key: &str, created: i64, version: i64) -> mvccpb::KeyValue {
+        let key = key.to_owned().into();
+        mvccpb::KeyValue { key, create_revision: created, version, ..Default::default() }
+    }
+
+    fn file(rows: &[(u64, u64, mvccpb::KeyValue)], tombstone: Option<(u64, &str)>) -> Vec<u8> {
+        let mut file = Writer::new(Cursor::new(Vec::new())).unwrap();
+        for (main, sub, pair) in rows {
+            file.put(&revision_key(*main, *sub), &pair.encode_to_vec()).unwrap();
+        }
+        if let Some((main, key)) = tombstone {
+            let row = [&revision_key(main, 0)[..], b"t"].concat();
+            file.put(&row, &pair(key, 0, 0).encode_to_vec()).unwrap();
+        }
+        file.end_bucket(KEY).unwrap();
+        file.end_bucket(META).unwrap();
+        file.finish().unwrap().0.into_inner()
+    }
+
+    fn import(file: &[u8]) -> Result<Imported, ImportError> {
+        let store = Store::Memory(Memory::new());
+        let identity = Identity { member: MemberId(1), cluster: ClusterId(2) };
+        let (bytes, now) = (file.len() as u64, Timestamp::from_millis(1 << 40));
+        read(Cursor::new(file), bytes, &store, identity, now, Bytes::new())
+    }
+
+    #[test]
+    fn only_what_lives_is_imported() {
+        let rows = [
+            (2, 0, pair("a", 2, 1)),
+            (2, 1, pair("b", 2, 1)),
+            (3, 0, pair("a", 2, 2)),
+            (4, 0, pair("leased", 4, 1)),
+        ];
+        let mut rows = rows.to_vec();
+        rows[3].2.lease = 7;
+        let imported = import(&file(&rows, Some((5, "b")))).unwrap();
+        let expected = Imported { keys: 2, revision: 5, without_lease: 1, ..Imported::default() };
+        assert_eq!(imported, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let wrong = [(2, pair("a", 3, 1)), (2, pair("a", 0, 1)), (2, pair("a", 2, 0))];
+        for (main, pair) in wrong {
+            assert!(import(&file(&[(main, 0, pair)], None)).is_err());
+        }
+        assert!(import(&file(&[(1 << 62, 0, pair("a", 2, 1))], None)).is_err());
+    }
+
+    #[test]
+    fn a_broken_file_is_imported_or_refused() {
+        let rows: Vec<_> = (2..200).map(|i| (i, 0, pair(&format!("key{i}"), 2, 1))).collect();
+        let good = file(&rows, None);
+        for at in (0..good.len()).step_by(7) {
+            let mut broken = good.clone();
+            broken[at] ^= 0x41;
+            let _ = import(&broken);
+        }
+    }
+}
