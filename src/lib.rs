@@ -18,10 +18,12 @@
 //! `docs/architecture.md` has the map with its invariants.
 
 pub mod api;
+pub mod bolt;
 pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod etcd_db;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

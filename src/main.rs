@@ -94,6 +94,8 @@ fn run(command: Command, args: &[String]) -> ExitCode {
         Command::Sim => (simulate(args, output.to), "sim"),
         Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
         Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
+        Command::Import => (cli::import(args, &mut output), "import"),
+        Command::Snapshot => (cli::snapshot(args, &mut output), "snapshot"),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -155,6 +155,18 @@ impl Server {
         self.start_again();
     }
 
+    /// Kills the process and starts it again on the same ports, with the data that `fill` puts into the directory.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up again, with its log.
+    pub fn replace_data(&mut self, fill: impl FnOnce(&Path)) {
+        self.process.kill();
+        fs::remove_dir_all(self.data_dir()).expect("the temporary directory is writable");
+        fill(&self.data_dir());
+        self.start_again();
+    }
+
     fn start_again(&mut self) {
         let flags = flags(self.kind, &self.data, self.client_port, self.peer_port);
         self.process =

@@ -14,6 +14,9 @@ const STARLING_BIN: &str = "STARLING_BIN";
 pub struct EtcdTools {
     pub etcd: PathBuf,
     pub etcdctl: PathBuf,
+    pub etcdutl: PathBuf,
+    /// bbolt's own tool, to check files.
+    pub bbolt: PathBuf,
 }
 
 /// Real etcd, built once per test run; `None` without a Go toolchain, after saying so.
@@ -93,6 +96,8 @@ fn build_etcd() -> EtcdTools {
     EtcdTools {
         etcd: build("etcd", "go.etcd.io/etcd/server/v3"),
         etcdctl: build("etcdctl", "go.etcd.io/etcd/etcdctl/v3"),
+        etcdutl: build("etcdutl", "go.etcd.io/etcd/etcdutl/v3"),
+        bbolt: build("bbolt", "go.etcd.io/bbolt/cmd/bbolt"),
     }
 }
 

@@ -47,7 +47,7 @@ impl MaintenanceService {
 
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
-    type SnapshotStream = tokio_stream::Empty<Result<pb::SnapshotResponse, Status>>;
+    type SnapshotStream = super::snapshot::Messages;
 
     /// The alarm of a store without room goes by itself, and is not ended here.
     async fn alarm(
@@ -141,7 +141,7 @@ impl Maintenance for MaintenanceService {
         request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         self.context.access(&request)?.admin()?;
-        Err(Error::Unimplemented("Maintenance.Snapshot").into())
+        Ok(Response::new(super::snapshot::answer(&self.context.node).await?))
     }
 
     /// As in etcd, the answer has no header.

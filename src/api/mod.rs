@@ -37,6 +37,7 @@ mod ownership;
 mod range_stream;
 mod relay;
 pub(crate) mod router;
+mod snapshot;
 pub(crate) mod status;
 mod txn_size;
 pub(crate) mod unary;

@@ -3,6 +3,7 @@
 mod conflicts;
 pub mod figures;
 pub mod flags;
+mod import;
 mod member;
 mod status;
 mod table;
@@ -59,6 +60,16 @@ pub fn cluster(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError
 /// Runs `starling conflicts`, which asks a member for writes that were lost.
 pub fn conflicts(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     conflicts::run(args, output)
+}
+
+/// Runs `starling import`, which makes a store from a file of etcd's.
+pub fn import(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    import::import(args, output)
+}
+
+/// Runs `starling snapshot`, which makes a store from a snapshot.
+pub fn snapshot(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    import::snapshot(args, output)
 }
 
 /// Writes to the standard output. Whoever reads it may stop early.

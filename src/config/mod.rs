@@ -34,8 +34,13 @@ const CONFIG_FILE_VARIABLE: &str = "ETCD_CONFIG_FILE";
 /// The program name under which starling stands in for etcd.
 const ETCD: &str = "etcd";
 /// Our own commands, by what they are called by.
-const COMMANDS: &[(&str, Command)] =
-    &[("sim", Command::Sim), ("cluster", Command::Cluster), ("conflicts", Command::Conflicts)];
+const COMMANDS: &[(&str, Command)] = &[
+    ("sim", Command::Sim),
+    ("cluster", Command::Cluster),
+    ("conflicts", Command::Conflicts),
+    ("import", Command::Import),
+    ("snapshot", Command::Snapshot),
+];
 /// etcd's quota if none is set.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 /// etcd's bound on the election timeout.
@@ -159,6 +164,10 @@ pub enum Command {
     Cluster,
     /// Ask a member which writes were lost.
     Conflicts,
+    /// Make a store from a file of etcd's.
+    Import,
+    /// Make a store from a snapshot.
+    Snapshot,
 }
 
 /// Why there is no [`Config`].
@@ -595,6 +604,8 @@ Usage:
   starling [flags]                  serve; without flags on localhost:2379, with the data in default.starling
   starling cluster status [flags]   ask a member how its cluster is; each command has its own --help
   starling conflicts [flags]        ask a member which writes were lost to others
+  starling import <file> [flags]    make a data directory from a snapshot or a database of etcd
+  starling snapshot restore <file>  make one from a snapshot, as etcdutl does
   starling sim [flags]              try how fast writes spread in a cluster of some size
   starling --version
   starling --help

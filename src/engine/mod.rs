@@ -31,6 +31,7 @@ mod early;
 mod entries;
 pub mod former;
 mod graves;
+pub mod import;
 pub mod lease;
 pub mod lease_owner;
 pub mod mvcc;

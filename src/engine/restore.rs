@@ -21,7 +21,7 @@ use crate::types::{LeaseId, Origin, Revision, TAG_MAX};
 /// More than any store counts to. Up to here sums do not overflow, and clients see what is stored.
 pub(super) const COUNT_MAX: u64 = 1 << 53;
 /// A store whose counter comes this far is refused: what is left is for one that runs.
-const COUNTER_MAX: u64 = Revision::COUNTER_END - (1 << 20);
+pub(super) const COUNTER_MAX: u64 = Revision::COUNTER_END - (1 << 20);
 /// Where the counters of new stores with a tag start: at multiples of a power of two, ...
 const START_BITS: u32 = 26;
 /// ... below this one: half of all counters.

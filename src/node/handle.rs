@@ -143,7 +143,7 @@ pub(super) struct Shared {
     ready: AtomicBool,
     /// Whether this member has no data, and does not know yet whether the other founders have.
     looks_around: AtomicBool,
-    entries: AtomicU64,
+    pub(super) entries: AtomicU64,
     no_space: AtomicBool,
     /// Whether the clock of this member is too far off for it to write.
     fenced: AtomicBool,
@@ -359,7 +359,7 @@ impl Shared {
         }
     }
 
-    fn refuse(&self, failure: Failure) -> Error {
+    pub(super) fn refuse(&self, failure: Failure) -> Error {
         match failure {
             Failure::Refused(error) => error,
             Failure::Broken(error) => {

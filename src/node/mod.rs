@@ -22,6 +22,7 @@ mod lost_and_found;
 mod passwords;
 mod peers;
 mod searches;
+mod snapshot;
 mod status;
 mod tags;
 mod tokens;
@@ -46,6 +47,7 @@ pub use forward::{
 pub use handle::{Handle, Member, Removed, RequestOptions, Status, WatchStream};
 pub use passwords::{COST_DEFAULT, COSTS};
 pub use peers::PeerOptions;
+pub use snapshot::SnapshotError;
 pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};
 
 pub use tokens::{JwtOptions, TokenOptions};

@@ -18,6 +18,7 @@ use std::io::{self, Write};
 use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ use fjall::{
 };
 use fjall::{PersistMode, Readable};
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 
 use super::schema::FORMAT_VERSION;
 use super::sweep::{self, FilterFactory, Slot};
@@ -78,6 +80,9 @@ const DIRECTORY_MODE: u32 = 0o700;
 /// `st_blocks` counts in these, whatever the file system's blocks are.
 const STAT_BLOCK_BYTES: u64 = 512;
 
+/// How scratch files are called where they need a name.
+const SCRATCH: &str = "scratch-";
+
 /// How to open a store on disk.
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
@@ -112,6 +117,8 @@ struct Inner {
     /// Held during a commit.
     tail: Mutex<Tail>,
     failure: OnceLock<String>,
+    /// How many scratch files have had a name for a moment.
+    scratches: AtomicU64,
     _lock: File,
 }
 
@@ -151,6 +158,7 @@ impl Disk {
             sweeping: Mutex::default(),
             tail: Mutex::new(Tail { is_synced: true, unmarked_bytes: 0 }),
             failure: OnceLock::new(),
+            scratches: AtomicU64::new(0),
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -247,6 +255,29 @@ impl Disk {
     pub(super) fn disk_bytes(&self) -> u64 {
         let journals = journal_bytes(&self.inner.path.join(DATABASE)).unwrap_or(0);
         journals + self.inner.log.disk_space() + self.inner.meta.disk_space()
+    }
+
+    /// A file of no name, which is gone when it is closed.
+    pub(super) fn scratch(&self) -> Result<File> {
+        let path = &self.inner.path;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(file.into()),
+            // Not every file system has such files.
+            Err(_) => {
+                let number = self.inner.scratches.fetch_add(1, Ordering::Relaxed);
+                let path = path.join(format!("{SCRATCH}{number}"));
+                let file = File::options()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .open(&path)
+                    .map_err(|e| at(&path, e))?;
+                fs::remove_file(&path).map_err(|e| at(&path, e))?;
+                Ok(file)
+            }
+        }
     }
 
     pub(super) fn space(&self) -> Result<DiskSpace> {

@@ -32,10 +32,12 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::fs::MemfdFlags;
 
 pub use disk::{Disk, DiskOptions};
 pub use ingest::Ingest;
@@ -222,6 +224,17 @@ impl Store {
         match self {
             Self::Disk(disk) => disk.disk_bytes(),
             Self::Memory(memory) => memory.disk_bytes(),
+        }
+    }
+
+    /// A file for something that is soon gone again, where the store is.
+    pub fn scratch(&self) -> Result<File> {
+        match self {
+            Self::Disk(disk) => disk.scratch(),
+            Self::Memory(_) => {
+                let file = rustix::fs::memfd_create("scratch", MemfdFlags::CLOEXEC);
+                Ok(file.map_err(std::io::Error::from)?.into())
+            }
         }
     }
 

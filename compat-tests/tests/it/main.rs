@@ -9,6 +9,7 @@ mod go;
 mod http;
 mod http2;
 mod java;
+mod migration;
 mod node;
 mod python;
 mod raw;

@@ -29,7 +29,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("test_user", "authentication"),
     ("test_get_stream", "KV.RangeStream"),
     ("test_get_stream_chunked", "KV.RangeStream"),
-    ("test_snapshot", "Maintenance.Snapshot"),
     ("test_move_leader", "Maintenance.MoveLeader"),
 ];
 

@@ -3,9 +3,9 @@
 use std::ops::Bound;
 
 use super::{Failure, Reader};
-use crate::error::{Error, StoreError};
+use crate::error::StoreError;
 use crate::storage::Space;
-use crate::storage::schema::{Op, Place, Row};
+use crate::storage::schema::{Op, Row};
 use crate::time::Stamp;
 use crate::types::Revision;
 
@@ -29,18 +29,13 @@ impl Reader<'_> {
     pub fn hash(&self, revision: i64) -> Result<StateHash, Failure> {
         let revision = self.resolve(revision)?;
         let compacted = self.mvcc.was_compacted().then(|| self.compacted());
-        let end = Place::first_of(revision.next()).encode();
         let mut hash = EMPTY;
         // All origins of rows that are visible now.
         let origins = self.mvcc.origins.read().clone();
-        for item in self.mvcc.store.rows(Space::Log, Bound::Unbounded, Bound::Excluded(&end)) {
-            let (key, value) = item?;
-            let place = Place::decode(&key, revision.tag())?;
-            let row = Row::decode(place, value)?;
-            if self.is_current(place, &row, revision)? {
-                hash = hash.wrapping_add(hash_of(&row, origins.stamp(row.stamp)));
-            }
-        }
+        self.visit_live(revision, |_, row| {
+            hash = hash.wrapping_add(hash_of(row, origins.stamp(row.stamp)));
+            Ok::<_, Failure>(())
+        })?;
         Ok(StateHash { hash, revision, compacted })
     }
 
@@ -52,13 +47,6 @@ impl Reader<'_> {
             hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, &key), &value);
         }
         Ok(hash)
-    }
-
-    fn is_current(&self, place: Place, row: &Row, revision: Revision) -> Result<bool, Error> {
-        let Op::Put(kv) = &row.op else { return Ok(false) };
-        let guarded = self.index()?;
-        let version = guarded.index.find(&kv.key).and_then(|history| history.at(revision));
-        Ok(version.is_some_and(|version| version.place() == place))
     }
 }
 

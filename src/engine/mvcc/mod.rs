@@ -30,6 +30,7 @@ mod marks;
 mod range;
 mod segments;
 mod sorted;
+mod walk;
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -662,7 +663,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether a key lives at the reader's revision.
-    pub(super) fn exists(&self, key: &[u8]) -> Result<bool, Error> {
+    pub(crate) fn exists(&self, key: &[u8]) -> Result<bool, Error> {
         let guarded = self.index()?;
         let version = guarded.index.find(key).and_then(|history| history.at(self.revision));
         Ok(version.is_some_and(|version| !version.is_dead()))
