@@ -166,7 +166,7 @@ fn settings_that_cannot_be_are_refused() {
         ),
         ("--lease-expiry some", "--lease-expiry=some: expected majority or local"),
         ("--write-ack some", "--write-ack=some: expected local, one, majority or all"),
-        ("--peer-cert-file a", "--peer-cert-file and --peer-key-file are needed both"),
+        ("--peer-cert-file a", "KeyFile and CertFile must both be present[key: , cert: a]"),
         (
             "--initial-cluster b=http://b:1",
             "couldn't find local name \"default\" in the initial cluster configuration",

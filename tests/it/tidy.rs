@@ -19,6 +19,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("storage", &["types", "time", "error"]),
     ("replication", &["types", "time", "error", "storage"]),
     ("engine", &["types", "time", "error", "storage", "replication"]),
+    ("bolt", &[]),
+    ("etcd_db", &["types", "time", "error", "storage", "engine", "bolt"]),
     ("transport", &["types", "time", "error", "metrics", "tls", "storage", "replication"]),
     (
         "node",
@@ -31,11 +33,13 @@ const LAYERS: &[(&str, &[&str])] = &[
             "storage",
             "replication",
             "engine",
+            "bolt",
+            "etcd_db",
             "transport",
         ],
     ),
     ("api", &["types", "time", "error", "metrics", "traces", "replication", "engine", "node"]),
-    ("cli", &[]),
+    ("cli", &["types", "time", "storage", "etcd_db"]),
     ("sim", &["types", "time", "error", "storage", "replication", "engine", "transport", "cli"]),
     ("http", &["types", "time", "error", "metrics", "tls", "engine", "node", "api"]),
     ("config", &["types", "time", "error", "traces", "tls", "node"]),
@@ -58,7 +62,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// What makes the same input give the same output: these hold no task, socket or message of a protocol.
-const PURE_LAYERS: &[&str] = &["storage", "replication", "engine"];
+const PURE_LAYERS: &[&str] = &["storage", "replication", "engine", "bolt"];
 const IMPURE_WORDS: &[&str] = &["async", "await", "tokio", "tonic", "prost", "hyper"];
 
 /// Names that say nothing about what is in a file.
