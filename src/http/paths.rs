@@ -350,6 +350,6 @@ mod tests {
 
     #[test]
     fn the_minor_version_is_two_numbers() {
-        assert_eq!(CLUSTER_MINOR, "3.6");
+        assert_eq!(CLUSTER_MINOR, "3.7");
     }
 }
