@@ -91,28 +91,48 @@ async fn run(
     let mut requests = Some(requests);
     loop {
         let hear = watchers.own.backlog() < UNANSWERED_MAX && watchers.others.can_hear();
-        tokio::select! {
+        // Whoever asks much must not keep their own events waiting.
+        let next = async {
+            tokio::select! {
+                request = next_request(&mut requests), if hear => Next::Request(request),
+                reply = next_reply(&out, &mut watchers) => Next::Reply(reply),
+            }
+        };
+        let next = tokio::select! {
             biased;
             () = out.closed() => return,
             // First of all, so that nobody sees what they may not see any more.
-            _ = changes.changed() => watchers.withdraw(),
-            request = next_request(&mut requests), if hear => match request {
-                Ok(request) => watchers.handle(request),
-                Err(error) => return drop(out.send(Err(error)).await),
-            },
-            reply = next_reply(&out, &mut watchers) => match reply {
-                Some((room, Reply::Own(Ok(first)))) => {
-                    room.send(batch(&context, &first, &mut watchers.own));
-                }
-                Some((room, Reply::Own(Err(error)))) => return room.send(Err(error.into())),
-                Some((room, Reply::Relayed(first))) => match relayed_batch(first, &mut watchers) {
+            _ = changes.changed() => Next::Withdraw,
+            next = next => next,
+        };
+        match next {
+            Next::Withdraw => watchers.withdraw(),
+            Next::Request(Ok(request)) => watchers.handle(request),
+            Next::Request(Err(error)) => return drop(out.send(Err(error)).await),
+            Next::Reply(Some((room, Reply::Own(Ok(first))))) => {
+                room.send(batch(&context, &first, &mut watchers.own));
+            }
+            Next::Reply(Some((room, Reply::Own(Err(error))))) => {
+                return room.send(Err(error.into()));
+            }
+            Next::Reply(Some((room, Reply::Relayed(first)))) => {
+                match relayed_batch(first, &mut watchers) {
                     Ok(batch) if batch.is_empty() => {}
                     batch => room.send(batch),
-                },
-                None => return,
-            },
+                }
+            }
+            Next::Reply(None) => return,
         }
     }
+}
+
+/// What there is to do next for a client.
+enum Next<'a> {
+    /// Users or roles have changed.
+    Withdraw,
+    Request(Result<pb::WatchRequest, Status>),
+    /// `None` when the client is gone.
+    Reply(Option<(mpsc::Permit<'a, Batch>, Reply)>),
 }
 
 /// The watchers of a client.
