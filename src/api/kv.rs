@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::wire::{self, Answer};
 use super::{Context, convert, elsewhere, header, range_stream, txn_size};
 use crate::engine::Pair;
-use crate::engine::command::{RangeReply, TxnOpReply, TxnReply};
+use crate::engine::command::{Range, RangeReply, TxnOpReply, TxnReply};
 use crate::error::{Error, Invalid};
 use crate::metrics::Metrics;
 
@@ -52,6 +52,14 @@ fn may_put(txn: &pb::TxnRequest) -> bool {
         Some(pb::request_op::Request::RequestTxn(txn)) => may_put(txn),
         _ => false,
     })
+}
+
+/// A Range that was checked.
+enum Begun {
+    /// To be read here.
+    Own(Range),
+    /// Answered by another member.
+    Forwarded(pb::RangeResponse),
 }
 
 /// An answer to a Range.
@@ -126,11 +134,9 @@ impl KvService {
         Ok(())
     }
 
-    /// A Range whose answer is not taken apart again.
-    pub(crate) async fn answer_range(
-        &self,
-        request: Request<pb::RangeRequest>,
-    ) -> Result<Response<RangeAnswer>, Status> {
+    /// Checks a Range and who asks for it. One that another member has to answer is answered by that; another one may be read
+    /// from now on.
+    async fn begin_range(&self, request: Request<pb::RangeRequest>) -> Result<Begun, Status> {
         let access = self.context.access(&request);
         let request = request.into_inner();
         let is_linearizable = !request.serializable;
@@ -139,11 +145,23 @@ impl KvService {
         access?.range(&range)?;
         let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
         if let Some(answer) = forwarded {
-            return Ok(Response::new(RangeAnswer::Forwarded(answer)));
+            return Ok(Begun::Forwarded(answer));
         }
         if is_linearizable {
             self.context.node.begin_read().await?;
         }
+        Ok(Begun::Own(range))
+    }
+
+    /// A Range whose answer is not taken apart again.
+    pub(crate) async fn answer_range(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<RangeAnswer>, Status> {
+        let range = match self.begin_range(request).await? {
+            Begun::Own(range) => range,
+            Begun::Forwarded(answer) => return Ok(Response::new(RangeAnswer::Forwarded(answer))),
+        };
         let reply = self.context.node.range(range).await?;
         self.context.metrics.ranges.inc();
         let RangeReply { kvs: pairs, more, count } = reply.body;
@@ -162,19 +180,10 @@ impl Kv for KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
-        let access = self.context.access(&request);
-        let request = request.into_inner();
-        let is_linearizable = !request.serializable;
-        let kept = elsewhere::kept(&self.context.node, &request);
-        let range = convert::range(request)?;
-        access?.range(&range)?;
-        let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
-        if let Some(answer) = forwarded {
-            return Ok(Response::new(answer));
-        }
-        if is_linearizable {
-            self.context.node.begin_read().await?;
-        }
+        let range = match self.begin_range(request).await? {
+            Begun::Own(range) => range,
+            Begun::Forwarded(answer) => return Ok(Response::new(answer)),
+        };
         let reply = self.context.node.range(range).await?;
         self.context.metrics.ranges.inc();
         let header = header::at(&self.context.node, reply.revision);
@@ -185,19 +194,10 @@ impl Kv for KvService {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let access = self.context.access(&request);
-        let request = request.into_inner();
-        let is_linearizable = !request.serializable;
-        let kept = elsewhere::kept(&self.context.node, &request);
-        let range = convert::range(request)?;
-        access?.range(&range)?;
-        let forwarded = elsewhere::range(&self.context.node, kept, |tag| range.names(tag)).await?;
-        if let Some(answer) = forwarded {
-            return Ok(Response::new(range_stream::whole(answer)));
-        }
-        if is_linearizable {
-            self.context.node.begin_read().await?;
-        }
+        let range = match self.begin_range(request).await? {
+            Begun::Own(range) => range,
+            Begun::Forwarded(answer) => return Ok(Response::new(range_stream::whole(answer))),
+        };
         let pieces = range_stream::answer(self.context.clone(), range).await?;
         self.context.metrics.ranges.inc();
         Ok(Response::new(pieces))

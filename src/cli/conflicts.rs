@@ -5,7 +5,7 @@ use starling_proto::starling::admin::v1 as pb;
 
 use super::figures::{count, counted, moment, span};
 use super::flags::{self, Flag, flag, switch};
-use super::member::ENDPOINT_DEFAULT;
+use super::member;
 use super::table::{Look, Side, Table};
 use super::{Output, ToolError};
 
@@ -17,15 +17,11 @@ const KEY_SHOWN: usize = 48;
 const CUT: char = '\u{2026}';
 
 const FLAGS: &[Flag] = &[
-    flag("endpoint", ENDPOINT_DEFAULT, "the member to ask: host:port, where it serves clients"),
-    flag(
-        "cacert",
-        "",
-        "who has signed the member's certificate, for https://; the system's trust without it",
-    ),
-    flag("cert", "", "certificate to show"),
-    flag("key", "", "its key"),
-    flag("user", "", "name:password, where members ask who their clients are"),
+    member::ENDPOINT,
+    member::CA_CERT,
+    member::CERT,
+    member::KEY,
+    member::USER,
     flag("limit", "1000", "so many conflicts at most, the newest first"),
     switch("json", "everything, for programs"),
 ];

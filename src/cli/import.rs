@@ -9,12 +9,10 @@ use super::flags::{self, Flag, flag, switch};
 use super::{Output, ToolError};
 use crate::etcd_db::import::{self, ImportError, Imported};
 use crate::storage::schema::Identity;
+use crate::storage::schema::auth::SECRET_BYTES;
 use crate::storage::{Disk, DiskOptions, Store};
 use crate::time::Timestamp;
 use crate::types::{ClusterId, MemberId};
-
-/// The bytes of what tokens are signed with.
-const SECRET_BYTES: usize = 32;
 
 const DATA_DIR: Flag = flag("data-dir", "", "where the new store is to be; missing or empty");
 

@@ -12,9 +12,28 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Request, Status};
 
 use super::ToolError;
+use super::flags::{Flag, flag};
 
 /// Where a member listens that was told nothing else.
-pub(super) const ENDPOINT_DEFAULT: &str = "127.0.0.1:2379";
+const ENDPOINT_DEFAULT: &str = "127.0.0.1:2379";
+
+/// Which member is asked, ...
+pub(super) const ENDPOINT: Flag =
+    flag("endpoint", ENDPOINT_DEFAULT, "the member to ask: host:port, where it serves clients");
+/// ... how it is known to be that, ...
+pub(super) const CA_CERT: Flag = flag(
+    "cacert",
+    "",
+    "who has signed the member's certificate, for https://; the system's trust without it",
+);
+/// ... and who asks: by a certificate, ...
+pub(super) const CERT: Flag = flag("cert", "", "certificate to show");
+/// ... with its key, ...
+pub(super) const KEY: Flag = flag("key", "", "its key");
+/// ... or by a password.
+pub(super) const USER: Flag =
+    flag("user", "", "name:password, where members ask who their clients are");
+
 /// How long a member may take to answer, its connection included.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A reply with 1000 members and all their addresses fits.

@@ -7,7 +7,7 @@ use starling_proto::starling::admin::v1::held_back::Reason;
 
 use super::figures::{count, counted, size, span};
 use super::flags::{self, Flag, flag, switch};
-use super::member::{ENDPOINT_DEFAULT, Member};
+use super::member::{self, Member};
 use super::table::{Look, Side, Table};
 use super::{Output, ToolError};
 
@@ -24,15 +24,11 @@ const WALL_APART_MILLIS: u64 = 100;
 const PERCENT: u32 = 10;
 
 const FLAGS: &[Flag] = &[
-    flag("endpoint", ENDPOINT_DEFAULT, "the member to ask: host:port, where it serves clients"),
-    flag(
-        "cacert",
-        "",
-        "who has signed the member's certificate, for https://; the system's trust without it",
-    ),
-    flag("cert", "", "certificate to show"),
-    flag("key", "", "its key"),
-    flag("user", "", "name:password, where members ask who their clients are"),
+    member::ENDPOINT,
+    member::CA_CERT,
+    member::CERT,
+    member::KEY,
+    member::USER,
     flag("members", "50", "so many members at most; those who are not alive come first then"),
     switch("watch", "ask every second, and show it in the same place"),
     switch("json", "everything, for programs; with --watch one line each time"),

@@ -10,10 +10,8 @@ use super::tokens::TokenOptions;
 use crate::engine::auth::{Auth, AuthState};
 use crate::engine::command::{AuthChange, Command, CommandReply, Reply};
 use crate::error::{AuthError, Result};
+use crate::storage::schema::auth::SECRET_BYTES;
 use crate::types::Revision;
-
-/// The bytes of a secret that tokens are signed with.
-const SECRET_BYTES: usize = 32;
 
 /// How clients say who they are.
 #[derive(Clone, Debug)]

@@ -427,9 +427,14 @@ impl Cluster {
     /// The process of a member ends; the next one is somebody else, if this one knew that it was removed.
     pub(super) fn succeed(&mut self, number: usize) {
         self.tell(format!("n{number} is to come back as somebody else"));
+        self.rename(number, Full::succeed);
+    }
+
+    /// Whoever starts there next is somebody new.
+    fn rename(&mut self, number: usize, become_member: fn(&mut Full, MemberId)) {
         let member = member_id(self.next_id);
         self.next_id += 1;
-        self.world.with(number, |full, _| full.succeed(member));
+        self.world.with(number, |full, _| become_member(full, member));
         self.world.rename(number, member);
         self.witnesses.remove(&number);
         self.shown[number] = Shown::default();
@@ -638,12 +643,7 @@ impl Cluster {
     /// The disk of a member is lost; it comes back empty, as somebody else.
     pub(super) fn wipe(&mut self, number: usize) {
         self.tell(format!("n{number} loses its disk"));
-        let member = member_id(self.next_id);
-        self.next_id += 1;
-        self.world.with(number, |full, _| full.wipe(member));
-        self.world.rename(number, member);
-        self.witnesses.remove(&number);
-        self.shown[number] = Shown::default();
+        self.rename(number, Full::wipe);
     }
 
     /// A member comes back with an old copy of its disk.

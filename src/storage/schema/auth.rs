@@ -14,6 +14,9 @@ const KIND_GRANT: u8 = 4;
 const KIND_ROLE: u8 = 5;
 const KIND_PERMISSION: u8 = 6;
 
+/// The bytes of a new secret that tokens are signed with.
+pub const SECRET_BYTES: usize = 32;
+
 /// What a permission lets a user do (etcd's `authpb.Permission.Type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "etcd's names say it")]

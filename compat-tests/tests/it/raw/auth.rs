@@ -686,86 +686,42 @@ async fn refused<Q: Message + 'static>(
     case.keep(&format!("{who}: {path}"), answer, |_, _| "done".to_owned());
 }
 
+async fn read(case: &mut Case, who: &str, token: &str, label: &str, key: &str) {
+    rpc!(case, who, token, label, "/etcdserverpb.KV/Range", get(key), pb::RangeResponse);
+}
+
 async fn tokens_end(case: &mut Case) {
     let (root, ann) = begin(case).await;
     let again = authenticate(case, "ann", "password").await;
     for token in [&ann, &again] {
-        rpc!(case, "ann", token, "", "/etcdserverpb.KV/Range", get("r1"), pb::RangeResponse);
+        read(case, "ann", token, "", "r1").await;
     }
-    rpc!(
-        case,
-        "ann",
-        &format!("Bearer {ann}"),
-        "as bearer",
-        "/etcdserverpb.KV/Range",
-        get("r1"),
-        pb::RangeResponse
-    );
+    read(case, "ann", &format!("Bearer {ann}"), "as bearer", "r1").await;
     for wrong in [&ann[..ann.len() - 1], "nonsense", ".", "a.b.c"] {
-        rpc!(
-            case,
-            "a wrong token",
-            wrong,
-            "",
-            "/etcdserverpb.KV/Range",
-            get("r1"),
-            pb::RangeResponse
-        );
+        read(case, "a wrong token", wrong, "", "r1").await;
     }
     // Other people's changes do not matter, a new password does.
     change_password(case, &root, "bob", "new").await;
-    rpc!(case, "ann", &ann, "after bob's", "/etcdserverpb.KV/Range", get("r1"), pb::RangeResponse);
+    read(case, "ann", &ann, "after bob's", "r1").await;
     change_password(case, &root, "ann", "new").await;
     for token in [&ann, &again] {
-        rpc!(
-            case,
-            "ann",
-            token,
-            "after hers",
-            "/etcdserverpb.KV/Range",
-            get("r1"),
-            pb::RangeResponse
-        );
+        read(case, "ann", token, "after hers", "r1").await;
     }
     authenticate(case, "ann", "password").await;
     let ann = authenticate(case, "ann", "new").await;
     let revoke = pb::AuthUserRevokeRoleRequest { name: "ann".into(), role: "reader".into() };
     auth!(case, &root, "ann reader", "UserRevokeRole", revoke, pb::AuthUserRevokeRoleResponse);
-    rpc!(
-        case,
-        "ann",
-        &ann,
-        "without a role",
-        "/etcdserverpb.KV/Range",
-        get("r1"),
-        pb::RangeResponse
-    );
-    rpc!(case, "ann", &ann, "with another", "/etcdserverpb.KV/Range", get("b1"), pb::RangeResponse);
+    read(case, "ann", &ann, "without a role", "r1").await;
+    read(case, "ann", &ann, "with another", "b1").await;
     delete_user(case, &root, "ann").await;
-    rpc!(
-        case,
-        "ann",
-        &ann,
-        "who is no more",
-        "/etcdserverpb.KV/Range",
-        get("b1"),
-        pb::RangeResponse
-    );
+    read(case, "ann", &ann, "who is no more", "b1").await;
     add_user(case, &root, "ann", "new").await;
-    rpc!(case, "ann", &ann, "who is new", "/etcdserverpb.KV/Range", get("b1"), pb::RangeResponse);
+    read(case, "ann", &ann, "who is new", "b1").await;
     disable(case, &root).await;
-    rpc!(case, "anybody", &ann, "", "/etcdserverpb.KV/Range", get("x1"), pb::RangeResponse);
-    rpc!(case, "a stranger", "wrong.1", "", "/etcdserverpb.KV/Range", get("x1"), pb::RangeResponse);
+    read(case, "anybody", &ann, "", "x1").await;
+    read(case, "a stranger", "wrong.1", "", "x1").await;
     enable(case, "").await;
-    rpc!(
-        case,
-        "root",
-        &root,
-        "from before",
-        "/etcdserverpb.KV/Range",
-        get("x1"),
-        pb::RangeResponse
-    );
+    read(case, "root", &root, "from before", "x1").await;
     let root = authenticate(case, "root", "secret").await;
     end(case, &root).await;
 }
