@@ -38,7 +38,7 @@ struct Sending<R> {
 /// Writes the file, and answers with its messages.
 pub(super) async fn answer(node: &Handle) -> Result<Messages, Status> {
     let file = node.snapshot(CLUSTER_VERSION).await.map_err(refused)?;
-    Ok(messages(Sending::new(file.bytes(), file), STALL_MAX))
+    Ok(messages(Sending::new(file.length(), file), STALL_MAX))
 }
 
 fn messages<R: Read + Send + 'static>(sending: Sending<R>, stall_max: Duration) -> Messages {

@@ -29,14 +29,14 @@ pub(super) const SNAPSHOTS_MAX: usize = 3;
 #[derive(Debug)]
 pub struct Snapshot {
     file: File,
-    bytes: u64,
+    length: u64,
     _place: OwnedSemaphorePermit,
 }
 
 impl Snapshot {
     /// Its length.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    pub fn length(&self) -> u64 {
+        self.length
     }
 }
 
@@ -95,8 +95,9 @@ impl Handle {
         };
         let shared = Arc::clone(&self.shared);
         let written = tokio::task::spawn_blocking(move || shared.write_snapshot(around));
-        let (file, bytes) = written.await.map_err(|_| SnapshotError::Refused(Error::Stopped))??;
-        Ok(Snapshot { file, bytes, _place: place })
+        let (file, length) =
+            written.await.map_err(|_| SnapshotError::Refused(Error::Stopped))??;
+        Ok(Snapshot { file, length, _place: place })
     }
 }
 

@@ -1,5 +1,6 @@
 //! See the crate's documentation for what is compared with what.
 
+mod access;
 mod cluster;
 mod counts;
 mod differences;
@@ -16,3 +17,4 @@ mod raw;
 mod rust_client;
 mod rust_suite;
 mod tls;
+mod websocket;

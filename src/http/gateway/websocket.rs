@@ -183,8 +183,8 @@ where
         .max_frame_size(max);
     let socket =
         WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-    let (requests, messages) = mpsc::channel(WAITING_MAX);
-    let answer = Answering::Call(Box::pin(call(messages)));
+    let (requests, received) = mpsc::channel(WAITING_MAX);
+    let answer = Answering::Call(Box::pin(call(Messages(received))));
     converse(socket, requests, answer, &terms).await;
 }
 
