@@ -121,7 +121,9 @@ mod tests {
     use super::*;
 
     /// Zeros, and a way to see whether somebody still has them.
-    struct Zeros(Arc<()>);
+    struct Zeros {
+        _held: Arc<()>,
+    }
 
     impl Read for Zeros {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -144,7 +146,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_read_does_not_keep_the_file() {
         let held = Arc::new(());
-        let file = Sending::new(100 * BLOB_BYTES, Zeros(Arc::clone(&held)));
+        let file = Sending::new(100 * BLOB_BYTES, Zeros { _held: Arc::clone(&held) });
         let mut messages = messages(file, Duration::from_millis(1));
         messages.next().await.expect("a message").expect("no error");
         while Arc::strong_count(&held) > 1 {

@@ -15,7 +15,7 @@ use http::header::{
     CONTENT_TYPE, HOST, LOCATION, ORIGIN,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version};
 
 use super::{AnswerBody, paths};
 
@@ -64,6 +64,17 @@ pub(super) fn open_to(origin: &HeaderValue, headers: &mut HeaderMap) {
     headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HEADERS);
 }
 
+/// Refuses a request of HTTP/1.1 that names no host, or several, as HTTP demands, in Go's words.
+pub(super) fn check_form(head: &Parts) -> Result<(), Response<AnswerBody>> {
+    let wrong = match head.headers.get_all(HOST).into_iter().count() {
+        _ if head.version != Version::HTTP_11 || head.method == Method::CONNECT => return Ok(()),
+        0 => "missing required Host header",
+        1 => return Ok(()),
+        _ => "too many Host headers",
+    };
+    Err(paths::error(StatusCode::BAD_REQUEST, &format!("400 Bad Request: {wrong}")))
+}
+
 /// Refuses a request that names a host which was not meant, in etcd's words.
 pub(super) fn check_host(hosts: &Allowed, head: &Parts) -> Result<(), Response<AnswerBody>> {
     let host = host(head);
@@ -87,16 +98,13 @@ This requirement has been added to help prevent \"DNS Rebinding\" attacks (CVE-2
     Err(paths::error(StatusCode::MISDIRECTED_REQUEST, &text))
 }
 
-/// The host of a request, without its port. That of the URL goes first; who names several names none.
+/// The host of a request, without its port. That of the URL goes first.
 fn host(head: &Parts) -> &str {
     if let Some(authority) = head.uri.authority() {
         return without_port(authority.as_str());
     }
-    let mut hosts = head.headers.get_all(HOST).into_iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) => without_port(host.to_str().unwrap_or_default()),
-        _ => "",
-    }
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    without_port(host.unwrap_or_default())
 }
 
 /// As Go's `net.SplitHostPort` has it, or all of it where that fails.
@@ -109,18 +117,22 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Where a request is sent on to, if its path is not in its shortest form. `tree` is a path below which there are others.
+/// Where a request is sent on to, if its path is not in its shortest form. `tree` is a path below which there are others, and
+/// `former` another name of it.
 pub(super) fn redirect(
     method: &Method,
     uri: &Uri,
-    tree: Option<&str>,
+    (tree, former): (&str, &str),
 ) -> Option<Response<AnswerBody>> {
-    let path = uri.path();
-    if *method == Method::CONNECT || !path.starts_with('/') {
+    if *method == Method::CONNECT || !uri.path().starts_with('/') {
         return None;
     }
-    let mut clean = cleaned(path);
-    if tree.is_some_and(|tree| tree.strip_suffix('/') == Some(&clean)) {
+    let path = match uri.path().strip_prefix(former) {
+        Some(rest) => format!("{tree}{rest}"),
+        None => uri.path().to_owned(),
+    };
+    let mut clean = cleaned(&path);
+    if tree.strip_suffix('/') == Some(&clean) {
         clean.push('/');
     }
     if clean == path {
@@ -200,30 +212,45 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_names_two_hosts_names_none() {
-        let host = |uri: &str, hosts: &[&str]| {
+    fn a_request_names_one_host() {
+        let head = |uri: &str, hosts: &[&str]| {
             let mut request = http::Request::new(());
             *request.uri_mut() = uri.parse().expect("a URL");
             for host in hosts {
                 request.headers_mut().append(HOST, host.parse().expect("a header"));
             }
-            host(&request.into_parts().0).to_owned()
+            request.into_parts().0
         };
-        assert_eq!(host("/", &["a:1"]), "a");
-        assert_eq!(host("http://b:1/", &["a"]), "b");
-        assert_eq!(host("/", &["a", "b"]), "");
-        assert_eq!(host("/", &[]), "");
+        assert_eq!(host(&head("/", &["a:1"])), "a");
+        assert_eq!(host(&head("http://b:1/", &["a"])), "b");
+        assert!(check_form(&head("/", &["a"])).is_ok());
+        assert!(check_form(&head("/", &["a", "b"])).is_err());
+        assert!(check_form(&head("http://b/", &[])).is_err());
+        let mut old = head("/", &[]);
+        old.version = Version::HTTP_10;
+        assert!(check_form(&old).is_ok());
+        assert_eq!(host(&old), "");
     }
 
     #[test]
     fn paths_have_one_form() {
         let location = |path: &str| {
             let uri = path.parse().expect("a path");
-            let response = redirect(&Method::GET, &uri, Some("/v3/"))?;
+            let response = redirect(&Method::GET, &uri, ("/v3/", "/v3beta/"))?;
             let location = response.headers().get(LOCATION).expect("somewhere");
             Some(location.to_str().expect("text").to_owned())
         };
-        for path in ["/", "/health", "/v3/", "/v3/kv/put", "/a/", "/..a", "/%2e%2e/health", "*"] {
+        for path in [
+            "/",
+            "/health",
+            "/v3/",
+            "/v3/kv/put",
+            "/a/",
+            "/..a",
+            "/v3beta/kv/put",
+            "/%2e%2e/health",
+            "*",
+        ] {
             assert_eq!(location(path), None, "{path}");
         }
         for (path, clean) in [
@@ -238,6 +265,7 @@ mod tests {
             // Browsers take a backslash for a slash.
             ("/\\evil.example//", "/%5Cevil.example/"),
             ("//evil.example/..", "/"),
+            ("/v3beta//kv", "/v3/kv"),
         ] {
             assert_eq!(location(path).as_deref(), Some(clean), "{path}");
         }

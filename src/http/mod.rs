@@ -104,6 +104,9 @@ impl App {
             };
         }
         let (head, body) = request.into_parts();
+        if let Err(refusal) = access_control::check_form(&head) {
+            return Answer::Ready(Some(refusal));
+        }
         if self.serves == Serves::Monitoring {
             return self.find(head, body);
         }
@@ -146,11 +149,19 @@ impl App {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        if head.uri.path() == "*" {
+            let mut refusal = Response::new(AnswerBody::empty());
+            *refusal.status_mut() = StatusCode::BAD_REQUEST;
+            return Answer::Ready(Some(refusal));
+        }
         // As in etcd, which tells gRPC by its content type where there is TLS.
         let only_grpc = head.version == Version::HTTP_2 && head.extensions.get::<ByTls>().is_none();
         let gateway = self.gateway.as_ref().filter(|_| !only_grpc);
-        let tree = gateway.map(|_| gateway::ROOT);
-        if let Some(elsewhere) = access_control::redirect(&head.method, &head.uri, tree) {
+        let roots = match gateway {
+            Some(_) => (gateway::ROOT, gateway::FORMER_ROOT),
+            None => ("/", gateway::FORMER_ROOT),
+        };
+        if let Some(elsewhere) = access_control::redirect(&head.method, &head.uri, roots) {
             return Answer::Ready(Some(elsewhere));
         }
         if let Some(gateway) = gateway.filter(|_| Gateway::has(head.uri.path())) {

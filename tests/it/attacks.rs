@@ -9,7 +9,7 @@ use http::Method;
 use jsonwebtoken as jwt;
 use prost::Message;
 use rcgen::{KeyPair, PublicKeyData as _};
-use starling::http::{Allowed, ServerOptions};
+use starling::http::{Allowed, ServerOptions, Serves};
 use starling::node::{AuthOptions, JwtOptions, TokenOptions};
 use starling_proto::authpb;
 use starling_proto::etcdserverpb as pb;
@@ -396,7 +396,8 @@ async fn paths_lead_to_no_method_without_its_check() {
     ] {
         let answer = exchange(&member, request).await;
         let status = answer.get(9..12).unwrap_or_default();
-        assert!(["", "400", "404"].contains(&status), "{answer}");
+        assert!(["", "400", "404", "501"].contains(&status), "{answer}");
+        assert!(!answer.contains(SECRET_JSON), "{answer}");
     }
     // Two requests in one for who reads the lengths otherwise.
     let hidden =
@@ -432,8 +433,8 @@ async fn hosts_that_were_not_meant_are_refused() {
         ("GET /health", "evil.example", "421"),
         ("GET /health", "localhost.evil.example", "421"),
         ("GET /health", "localhost@evil.example", "421"),
-        ("GET /health", "evil.example\r\nHost: localhost", "421"),
-        ("GET /health", "localhost\r\nHost: evil.example", "421"),
+        ("GET /health", "evil.example\r\nHost: localhost", "400"),
+        ("GET /health", "localhost\r\nHost: evil.example", "400"),
         ("GET http://evil.example/health", "localhost", "421"),
         ("POST /v3/kv/range", "evil.example", "421"),
         ("OPTIONS /v3/kv/range", "evil.example", "421"),
@@ -442,8 +443,11 @@ async fn hosts_that_were_not_meant_are_refused() {
         let answer = http(&member, line, &format!("Host: {host}\r\n"), "").await;
         assert_eq!(answer.get(9..12), Some(status), "{line} {host}: {answer}");
     }
-    let answer = exchange(&member, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").await;
-    assert_eq!(answer.get(9..12), Some("421"), "{answer}");
+    for (version, status) in [("1.1", "400"), ("1.0", "421")] {
+        let request = format!("GET /health HTTP/{version}\r\nConnection: close\r\n\r\n");
+        let answer = exchange(&member, request.as_bytes()).await;
+        assert_eq!(answer.get(9..12), Some(status), "{answer}");
+    }
     let websocket = "Host: evil.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
     let answer = http(&member, "GET /v3/watch", websocket, "").await;
@@ -539,4 +543,29 @@ async fn slow_clients_are_not_waited_for() {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert_eq!(member.handle().status().keys, 0);
     serves(&member).await;
+}
+
+#[tokio::test]
+async fn the_port_for_monitoring_serves_nothing_else() {
+    let options =
+        ServerOptions { worker_threads: 1, serves: Serves::Monitoring, ..ServerOptions::default() };
+    let member = Member::start_with(&options, vec![]);
+    for (line, status) in [
+        ("GET /metrics", "200"),
+        ("GET /health", "200"),
+        ("GET /readyz", "200"),
+        ("GET /version", "404"),
+        ("GET /debug/vars", "404"),
+        ("POST /v3/kv/range", "404"),
+        ("GET /v3", "404"),
+    ] {
+        let answer = http(&member, line, "", "{}").await;
+        assert_eq!(answer.get(9..12), Some(status), "{line}: {answer}");
+    }
+    let client = connect(member.address).await;
+    let (response, mut stream) = begin(&client, Method::POST, PUT, GRPC).await;
+    let _ = stream.send_data(frame(&put("a", "1").encode_to_vec()), true);
+    let (status, _) = answer(response).await;
+    assert_ne!(status, 200);
+    assert_eq!(member.handle().status().keys, 0);
 }

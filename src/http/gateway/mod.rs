@@ -45,7 +45,7 @@ use websocket::{Pings, Terms};
 
 /// Where the gateway's paths begin, and where they did before they were stable.
 pub(super) const ROOT: &str = "/v3/";
-const FORMER_ROOT: &str = "/v3beta/";
+pub(super) const FORMER_ROOT: &str = "/v3beta/";
 
 const APPLICATION_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
