@@ -95,6 +95,7 @@ fn run(command: Command, args: &[String]) -> ExitCode {
         Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
         Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
         Command::Import => (cli::import(args, &mut output), "import"),
+        Command::Mirror => (cli::mirror(args, &mut output), "mirror"),
         Command::Snapshot => (cli::snapshot(args, &mut output), "snapshot"),
     };
     match outcome {

@@ -39,6 +39,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("cluster", Command::Cluster),
     ("conflicts", Command::Conflicts),
     ("import", Command::Import),
+    ("mirror", Command::Mirror),
     ("snapshot", Command::Snapshot),
 ];
 /// etcd's quota if none is set.
@@ -166,6 +167,8 @@ pub enum Command {
     Conflicts,
     /// Make a store from a file of etcd's.
     Import,
+    /// Follow another cluster.
+    Mirror,
     /// Make a store from a snapshot.
     Snapshot,
 }
