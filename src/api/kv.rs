@@ -26,6 +26,10 @@ impl KvService {
         Self { context }
     }
 
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
     /// Only requests that change something are bounded more tightly than messages are.
     fn check_size(&self, request: &impl Message) -> Result<(), Invalid> {
         if request.encoded_len().saturating_add(ENTRY_OVERHEAD_BYTES)
@@ -82,6 +86,13 @@ impl Answer for RangeAnswer {
             Self::Own(answer) => answer.encode_to(buffer),
             Self::Forwarded(answer) => answer.encode_raw(buffer),
         }
+    }
+
+    fn pairs(&self) -> Option<usize> {
+        Some(match self {
+            Self::Own(answer) => answer.pairs.len(),
+            Self::Forwarded(answer) => answer.kvs.len(),
+        })
     }
 }
 

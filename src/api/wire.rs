@@ -23,6 +23,14 @@ pub(crate) trait Answer {
     fn len(&self) -> usize;
     /// Appends it to a buffer with room for it.
     fn encode_to(&self, buffer: &mut BytesMut);
+    /// How many pairs of a range it has, for the log; `None` if it is no range.
+    fn pairs(&self) -> Option<usize> {
+        None
+    }
+    /// How many keys it is about, for the log.
+    fn affected(&self) -> usize {
+        self.pairs().unwrap_or(0)
+    }
 }
 
 impl<M: Message> Answer for M {

@@ -50,7 +50,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 const PROGRESS_INTERVAL_IN_PLACE: Duration = Duration::from_millis(200);
 
 const FLAGS: &[Flag] = &[
-    flag("from", "", "endpoints of the source, one cluster's: host:port or URLs, separated by commas"),
+    flag(
+        "from",
+        "",
+        "endpoints of the source, one cluster's: host:port or URLs, separated by commas",
+    ),
     flag("to", "127.0.0.1:2379", "endpoints of the destination"),
     flag("prefix", "", "mirror the keys that begin so; all without it"),
     switch("once", "end when everything is as it was in the source"),
@@ -61,7 +65,11 @@ const FLAGS: &[Flag] = &[
     flag("state-file", "", "keep the place in this file instead of the destination"),
     flag("max-txn-ops", TXN_OPS_DEFAULT, "steps that the destination takes in a transaction"),
     flag("user", "", "name:password at the source"),
-    flag("cacert", "", "who has signed the source's certificate, for https://; the system's trust without it"),
+    flag(
+        "cacert",
+        "",
+        "who has signed the source's certificate, for https://; the system's trust without it",
+    ),
     flag("cert", "", "certificate to show to the source"),
     flag("key", "", "its key"),
     flag("to-user", "", "name:password at the destination"),
@@ -207,7 +215,9 @@ impl Mirror {
         let prefix = Bytes::copy_from_slice(values.text("prefix").as_bytes());
         if is_reserved(&prefix) {
             let reserved = String::from_utf8_lossy(RESERVED);
-            return Err(ToolError::Usage(format!("--prefix: keys below {reserved} are not mirrored")));
+            return Err(ToolError::Usage(format!(
+                "--prefix: keys below {reserved} are not mirrored"
+            )));
         }
         let ops_max = values.whole("max-txn-ops", TXN_OPS_RANGE)?;
         Ok(Self {
@@ -231,14 +241,17 @@ impl Mirror {
         if is_once || place.is_copying() {
             place = self.copy(cluster).await?;
         } else {
-            self.progress.line(&format!("going on after revision {} of the source", place.revision));
+            self.progress
+                .line(&format!("going on after revision {} of the source", place.revision));
         }
-        while !is_once {
+        if is_once {
+            return Ok(());
+        }
+        loop {
             let why = self.follow(place).await?;
             self.progress.line(&format!("{why}: comparing everything"));
             place = self.copy(cluster).await?;
         }
-        Ok(())
     }
 
     /// Reaches both sides, and answers the source's cluster.
@@ -278,7 +291,8 @@ impl Mirror {
     async fn refuse_full(&mut self) -> Result<(), ToolError> {
         let mut count = async |prefix: &[u8]| {
             let (key, range_end) = range_of(prefix);
-            let request = pb::RangeRequest { key, range_end, count_only: true, ..Default::default() };
+            let request =
+                pb::RangeRequest { key, range_end, count_only: true, ..Default::default() };
             let reply = self.destination.range(&request, &mut self.progress).await?;
             Ok::<_, ToolError>(reply.count)
         };
@@ -377,7 +391,8 @@ impl Mirror {
     }
 
     fn summary(&self) -> String {
-        let (puts, deletes) = (figures::counted(self.puts, "key", "keys"), figures::count(self.deletes));
+        let (puts, deletes) =
+            (figures::counted(self.puts, "key", "keys"), figures::count(self.deletes));
         let place = match self.place {
             Some(place) if !place.is_copying() => {
                 format!("as in the source at its revision {}", place.revision)

@@ -85,7 +85,10 @@ fn next_keys_max(keys: usize, bytes: usize) -> i64 {
 }
 
 /// The first difference between two sorted walks, and whose first keys are done with then.
-fn difference(source: Option<&KeyValue>, destination: Option<&KeyValue>) -> (Option<Change>, Ordering) {
+fn difference(
+    source: Option<&KeyValue>,
+    destination: Option<&KeyValue>,
+) -> (Option<Change>, Ordering) {
     let put = |kv: &KeyValue| Some(Change::Put(kv.key.clone(), kv.value.clone()));
     match (source, destination) {
         (Some(here), Some(there)) => match here.key.cmp(&there.key) {
@@ -108,7 +111,8 @@ impl Mirror {
             let header = self.source.header(&mut self.progress).await?;
             if header.cluster_id != cluster {
                 let (now, before) = (header.cluster_id, cluster);
-                let text = format!("the source has become another cluster: {now:x}, was {before:x}");
+                let text =
+                    format!("the source has become another cluster: {now:x}, was {before:x}");
                 return Err(ToolError::Failed(text));
             }
             match self.copy_at(header.revision).await? {
@@ -116,11 +120,14 @@ impl Mirror {
                     let place = Place { cluster, revision: header.revision };
                     self.write(&[], Some(place)).await?;
                     let keys = figures::counted(keys, "key", "keys");
-                    let text = format!("copied: {keys} at revision {} of the source", header.revision);
+                    let text =
+                        format!("copied: {keys} at revision {} of the source", header.revision);
                     self.progress.line(&text);
                     return Ok(place);
                 }
-                None => self.progress.line("the source has compacted what was being copied: once more"),
+                None => {
+                    self.progress.line("the source has compacted what was being copied: once more");
+                }
             }
         }
     }
@@ -182,7 +189,8 @@ mod tests {
 
     #[test]
     fn walks_are_compared_key_by_key() {
-        let put = |key: &'static str, value: &'static str| Some(Change::Put(key.into(), value.into()));
+        let put =
+            |key: &'static str, value: &'static str| Some(Change::Put(key.into(), value.into()));
         let delete = |key: &'static str| Some(Change::Delete(key.into()));
         let (a, b, other) = (kv("a", "1"), kv("b", "1"), kv("a", "2"));
         let cases = [

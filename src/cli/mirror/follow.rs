@@ -146,7 +146,8 @@ impl Mirror {
     pub(super) async fn follow(&mut self, mut place: Place) -> Result<String, ToolError> {
         loop {
             let header = self.source.header(&mut self.progress).await?;
-            if header.cluster_id != place.cluster || has_gone_back(place.revision, header.revision) {
+            if header.cluster_id != place.cluster || has_gone_back(place.revision, header.revision)
+            {
                 return Ok("the source has gone back to an earlier state".to_owned());
             }
             let watch = Watch::open(&mut self.source, &self.prefix, place, &mut self.progress);
@@ -232,7 +233,10 @@ impl Mirror {
     fn say(&mut self, place: Place) {
         let (puts, deletes) = (figures::count(self.puts), figures::count(self.deletes));
         self.progress.tick(|| {
-            format!("following: revision {} of the source; {puts} written, {deletes} deleted", place.revision)
+            format!(
+                "following: revision {} of the source; {puts} written, {deletes} deleted",
+                place.revision
+            )
         });
     }
 

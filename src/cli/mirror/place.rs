@@ -93,7 +93,9 @@ impl Keeper {
     /// What people know it by.
     pub(super) fn shown(&self) -> String {
         match self {
-            Self::Key(key, _) => format!("the destination (see its key {:?})", key.escape_ascii().to_string()),
+            Self::Key(key, _) => {
+                format!("the destination (see its key {:?})", key.escape_ascii().to_string())
+            }
             Self::File(file) => file.path.display().to_string(),
         }
     }
