@@ -310,6 +310,9 @@ impl Mirror {
 
     /// Makes changes in the order given, which do not name a key twice, and moves the place with the last of them.
     async fn write(&mut self, changes: &[Change], place: Option<Place>) -> Result<(), ToolError> {
+        if changes.is_empty() && place.is_none() {
+            return Ok(());
+        }
         let mut rest = changes;
         loop {
             let (now, later) = rest.split_at(self.fitting(rest));
@@ -443,7 +446,15 @@ struct Progress {
 impl Progress {
     fn new() -> Self {
         let to = io::stderr();
-        Self { is_in_place: to.is_terminal(), to, next: Instant::now(), is_open: false }
+        Self { is_in_place: to.is_terminal(), to, next: Instant::now(), is_open: false }.waiting()
+    }
+
+    /// What is soon done needs no words but its last.
+    fn waiting(mut self) -> Self {
+        if !self.is_in_place {
+            self.next += PROGRESS_INTERVAL;
+        }
+        self
     }
 
     /// A line that stays. What cannot be said is not worth an end.
