@@ -757,7 +757,8 @@ mod tests {
 
     /// Everything that can show.
     fn everything() -> String {
-        let peer = PeerState { heard_age_millis: Some(1), ..PeerState::default() };
+        let round_trips = Some(Seconds::new([0.001]));
+        let peer = PeerState { heard_age_millis: Some(1), round_trips, ..PeerState::default() };
         let cluster = ClusterState {
             catch_up: Some(1),
             complete_age_millis: Some(1),

@@ -1,5 +1,6 @@
 //! The paths that probes, scrapers and people with curl ask for.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use crate::engine::command::Range;
 use crate::error::Error;
 use crate::metrics;
 use crate::node::{ClusterStatus, Handle, State};
-use crate::types::{AlarmKind, KeyRange};
+use crate::types::{AlarmKind, KeyRange, MemberId};
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const NO_SNIFF: (HeaderName, HeaderValue) =
@@ -312,12 +313,15 @@ fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
         is_clock_confirmed: facts.clock.is_confirmed,
         is_fenced: facts.clock.is_fenced,
         acks_waiting: [acks.one, acks.majority, acks.all],
-        per_peer: if facts.is_direct { per_peer(&status) } else { Vec::new() },
+        per_peer: if facts.is_direct { per_peer(&status, &node.round_trips()) } else { Vec::new() },
     })
 }
 
 /// The peers that were ever started. Those without series of their own are too many for a dashboard, too.
-fn per_peer(status: &ClusterStatus) -> Vec<metrics::PeerState> {
+fn per_peer(
+    status: &ClusterStatus,
+    round_trips: &BTreeMap<MemberId, metrics::Seconds>,
+) -> Vec<metrics::PeerState> {
     let started = status.facts.peers.iter().filter(|(_, peer)| peer.state.is_some());
     let shown = started.map(|(member, peer)| metrics::PeerState {
         name: status.label(*member),
@@ -333,6 +337,7 @@ fn per_peer(status: &ClusterStatus) -> Vec<metrics::PeerState> {
         dropped_messages: peer.traffic.lost + peer.traffic.refused,
         failures: peer.traffic.failures,
         conflicts: peer.conflicts,
+        round_trips: round_trips.get(member).cloned(),
     });
     shown.collect()
 }

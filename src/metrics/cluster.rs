@@ -1,13 +1,17 @@
 //! What a member of a cluster shows, beside what etcd's dashboards know: who is there, what is on its way, and who keeps
 //! old data from being forgotten. `docs/operations.md` says what to make of each.
 
+use std::fmt;
+
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
-use super::{gauge, shown};
+use super::{Seconds, gauge, shown};
 
 const MILLIS_PER_SECOND: f64 = 1000.0;
 
@@ -76,6 +80,7 @@ pub struct PeerState {
     pub dropped_messages: u64,
     pub failures: u64,
     pub conflicts: u64,
+    pub round_trips: Option<Seconds>,
 }
 
 pub(super) fn register(
@@ -267,6 +272,10 @@ fn register_network(now: &mut Registry, member_id: &str, peers: &[PeerState]) {
         }
         now.register(*name, *help, family);
     }
+    let measured = |peer: &PeerState| Some((peer.id.clone(), peer.round_trips.clone()?));
+    let round_trips = RoundTrips(peers.iter().filter_map(measured).collect());
+    let help = "How long a question to a peer and its answer take";
+    now.register("etcd_network_peer_round_trip_time_seconds", help, round_trips);
     let active = Family::<[Label; 2], Gauge>::default();
     let disconnected = Family::<[Label; 2], Counter>::default();
     for peer in peers {
@@ -277,6 +286,27 @@ fn register_network(now: &mut Registry, member_id: &str, peers: &[PeerState]) {
     now.register("etcd_network_active_peers", "Whether a peer seems alive", active);
     let help = "How often a peer was not reached, or broke off";
     now.register("etcd_network_disconnected_peers", help, disconnected);
+}
+
+/// A histogram that is kept elsewhere for each peer, under its id.
+#[derive(Debug)]
+struct RoundTrips(Vec<(String, Seconds)>);
+
+impl EncodeMetric for RoundTrips {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        for (id, seconds) in &self.0 {
+            seconds.encode(encoder.encode_family(&[("To", id.as_str())])?)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Seconds::TYPE
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// A counter of a peer, by etcd's name, and the label that has the peer's id.

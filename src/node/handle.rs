@@ -32,7 +32,7 @@ use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
 use crate::error::{AuthError, Error, Result, StoreError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Seconds};
 use crate::storage::schema::member::MemberRecord;
 use crate::traces::{RequestSpan, Traces};
 use crate::transport::Transport;
@@ -481,6 +481,11 @@ impl Handle {
             has_peers: self.shared.directory.read().is_some(),
             now: self.shared.clock.now(),
         }
+    }
+
+    /// How long questions to each peer and their answers take.
+    pub fn round_trips(&self) -> BTreeMap<MemberId, Seconds> {
+        self.transport.as_ref().map(Transport::round_trips).unwrap_or_default()
     }
 
     /// Writes that were lost to others that had not seen them: the newest first, and how many there were.
