@@ -94,6 +94,13 @@ impl Answer for RangeAnswer {
             Self::Forwarded(answer) => answer.kvs.len(),
         })
     }
+
+    fn counted(&self) -> i64 {
+        match self {
+            Self::Own(answer) => answer.counted(),
+            Self::Forwarded(answer) => answer.count,
+        }
+    }
 }
 
 /// An answer whose pairs are encoded already.
@@ -131,6 +138,10 @@ impl Answer for OwnAnswer {
             ..Default::default()
         };
         rest.encode_raw(buffer);
+    }
+
+    fn counted(&self) -> i64 {
+        self.frame.count
     }
 }
 

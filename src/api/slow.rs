@@ -92,6 +92,7 @@ impl Timed {
         let Ok(request) = R::decode(message.clone()) else { return };
         let mut content = Text::default();
         request.write(&mut content);
+        let content = content.0.trim_end().to_owned();
         let answer = outcome.as_ref().ok().map(|response| response.get_ref());
         let size = answer.map(|answer| shown(answer.len()));
         if is_long {
@@ -108,15 +109,15 @@ impl Timed {
                 took = ?spent,
                 "expected-duration" = ?limits.apply,
                 prefix = request.prefix(),
-                request = content.0,
+                request = content,
                 response,
                 error,
                 "apply request took too long"
             );
         }
-        let counts = (request.parts(), answer.map_or(0, |answer| shown(answer.affected())));
+        let counts = (request.parts(), answer.map_or(0, Answer::counted));
         let stats = Stats {
-            content: content.0,
+            content,
             request: (counts.0, shown(message.len())),
             response: (counts.1, size.unwrap_or(0)),
         };
