@@ -625,6 +625,7 @@ Usage:
   starling cluster status [flags]   ask a member how its cluster is; each command has its own --help
   starling conflicts [flags]        ask a member which writes were lost to others
   starling import <file> [flags]    make a data directory from a snapshot or a database of etcd
+  starling mirror --from <where>    copy the keys of a running etcd, and follow it
   starling snapshot restore <file>  make one from a snapshot, as etcdutl does
   starling sim [flags]              try how fast writes spread in a cluster of some size
   starling --version

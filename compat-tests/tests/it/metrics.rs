@@ -97,7 +97,7 @@ fn names_types_and_labels_are_those_of_etcd() {
         match here.get(name) {
             None if !is_left_out => _ = writeln!(report, "{name} is missing"),
             Some(_) if is_left_out => {
-                _ = writeln!(report, "{name} is there, but the page says not")
+                _ = writeln!(report, "{name} is there, but the page says not");
             }
             Some(own) if own.kind != metric.kind => {
                 let _ = writeln!(report, "{name} is a {}, not a {}", own.kind, metric.kind);
