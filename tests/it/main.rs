@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod attacks;
 mod cli;
 mod cluster;
 mod crash;
@@ -17,3 +18,4 @@ mod process;
 mod tidy;
 mod tls;
 mod traces;
+mod websocket;
