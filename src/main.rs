@@ -408,6 +408,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
         },
         join,
         discovery: discovery.map(|domain| (domain, name)),
+        block: cluster.peer_block.clone(),
         services: Some(Services::new(move |handle| {
             forwarded::router(handle, metrics, max_request_bytes)
         })),

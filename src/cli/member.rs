@@ -109,6 +109,11 @@ impl Member {
         self.ask(request, async |client, request| client.conflicts(request).await)
     }
 
+    /// Changes whom it does not talk to.
+    pub(super) fn block(&self, request: pb::BlockRequest) -> Result<pb::BlockReply, ToolError> {
+        self.ask(request, async |client, request| client.block(request).await)
+    }
+
     fn ask<Q, T>(
         &self,
         message: Q,

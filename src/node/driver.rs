@@ -587,7 +587,9 @@ impl Driver {
         for effect in self.replica.take_effects() {
             match effect {
                 Effect::Send(to, message) => {
-                    if let Some(peers) = &self.peers {
+                    if let Some(peers) = &self.peers
+                        && !self.shared.blocks(to)
+                    {
                         // What does not get through is asked for again.
                         let _ = peers.transport.send(to, message);
                     }
@@ -723,7 +725,7 @@ impl Driver {
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         let work = move || {
             // What gets lost is asked for again.
-            let send = |to, message| transport.send(to, message).is_ok();
+            let send = |to, message| !shared.blocks(to) && transport.send(to, message).is_ok();
             if let Err(error) = read(&mvcc, &send) {
                 shared.fail(error);
             }

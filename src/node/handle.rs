@@ -1,6 +1,6 @@
 //! The one way into a running member, for the `api` layer: cheap to clone, safe to use from any thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::TrySendError;
@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use super::auth::AuthOptions;
+use super::blocked::{BlockChange, BlockRefused, Blocked};
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use super::home::Home;
@@ -140,6 +141,8 @@ pub(super) struct Shared {
     cluster: AtomicU64,
     /// The members, if there are or were others.
     directory: RwLock<Option<Arc<Directory>>>,
+    /// Whom this member does not talk to.
+    pub(super) blocked: Blocked,
     /// Who of them seems alive.
     live: watch::Sender<Arc<[MemberId]>>,
     /// What the driver has found out about the cluster.
@@ -191,6 +194,7 @@ impl Shared {
             run: writer.origin().run,
             cluster: AtomicU64::new(writer.identity().cluster.0),
             directory: RwLock::new(None),
+            blocked: Blocked::default(),
             live: watch::Sender::new(Arc::new([])),
             facts: RwLock::default(),
             ready: AtomicBool::new(true),
@@ -295,6 +299,13 @@ impl Shared {
         directory.members.contains_key(&member)
             || directory.membership.awaits
             || !directory.members.contains_key(&self.member.id)
+    }
+
+    /// Whether nothing is said to a member, and nothing heard from it.
+    pub(super) fn blocks(&self, member: MemberId) -> bool {
+        let directory = self.directory.read();
+        let members = directory.as_ref().map(|directory| &directory.members);
+        self.blocked.has(|| Some(members?.get(&member)?.name.as_str()))
     }
 
     /// Whether there are founders that nobody has met.
@@ -501,6 +512,24 @@ impl Handle {
             Ok(Err(_)) => Err(Error::Stopped),
             Err(_) => Err(Error::Timeout),
         }
+    }
+
+    /// Changes whom this member does not talk to, by name, until it stops. Returns the list.
+    pub fn block(
+        &self,
+        change: BlockChange,
+    ) -> std::result::Result<BTreeSet<String>, BlockRefused> {
+        let changes = change != BlockChange::default();
+        let names = self.shared.blocked.change(&self.shared.member.name, change)?;
+        if changes {
+            tracing::warn!(?names, "the members that this one does not talk to");
+        }
+        Ok(names)
+    }
+
+    /// Whether this member does not talk to another one.
+    pub fn blocks(&self, member: MemberId) -> bool {
+        self.shared.blocks(member)
     }
 
     /// This start of the member, as others name it.

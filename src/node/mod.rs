@@ -11,6 +11,7 @@
 
 mod acks;
 mod auth;
+mod blocked;
 mod clock;
 mod compactor;
 mod driver;
@@ -38,6 +39,7 @@ pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;
 pub use auth::AuthOptions;
+pub use blocked::{BLOCKED_MAX, BlockChange, BlockRefused};
 pub use clock::SystemClock;
 pub use compactor::Retention;
 pub use forward::{

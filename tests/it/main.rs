@@ -4,6 +4,7 @@
 
 mod api;
 mod attacks;
+mod blocked;
 mod cli;
 mod cluster;
 mod crash;

@@ -138,6 +138,7 @@ fn peer_options(member: u64, socket: TcpListener, urls: &[String]) -> PeerOption
         },
         join: vec![],
         discovery: None,
+        block: vec![],
         services: Some(Services::new(services)),
     }
 }
