@@ -96,6 +96,8 @@ fn run(command: Command, args: &[String]) -> ExitCode {
     };
     let (outcome, name) = match command {
         Command::Sim => (simulate(args, output.to), "sim"),
+        Command::Shell => (shell(args, &mut output), "shell"),
+        Command::Health => (cli::health(args, &mut output), "health"),
         Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
         Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
         Command::Import => (cli::import(args, &mut output), "import"),
@@ -105,7 +107,19 @@ fn run(command: Command, args: &[String]) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(ToolError::Usage(text)) => refuse(&format!("{text}; see starling {name} --help"), 2),
         Err(ToolError::Failed(text)) => refuse(&text, 1),
+        Err(ToolError::Told) => ExitCode::FAILURE,
     }
+}
+
+fn shell(args: &[String], output: &mut cli::Output<'_>) -> Result<(), ToolError> {
+    let stdin = io::stdin();
+    let mut input = cli::Input {
+        is_terminal: stdin.is_terminal(),
+        from: &mut stdin.lock(),
+        errors: &mut io::stderr(),
+        home: std::env::var_os("HOME").map(PathBuf::from),
+    };
+    cli::shell(args, output, &mut input)
 }
 
 fn simulate(args: &[String], out: &mut dyn Write) -> Result<(), ToolError> {

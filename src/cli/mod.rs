@@ -3,8 +3,10 @@
 mod conflicts;
 pub mod figures;
 pub mod flags;
+mod health;
 mod import;
 mod member;
+mod shell;
 mod status;
 mod table;
 
@@ -12,6 +14,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use flags::Values;
+pub use shell::Input;
 
 /// How often `--watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,6 +32,8 @@ pub enum ToolError {
     Usage(String),
     /// A file cannot be written, or a member does not answer.
     Failed(String),
+    /// The same, but it has been told already.
+    Told,
 }
 
 /// Where results go.
@@ -70,6 +75,20 @@ pub fn import(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError>
 /// Runs `starling snapshot`, which makes a store from a snapshot.
 pub fn snapshot(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     import::snapshot(args, output)
+}
+
+/// Runs `starling health`, which asks a member whether it is well.
+pub fn health(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    health::run(args, output)
+}
+
+/// Runs `starling shell`, which does what somebody says to a member.
+pub fn shell(
+    args: &[String],
+    output: &mut Output<'_>,
+    input: &mut Input<'_>,
+) -> Result<(), ToolError> {
+    shell::run(args, output, input)
 }
 
 /// Writes to the standard output. Whoever reads it may stop early.

@@ -289,7 +289,10 @@ impl Replica {
         let heads = self.writer.heads();
         let options = self.options.gossip.clone();
         let seed = self.options.seed;
-        let gossip = Gossip::new(me, options, seed, &heads, frontier, now);
+        let mut gossip = Gossip::new(me, options, seed, &heads, frontier, now);
+        if self.writer.has_parted() && self.writer.has_strays() {
+            gossip.note_shared_data();
+        }
         self.cluster = Some(Box::new(Cluster {
             gossip,
             directory: Directory::default(),
@@ -532,6 +535,14 @@ impl Replica {
             time: self.writer.time(),
             members: members.into_iter().collect(),
         }))
+    }
+
+    /// This member was to join others, and there are none: it is the first, unless it was admitted meanwhile.
+    pub fn stand_alone(&mut self) {
+        if self.cluster.is_none() {
+            self.options.joins = false;
+            self.effects.push(Effect::Ready);
+        }
     }
 
     /// A store alone gets its first peer.
@@ -843,6 +854,8 @@ impl Replica {
             }
             Output::Misanswered(peer) => self.effects.push(Effect::Misanswered(peer)),
             Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
+            // One that is removed itself reports nothing any more. It would never end: each report is an entry of its own.
+            Output::Seal(_) if cluster.removal.is_over() => {}
             Output::Seal(heads) => {
                 let me = self.writer.identity().member;
                 let writes = heads.into_iter().map(|head| {

@@ -110,6 +110,8 @@ pub(super) enum Task {
     Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
+    /// There is nobody to join: this member begins a cluster.
+    Found,
     /// This member leaves; tell when another one knows, or, of one that is alone, when that is on record.
     Leave {
         /// Whether there are no others.
@@ -434,6 +436,7 @@ impl Driver {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
             }
+            Task::Found => self.replica.stand_alone(),
             Task::Leave { is_alone, done } => match self.replica.leave(now)? {
                 Some(seq) if !is_alone => self.leaving = Some((seq, done)),
                 _ => self.membership_changes.push(done),

@@ -275,8 +275,7 @@ impl Search {
             return Err(JoinError::Refused("it has not got its own data yet".to_owned()));
         }
         if shared.is_alone() {
-            self.ask_first(candidate).await?;
-            self.go_to(candidate).await?;
+            self.go_to_if_admitted(candidate).await?;
             return Ok(joined(Joining::Joins));
         }
         if !contact.alone || !call.is_own {
@@ -304,6 +303,11 @@ impl Search {
             Err(_) => format!("no answer within {} ms", CONTACT_TIMEOUT.as_millis()),
         };
         Err(JoinError::Unreachable(format!("{}: {why}", candidate.url)))
+    }
+
+    pub(super) async fn go_to_if_admitted(&self, candidate: &Candidate) -> Result<(), JoinError> {
+        self.ask_first(candidate).await?;
+        self.go_to(candidate).await
     }
 
     /// Whether this member would be admitted.

@@ -37,6 +37,11 @@ const REMOVED: &str = "the member has been permanently removed from the cluster"
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// So many looks in a row without a cluster before somebody begins one, where a name stands for all members.
+const FOUNDING_LOOKS: u32 = 10;
+/// A member without peers looks every so many times whether those it was to join have come together without it.
+const REUNION_LOOKS: u32 = 10;
+
 /// How long another founder may take to say who it is. One without data does not serve before that.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -409,11 +414,20 @@ impl Search {
     async fn run(self, mut calls: mpsc::Receiver<Call>) {
         let mut told = BTreeSet::new();
         let mut is_admitted = false;
+        let (mut in_vain, mut looks) = (0, 0_u32);
         loop {
+            looks = looks.wrapping_add(1);
             if self.shared.looks_around() {
                 is_admitted = is_admitted || self.look_around(&mut told).await;
             } else if !self.shared.is_ready() {
-                self.look_for_contact(&mut told).await;
+                in_vain = if self.look_for_contact(&mut told).await { in_vain + 1 } else { 0 };
+                if in_vain >= FOUNDING_LOOKS {
+                    tracing::info!("nobody here is in a cluster: this member begins one");
+                    in_vain = 0;
+                    let _ = self.queue.try_send(Task::Found);
+                }
+            } else if !self.join.is_empty() && looks.is_multiple_of(REUNION_LOOKS) {
+                self.look_for_reunion().await;
             } else if self.shared.awaits() {
                 let contacts = self.look_for_founders(&mut told).await;
                 self.ask_any_to_join(&contacts, &mut told).await;
@@ -439,13 +453,18 @@ impl Search {
     }
 
     async fn hello(&self, candidate: &Candidate) -> Option<pb::HelloReply> {
+        let reply = self.hello_to_any(candidate).await?;
+        (reply.member_id != self.shared.member.id.0).then_some(reply)
+    }
+
+    /// The same, if it is this member itself, too.
+    async fn hello_to_any(&self, candidate: &Candidate) -> Option<pb::HelloReply> {
         let request = pb::HelloRequest {
             protocol: PROTOCOL,
             member_id: self.shared.member.id.0,
             cluster_id: self.shared.cluster().0,
         };
         match self.transport.hello(candidate.clone(), request).await {
-            Ok(reply) if reply.member_id == self.shared.member.id.0 => None,
             Ok(reply) => Some(reply),
             Err(status) => {
                 let address = candidate.address;
@@ -522,7 +541,9 @@ impl Search {
         let _ = self.queue.try_send(Task::Contact(member));
     }
 
-    async fn look_for_contact(&self, told: &mut BTreeSet<String>) {
+    /// Answers whether it is for this member to begin a cluster: it has been called by a name that stands for itself, too, and of
+    /// those that answer there none is in one, nor is any before it.
+    async fn look_for_contact(&self, told: &mut BTreeSet<String>) -> bool {
         let mut urls = self.join.clone();
         urls.extend(self.former.iter().cloned());
         if !self.former.is_empty() {
@@ -538,14 +559,40 @@ impl Search {
             }
         }
         if self.shared.is_joining() {
+            return false;
+        }
+        let (me, mut is_called, mut is_first) = (self.shared.member.id.0, false, true);
+        for candidate in self.candidates(&urls).await {
+            let Some(reply) = self.hello_to_any(&candidate).await else { continue };
+            if reply.member_id == me {
+                is_called = true;
+            } else if reply.in_cluster {
+                is_first = false;
+                if self.ask_to_join(&candidate, told).await {
+                    return false;
+                }
+            } else {
+                is_first &= me < reply.member_id;
+            }
+        }
+        // One that had peers, or was told to join somebody, has a cluster to go to.
+        is_called && is_first && self.former.is_empty() && !self.shared.is_called()
+    }
+
+    /// Two that did not see each other may both have begun a cluster: the later one by id goes to the other, if it is still alone.
+    async fn look_for_reunion(&self) {
+        if !self.shared.is_alone() {
             return;
         }
-        for candidate in self.candidates(&urls).await {
-            if let Some(reply) = self.hello(&candidate).await
-                && reply.in_cluster
-                && self.ask_to_join(&candidate, told).await
-            {
-                return;
+        let (me, cluster) = (self.shared.member.id.0, self.shared.cluster().0);
+        for candidate in self.candidates(&self.join).await {
+            let Some(reply) = self.hello(&candidate).await else { continue };
+            let goes = reply.in_cluster && reply.cluster_id != cluster;
+            if goes && (!reply.alone || reply.member_id < me) {
+                match self.go_to_if_admitted(&candidate).await {
+                    Ok(()) => return,
+                    Err(why) => tracing::debug!(%why, "cannot join those that are elsewhere"),
+                }
             }
         }
     }

@@ -43,6 +43,11 @@ impl Removal {
         }
     }
 
+    /// Whether this member is none any more, by the will of others or its own.
+    pub(super) fn is_over(&self) -> bool {
+        self.stage != Stage::Member
+    }
+
     fn is_in_touch(&self, now: Now) -> bool {
         // What was on its way in a cut may arrive after it, before the word of the removal.
         let was_away = self.back_millis.is_some_and(|back| is_recent(back, now));
