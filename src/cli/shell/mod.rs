@@ -105,7 +105,7 @@ fn script(
     let (mut line, mut has_failed) = (Vec::new(), false);
     while !shell.is_over {
         line.clear();
-        let read = from.take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+        let read = (&mut *from).take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
         let read = read.map_err(|error| ToolError::Failed(format!("cannot read: {error}")))?;
         if read == 0 {
             break;
