@@ -268,7 +268,9 @@ impl Search {
         if contact.member_id == shared.member.id.0 {
             return Err(JoinError::Refused("that is this member itself".to_owned()));
         }
-        if contact.cluster_id == shared.cluster().0 && shared.has_member(MemberId(contact.member_id)) {
+        if contact.cluster_id == shared.cluster().0
+            && shared.has_member(MemberId(contact.member_id))
+        {
             return Ok(joined(Joining::Already));
         }
         if !contact.in_cluster {

@@ -103,7 +103,9 @@ get 'a key'
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     let lines: Vec<_> = errors.lines().collect();
     assert_eq!(lines[0], "get: missing not found");
-    assert!(lines[1].starts_with("no command \"frobnicate\"") && errors.contains("  join HOST:PORT"));
+    assert!(
+        lines[1].starts_with("no command \"frobnicate\"") && errors.contains("  join HOST:PORT")
+    );
     assert_eq!(lines.last(), Some(&"a quote is not closed"));
     assert_eq!(output.status.code(), Some(1));
 

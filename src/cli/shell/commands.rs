@@ -438,10 +438,8 @@ impl Shell<'_> {
             let create = RequestUnion::CreateRequest(create);
             let create = etcd::WatchRequest { request_union: Some(create) };
             // A stream that ended would end the watch.
-            let requests = tokio_stream::StreamExt::chain(
-                tokio_stream::once(create),
-                tokio_stream::pending(),
-            );
+            let requests =
+                tokio_stream::StreamExt::chain(tokio_stream::once(create), tokio_stream::pending());
             let replies = connection.watch().watch(connection.request(requests)).await;
             let mut replies = replies?.into_inner();
             while let Some(reply) = replies.message().await? {
@@ -499,7 +497,8 @@ impl Shell<'_> {
         };
         self.say(&doing)?;
         let (is_done, status) = self.session.until(JOIN_PATIENCE, |status, elapsed| {
-            let is_there = |member: &pb::Member| member.name == reply.member_name && is_equal(member);
+            let is_there =
+                |member: &pb::Member| member.name == reply.member_name && is_equal(member);
             is_ready(status) && is_fresh(status, elapsed) && alive(status).any(is_there)
         })?;
         if !is_done {
@@ -566,7 +565,11 @@ impl Shell<'_> {
         let apart = names(alive(&status).filter(|member| !is_equal(member)));
         let absent = names(others(&status).filter(|it| it.liveness() != Liveness::Alive));
         if !is_done {
-            return Err(if apart.is_empty() { "not in time".to_owned() } else { format!("{apart} differs still") });
+            return Err(if apart.is_empty() {
+                "not in time".to_owned()
+            } else {
+                format!("{apart} differs still")
+            });
         }
         if !absent.is_empty() {
             return Err(format!("{absent} cannot be reached; all others are equal"));
@@ -588,7 +591,8 @@ impl Shell<'_> {
         for member in &status.members {
             let is_me = member.id == me;
             let state = if is_me { "this one".to_owned() } else { state(member).to_owned() };
-            let look = if is_me || member.liveness() == Liveness::Alive { Look::Good } else { Look::Bad };
+            let look =
+                if is_me || member.liveness() == Liveness::Alive { Look::Good } else { Look::Bad };
             table.push(vec![
                 (name(member), Look::Plain),
                 (format!("{:x}", member.id), Look::Faint),
@@ -611,7 +615,9 @@ impl Shell<'_> {
         let [member] = found.as_slice() else {
             return Err(match found.len() {
                 0 => format!("no member {}", shown(wanted.as_bytes())),
-                _ => format!("several members are called {}: give its id", shown(wanted.as_bytes())),
+                _ => {
+                    format!("several members are called {}: give its id", shown(wanted.as_bytes()))
+                }
             });
         };
         let id = member.id;
@@ -632,7 +638,8 @@ impl Shell<'_> {
         let [path] = Arguments::read(&[], words)?.words()?;
         let path = String::from_utf8(path).map_err(|_| "the name of the file is not UTF-8")?;
         let part = format!("{path}.part");
-        let cannot = |error: std::io::Error| Status::aborted(format!("cannot write {path}: {error}"));
+        let cannot =
+            |error: std::io::Error| Status::aborted(format!("cannot write {path}: {error}"));
         let bytes = self.session.run(async |connection| {
             let request = connection.request(etcd::SnapshotRequest {});
             let mut pieces = connection.maintenance().snapshot(request).await?.into_inner();
@@ -646,7 +653,8 @@ impl Shell<'_> {
             std::fs::rename(&part, &path).map_err(cannot)?;
             Ok(bytes)
         })?;
-        let text = format!("{} saved to {}\n", crate::cli::figures::size(bytes), shown(path.as_bytes()));
+        let text =
+            format!("{} saved to {}\n", crate::cli::figures::size(bytes), shown(path.as_bytes()));
         self.say(&text)
     }
 

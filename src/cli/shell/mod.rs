@@ -27,7 +27,11 @@ const FLAGS: &[Flag] = &[
     member::CERT,
     member::KEY,
     member::USER,
-    flag("write-ack", "all", "who has a write before it is answered: local, one, majority or all that are alive; member for what the member is set to"),
+    flag(
+        "write-ack",
+        "all",
+        "who has a write before it is answered: local, one, majority or all that are alive; member for what the member is set to",
+    ),
     flag("c", "", "commands to run, one a line, instead of reading any"),
 ];
 
