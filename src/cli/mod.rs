@@ -4,9 +4,11 @@ mod block;
 mod conflicts;
 pub mod figures;
 pub mod flags;
+mod health;
 mod import;
 mod member;
 mod mirror;
+mod shell;
 mod status;
 mod table;
 
@@ -14,6 +16,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use flags::Values;
+pub use shell::Input;
 
 /// How often `--watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,6 +34,8 @@ pub enum ToolError {
     Usage(String),
     /// A file cannot be written, or a member does not answer.
     Failed(String),
+    /// The same, but it has been told already.
+    Told,
 }
 
 /// Where results go.
@@ -81,6 +86,20 @@ pub fn snapshot(args: &[String], output: &mut Output<'_>) -> Result<(), ToolErro
 /// Runs `starling mirror`, which keeps keys of another cluster.
 pub fn mirror(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     mirror::run(args, output)
+}
+
+/// Runs `starling health`, which asks a member whether it is well.
+pub fn health(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    health::run(args, output)
+}
+
+/// Runs `starling shell`, which does what somebody says to a member.
+pub fn shell(
+    args: &[String],
+    output: &mut Output<'_>,
+    input: &mut Input<'_>,
+) -> Result<(), ToolError> {
+    shell::run(args, output, input)
 }
 
 /// Writes to the standard output. Whoever reads it may stop early.

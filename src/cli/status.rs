@@ -74,7 +74,7 @@ pub(super) fn run(args: &[String], output: &mut Output<'_>) -> Result<(), ToolEr
 }
 
 /// All of it, for people.
-fn render(reply: &pb::StatusReply, colours: bool) -> String {
+pub(super) fn render(reply: &pb::StatusReply, colours: bool) -> String {
     let (look, verdict) = verdict(reply);
     let mut text = format!("\n  {}\n\n", look.on(&format!("{MARK} {verdict}"), colours));
     text.push_str(&table(reply).text(colours));

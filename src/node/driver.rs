@@ -113,6 +113,15 @@ pub(super) enum Task {
     Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
+    /// There is nobody to join: this member begins a cluster.
+    Found,
+    /// This member leaves; tell when another one knows, or, of one that is alone, when that is on record.
+    Leave {
+        /// Whether there are no others.
+        is_alone: bool,
+        /// Tells when it is done.
+        done: oneshot::Sender<()>,
+    },
     /// Say when the space of a compaction has been given up.
     AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
     /// Take note of a sweep, which has ended so.
@@ -144,6 +153,8 @@ pub(super) struct Driver {
     /// Questions about members whose answers are durable with the next commit.
     admissions: Vec<(oneshot::Sender<Admitted>, Admitted)>,
     membership_changes: Vec<oneshot::Sender<()>>,
+    /// Others have to know of the entry with this seq, by which this member has left.
+    leaving: Option<(u64, oneshot::Sender<()>)>,
     /// Reads that wait for a majority, by their numbers.
     reads: BTreeMap<u64, oneshot::Sender<()>>,
     next_read: u64,
@@ -219,6 +230,7 @@ impl Driver {
             acks: Acks::default(),
             admissions: Vec::new(),
             membership_changes: Vec::new(),
+            leaving: None,
             reads: BTreeMap::new(),
             next_read: 0,
             tasks,
@@ -428,6 +440,7 @@ impl Driver {
             Task::Removed(by) => {
                 tracing::warn!(%by, "a peer says that this member was removed");
                 self.replica.note_removal(now);
+                self.tell_left(u64::MAX);
             }
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
             Task::Asking(peer, compare) => self.replica.asking(peer, compare, now)?,
@@ -462,6 +475,11 @@ impl Driver {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
             }
+            Task::Found => self.replica.stand_alone(),
+            Task::Leave { is_alone, done } => match self.replica.leave(now)? {
+                Some(seq) if !is_alone => self.leaving = Some((seq, done)),
+                _ => self.membership_changes.push(done),
+            },
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
             Task::Swept(sweep, result) => {
                 self.sweeper = None;
@@ -613,6 +631,7 @@ impl Driver {
                 }
                 Effect::Acknowledged(peer, seq) => {
                     self.acks.acknowledged(peer, seq);
+                    self.tell_left(seq);
                     if let Some(traces) = &mut self.traces {
                         traces.acknowledged(peer, seq);
                     }
@@ -661,6 +680,14 @@ impl Driver {
             self.released.push(&home, answer);
         }
         self.released.send();
+    }
+
+    /// Another member holds the entries of this one up to here.
+    fn tell_left(&mut self, held: u64) {
+        if let Some((_, done)) = self.leaving.take_if(|(seq, _)| *seq <= held) {
+            // Whoever wanted to know may have gone away.
+            let _ = done.send(());
+        }
     }
 
     /// Reads entries for a peer.

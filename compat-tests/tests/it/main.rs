@@ -10,6 +10,7 @@ mod go;
 mod http;
 mod http2;
 mod java;
+mod kubernetes;
 mod metrics;
 mod migration;
 mod mirror;
