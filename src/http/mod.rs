@@ -21,6 +21,7 @@ pub mod server;
 mod socket;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
@@ -89,7 +90,7 @@ impl App {
     }
 
     /// gRPC needs HTTP/2; over HTTP/1 its paths are as unknown as any other.
-    pub(crate) fn call<B>(&self, request: Request<B>) -> Answer
+    pub(crate) fn call<B>(&self, request: Request<B>, remote: Option<SocketAddr>) -> Answer
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -98,7 +99,8 @@ impl App {
         if self.serves == Serves::Everything && http2 && router::is_grpc(&request) {
             return if request.method() == Method::POST {
                 let limits = self.limits;
-                Answer::Rpc(self.router.call(request.map(|body| MessageLimit::new(body, limits))))
+                let request = request.map(|body| MessageLimit::new(body, limits));
+                Answer::Rpc(self.router.call(request, remote))
             } else {
                 Answer::Ready(Some(wrong_method(request.method())))
             };

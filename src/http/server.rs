@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use super::socket::{Accepted, AsyncListener, Socket, Stream};
 use super::{Allowed, Answer, AnswerBody, App, ByTls, Listener};
-use crate::api::{CertificateUser, Context};
+use crate::api::{CertificateUser, Context, SlowLimits};
 use crate::metrics::Metrics;
 use crate::node::Handle;
 use crate::tls::Tls;
@@ -85,6 +86,8 @@ pub struct ServerOptions {
     pub hosts: Allowed,
     /// The pages that may read answers.
     pub origins: Allowed,
+    /// From when on requests are in the log.
+    pub slow: SlowLimits,
 }
 
 impl Default for ServerOptions {
@@ -101,6 +104,7 @@ impl Default for ServerOptions {
             serves: Serves::Everything,
             hosts: Allowed::Any,
             origins: Allowed::Any,
+            slow: SlowLimits::default(),
         }
     }
 }
@@ -140,6 +144,7 @@ impl Server {
             metrics,
             max_request_bytes,
             is_trusted: false,
+            slow: options.slow,
             closing: closing_receiver,
         };
         let mut server = Self { closing, threads: Vec::new(), ended };
@@ -300,6 +305,7 @@ struct Serving {
 
 async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, stopping: Watcher) {
     let by_tls = tls.is_some().then_some(ByTls);
+    let remote = stream.remote();
     let (stream, user) = match tls {
         None => (stream, None),
         Some(tls) => match greet(&serving, &tls, stream).await {
@@ -311,7 +317,7 @@ async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, sto
         },
     };
     let socket = Socket::new(stream, serving.request_timeout, &serving.metrics);
-    let service = Service { app: Arc::clone(&serving.app), by_tls, user };
+    let service = Service { app: Arc::clone(&serving.app), by_tls, user, remote };
     let connection = serving.builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
     // Clients go in many ways, none of which is worth more than this.
     if let Err(error) = stopping.watch(connection).await {
@@ -367,6 +373,8 @@ struct Service {
     by_tls: Option<ByTls>,
     /// Whom the certificate of the client names.
     user: Option<CertificateUser>,
+    /// Where it is, if it came by TCP.
+    remote: Option<SocketAddr>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -381,6 +389,6 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         if let Some(user) = &self.user {
             request.extensions_mut().insert(user.clone());
         }
-        self.app.call(request)
+        self.app.call(request, self.remote)
     }
 }

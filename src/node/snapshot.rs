@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -94,9 +95,11 @@ impl Handle {
             version,
         };
         let shared = Arc::clone(&self.shared);
+        let begun = Instant::now();
         let written = tokio::task::spawn_blocking(move || shared.write_snapshot(around));
         let (file, length) =
             written.await.map_err(|_| SnapshotError::Refused(Error::Stopped))??;
+        self.shared.metrics.snapshot_seconds.observe(begun.elapsed());
         Ok(Snapshot { file, length, _place: place })
     }
 }

@@ -202,7 +202,7 @@ where
         }
     };
     let requests = MessageLimit::new(requests, limits);
-    let call = router.call(grpc_request(route, &head.headers, requests));
+    let call = router.call(grpc_request(route, &head.headers, requests), None);
     answer::of_call(call, route, deadline).await
 }
 
