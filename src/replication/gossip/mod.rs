@@ -18,6 +18,8 @@
 
 mod barrier;
 mod catch_up;
+#[cfg(test)]
+mod catch_up_tests;
 mod compare;
 #[cfg(test)]
 mod compare_tests;
@@ -37,7 +39,7 @@ use super::dice::Dice;
 use super::entry::{Entry, Segment};
 use super::heads::Heads;
 use super::message::{
-    CatchUp, Compare, Cursor, Dot, Head, Message, OriginFloor, Segments, Span, TracedEntry,
+    CatchUp, Compare, Dot, Head, Message, OriginFloor, Segments, Span, TracedEntry,
 };
 use super::pulls::Pulls;
 use super::recent::Recent;
@@ -46,6 +48,7 @@ use super::traced::Traced;
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin, Revision};
 use barrier::Barrier;
+use catch_up::CatchingUp;
 use merge::Merging;
 use peer::Peer;
 use scrub::Scrub;
@@ -177,6 +180,13 @@ pub enum Input {
     },
     /// Entries of this peer, of this origin, could not be taken now.
     NotTaken(MemberId, Origin),
+    /// What [`Output::FinishCatchUp`] has asked for is in the open batch, or durable.
+    TakenOver,
+    /// A part of a peer's data could not be taken.
+    NotTakenOver {
+        /// Since nobody can have written that; otherwise for want of room.
+        is_unsound: bool,
+    },
     /// All the data of a peer has been taken over, up to here.
     CaughtUp(Timestamp),
     /// This member has just joined: it needs the data.
@@ -205,9 +215,13 @@ pub enum Output {
     },
     /// Read a part of the data, send it, then say [`Input::Loaded`].
     LoadCatchUp(MemberId, CatchUp),
-    /// Write a part of another member's data. No heads move.
+    /// Write a part of another member's data, or keep it until all of it is there. No heads move. If it cannot be taken, say
+    /// [`Input::NotTakenOver`].
     ApplyCatchUp(Vec<(Origin, Arc<Entry>)>),
-    /// All parts are there: move the heads there, unless they are further.
+    /// What was kept of another member's data is of no use: the rest of it does not come.
+    AbandonCatchUp,
+    /// All parts are there: when their contents are written, move the heads there, unless they are further, and say
+    /// [`Input::TakenOver`].
     FinishCatchUp {
         /// Where the heads go.
         heads: Vec<Head>,
@@ -235,7 +249,8 @@ pub enum Output {
     Drop(Vec<Dot>),
     /// A peer lacks these puts, which everybody should have: write them anew, and say so.
     Differ(MemberId, Vec<Dot>),
-    /// A peer has answered a comparison with what it was not asked about: say so. Somebody else is tried.
+    /// A peer has answered a comparison with what it was not asked about, or its data has no end: say so. Somebody else is
+    /// tried.
     Misanswered(MemberId),
     /// Nothing is here any more that others have forgotten: remember that this member is complete up to here, then say
     /// [`Input::CaughtUp`].
@@ -258,17 +273,6 @@ pub enum Output {
     OldCopy,
     /// The failure detector has something to hear.
     Swim(MemberId, bytes::Bytes),
-}
-
-/// Where a catch-up from a peer stands.
-#[derive(Clone, Debug)]
-struct CatchingUp {
-    from: MemberId,
-    /// Of the first part.
-    claims: Option<(Vec<Head>, Timestamp)>,
-    cursor: Option<Cursor>,
-    progress: u16,
-    deadline_millis: u64,
 }
 
 /// Counters of the gossip, for metrics.
@@ -296,7 +300,7 @@ pub struct Counts {
     pub scrubs: u64,
     /// Puts that others lack though everybody should have them.
     pub differences: u64,
-    /// Comparisons given up since the answer was about something else than the question.
+    /// Comparisons and catch-ups given up since the peer said what it cannot mean.
     pub misanswers: u64,
 }
 
@@ -433,6 +437,8 @@ impl Gossip {
                 self.frontier.raise_complete(complete);
                 self.hurry(now);
             }
+            Input::TakenOver => self.taken_over(now),
+            Input::NotTakenOver { is_unsound } => self.not_taken_over(is_unsound, now),
             Input::CatchUpFrom(peer) => self.begin_catch_up(peer, now),
             Input::Collected(time) => self.collected = self.collected.max(time),
             Input::Tick => {}
@@ -697,7 +703,7 @@ impl Gossip {
         if let Some(catching_up) = &mut self.catching_up
             && catching_up.from == from
         {
-            catching_up.deadline_millis = until;
+            catching_up.postpone(until);
         }
         if let Some(merging) = &mut self.merging
             && merging.comparison.with == from
