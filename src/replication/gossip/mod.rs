@@ -81,6 +81,10 @@ const BACK_OFF: (u64, u64) = (3, 2);
 const ANNOUNCE_WINDOW_MAX_MILLIS: u64 = 250;
 /// What an announced head takes, roughly, in bytes.
 const ANNOUNCED_HEAD_BYTES: u64 = 20;
+/// Own entries of so few bytes travel with the news of them: who hears it first needs not ask.
+const INLINE_BYTES_MAX: usize = 4 << 10;
+/// Entries that follow each other sooner than that are announced only: who hears of the second one would lack the first.
+const INLINE_PAUSE_MILLIS: u64 = 50;
 /// What announcements may take, in bytes per second: with more to say, members say it less often.
 const ANNOUNCE_BYTES_PER_SECOND: u64 = 256 << 10;
 /// One exchange out of so many goes to a peer that seems dead: that is how the two sides of a cut find each other.
@@ -103,6 +107,8 @@ pub struct Options {
     pub exchange_max_millis: u64,
     /// How long moved heads are gathered before they are announced.
     pub announce_millis: u64,
+    /// Up to how many bytes own entries travel with the news of them, where that is announced; zero for never.
+    pub inline_bytes: usize,
     /// How often promises are made and passed on.
     pub promise_millis: u64,
     /// Memory for the newest entries, in bytes.
@@ -125,6 +131,7 @@ impl Default for Options {
             exchange_millis: 1000,
             exchange_max_millis: 10_000,
             announce_millis: 5,
+            inline_bytes: INLINE_BYTES_MAX,
             promise_millis: 5000,
             scrub_millis: Some(SCRUB_MILLIS),
             recent_bytes: 16 << 20,
@@ -347,6 +354,8 @@ pub struct Gossip {
     barriers: BTreeMap<u64, Barrier>,
     /// The last own entry that may have been sent before it is durable.
     offered: u64,
+    /// Up to which own entry others were told, where that is announced, and when.
+    told_own: (u64, u64),
     /// Whether this member held anything when it began to catch up.
     had_data: bool,
     exchange_interval: u64,
@@ -375,7 +384,7 @@ impl Gossip {
         for head in heads {
             own.advance(*head);
         }
-        let millis = now.monotonic_millis;
+        let (told_own, millis) = ((own.seq(me), 0), now.monotonic_millis);
         Self {
             me,
             revision: Revision(0),
@@ -404,6 +413,7 @@ impl Gossip {
             scrub: Scrub::new(options.scrub_millis.map(|after| millis + dice.below(after.max(1)))),
             barriers: BTreeMap::new(),
             offered: 0,
+            told_own,
             exchange_interval: options.exchange_millis,
             next_exchange: millis + dice.below(options.exchange_millis),
             current_when_pledged: Timestamp::default(),
