@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::server::{Kind, Log, Server};
-use crate::tools;
+use crate::tools::{self, EtcdTools};
 
 /// No run takes half of it; a client that waits for something that never comes is the reason for one.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -36,6 +36,44 @@ pub fn install(name: &str, pins: &str, install: impl FnOnce(&Path)) -> PathBuf {
     install(&dir);
     fs::write(stamp, pins).expect("the target directory is writable");
     dir
+}
+
+/// Waits until the members of a cluster know each other by name, as suites expect it of whatever has started them.
+///
+/// # Panics
+///
+/// When that takes too long.
+pub fn wait_until_formed(cluster: &[Server], etcd: &EtcdTools) {
+    for server in cluster {
+        wait_for_members(&server.address(), etcd, |list| {
+            list.matches(", started, ").count() == cluster.len()
+        });
+    }
+}
+
+/// Waits until a member with a peer URL has been added.
+///
+/// # Panics
+///
+/// When that takes too long.
+pub fn wait_for_member(address: &str, peer_url: &str, etcd: &EtcdTools) {
+    wait_for_members(address, etcd, |list| list.contains(peer_url));
+}
+
+fn wait_for_members(address: &str, etcd: &EtcdTools, found: impl Fn(&str) -> bool) {
+    const POLL: Duration = Duration::from_millis(50);
+    let started = Instant::now();
+    loop {
+        let mut etcdctl = Command::new(&etcd.etcdctl);
+        let output = etcdctl.args(["--endpoints", address, "member", "list"]).output();
+        let list = output.expect("etcdctl can be run").stdout;
+        let list = String::from_utf8_lossy(&list);
+        if found(&list) {
+            return;
+        }
+        assert!(started.elapsed() < DEADLINE, "{address}: {list}");
+        thread::sleep(POLL);
+    }
 }
 
 /// Runs the tests of a client library and tells them which server it is.

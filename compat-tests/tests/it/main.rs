@@ -9,6 +9,7 @@ mod go;
 mod http;
 mod http2;
 mod java;
+mod kubernetes;
 mod migration;
 mod node;
 mod python;

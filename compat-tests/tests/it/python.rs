@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use starling_compat_tests::server::Kind;
 use starling_compat_tests::{Server, client, tools};
 
 struct Suite {
@@ -13,7 +14,14 @@ struct Suite {
     tests: &'static str,
     /// The variable in which the suite looks for the server.
     endpoint: &'static str,
+    /// The names of the members, if it takes more than one.
+    cluster: &'static [&'static str],
+    /// What turns on tests of the suite that are off by default.
+    args: &'static [&'static str],
 }
+
+/// What the suites know members by; they stop the last two.
+const PIFPAF: &[&str] = &["pifpaf0", "pifpaf1", "pifpaf2"];
 
 #[test]
 fn python_etcd3() {
@@ -23,6 +31,8 @@ fn python_etcd3() {
         requirements: include_str!("../../python/etcd3.txt"),
         tests: "tests",
         endpoint: "PYTHON_ETCD_HTTP_URL",
+        cluster: PIFPAF,
+        args: &[],
     });
 }
 
@@ -34,6 +44,8 @@ fn python_aetcd() {
         requirements: include_str!("../../python/aetcd.txt"),
         tests: "tests/integration",
         endpoint: "TEST_ETCD_HTTP_URL",
+        cluster: PIFPAF,
+        args: &["--with-cluster"],
     });
 }
 
@@ -46,6 +58,8 @@ fn python_etcd3gw() {
         requirements: include_str!("../../python/etcd3gw.txt"),
         tests: "etcd3gw/tests",
         endpoint: "TOOZ_TEST_HTTP_URL",
+        cluster: &["solo"],
+        args: &[],
     });
 }
 
@@ -58,14 +72,19 @@ fn run(suite: &Suite) {
     let dir = client::install(&format!("python-{}", suite.library), &pins, |dir| {
         install(suite, dir);
     });
-    let server = Server::starling();
+    let cluster = Server::start_cluster(Kind::Starling, suite.cluster, &[]);
+    client::wait_until_formed(&cluster, etcd);
+    let server = &cluster[0];
     let mut pytest = Command::new(dir.join("bin/python"));
     pytest
         .args(["-m", "pytest", "-p", &format!("{}_suite", suite.library), suite.tests])
         // What the packages' own configuration adds is for coverage.
         .args(["-o", "addopts=", "-p", "no:cacheprovider", "--disable-warnings"])
+        .args(suite.args)
         .current_dir(source(suite, &dir))
-        .env("PATH", path_with(&etcd.etcdctl))
+        .env("PATH", path_with(&[&tools::package_dir().join("python/bin"), parent(&etcd.etcdctl)]))
+        .env("COMPAT_ETCDCTL", &etcd.etcdctl)
+        .env("COMPAT_ETCDUTL", &etcd.etcdutl)
         .env("PYTHONPATH", tools::package_dir().join("python"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("TEST_ETCD_VERSION", "v3.6.0")
@@ -100,10 +119,14 @@ fn source(suite: &Suite, dir: &Path) -> PathBuf {
     dir.join(format!("{}-{}", suite.library, suite.release))
 }
 
-/// The search path of programs, with the folder of `program` first.
-fn path_with(program: &Path) -> std::ffi::OsString {
-    let folder = program.parent().map(Path::to_owned);
+fn parent(program: &Path) -> &Path {
+    program.parent().expect("a program is in a folder")
+}
+
+/// The search path of programs, with some folders first.
+fn path_with(folders: &[&Path]) -> std::ffi::OsString {
+    let folders = folders.iter().map(|&folder| folder.to_owned());
     let others = std::env::var_os("PATH").unwrap_or_default();
-    std::env::join_paths(folder.into_iter().chain(std::env::split_paths(&others)))
-        .expect("a folder of the target directory can be in the search path")
+    std::env::join_paths(folders.chain(std::env::split_paths(&others)))
+        .expect("a folder of the source tree can be in the search path")
 }
