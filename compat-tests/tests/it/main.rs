@@ -3,6 +3,7 @@
 mod cluster;
 mod counts;
 mod differences;
+mod drop_in;
 mod etcdctl;
 mod gateway;
 mod go;

@@ -29,7 +29,7 @@ fn rust_etcd_client() {
     let Some(version) = tools::toolchain("cargo", "--version", "no suite of Rust is run") else {
         return;
     };
-    let pins = format!("{version}{}", include_str!("../../rust-client/Cargo.lock"));
+    let pins = format!("{version}{ENDPOINTS:?}{}", include_str!("../../rust-client/Cargo.lock"));
     let dir = client::install("rust-etcd-client", &pins, |dir| {
         copy_suite(dir);
         tools::succeed(suite(dir, "localhost:2379", "").arg("--no-run"));

@@ -36,7 +36,7 @@ const COMMANDS: &[(&str, &str)] = &[
 ];
 
 /// A CA, and a certificate of each name, which is for this machine.
-fn write_certificates(directory: &Path, names: &[&str]) {
+pub(crate) fn write_certificates(directory: &Path, names: &[&str]) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
