@@ -44,35 +44,20 @@ pub fn install(name: &str, pins: &str, install: impl FnOnce(&Path)) -> PathBuf {
 ///
 /// When that takes too long.
 pub fn wait_until_formed(cluster: &[Server], etcd: &EtcdTools) {
-    for server in cluster {
-        wait_for_members(&server.address(), etcd, |list| {
-            list.matches(", started, ").count() == cluster.len()
-        });
-    }
-}
-
-/// Waits until a member with a peer URL has been added.
-///
-/// # Panics
-///
-/// When that takes too long.
-pub fn wait_for_member(address: &str, peer_url: &str, etcd: &EtcdTools) {
-    wait_for_members(address, etcd, |list| list.contains(peer_url));
-}
-
-fn wait_for_members(address: &str, etcd: &EtcdTools, found: impl Fn(&str) -> bool) {
     const POLL: Duration = Duration::from_millis(50);
     let started = Instant::now();
-    loop {
-        let mut etcdctl = Command::new(&etcd.etcdctl);
-        let output = etcdctl.args(["--endpoints", address, "member", "list"]).output();
-        let list = output.expect("etcdctl can be run").stdout;
-        let list = String::from_utf8_lossy(&list);
-        if found(&list) {
-            return;
+    for server in cluster {
+        loop {
+            let mut etcdctl = Command::new(&etcd.etcdctl);
+            etcdctl.args(["--endpoints", &server.address(), "member", "list"]);
+            let output = etcdctl.output().expect("etcdctl can be run");
+            let list = String::from_utf8_lossy(&output.stdout);
+            if list.matches(", started, ").count() == cluster.len() {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "{}: {list}", server.address());
+            thread::sleep(POLL);
         }
-        assert!(started.elapsed() < DEADLINE, "{address}: {list}");
-        thread::sleep(POLL);
     }
 }
 

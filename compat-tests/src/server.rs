@@ -58,7 +58,7 @@ pub struct Server {
 
 /// Who a member is, and where.
 #[derive(Clone, Debug)]
-pub struct Place {
+struct Place {
     name: String,
     client_port: u16,
     peer_port: u16,
@@ -84,22 +84,7 @@ impl Place {
         places
     }
 
-    /// The place of one more member, which a cluster has to be told of before it starts there.
-    ///
-    /// # Panics
-    ///
-    /// Without any member of the cluster.
-    pub fn beside(cluster: &[Server], name: &str) -> Self {
-        let others = &cluster.first().expect("a cluster has members").place.cluster;
-        let (client_port, peer_port) = free_ports();
-        let mut place =
-            Self { name: name.to_owned(), client_port, peer_port, cluster: String::new() };
-        place.cluster = format!("{others},{name}={}", place.peer_url());
-        place
-    }
-
-    /// `http://127.0.0.1:PORT` of the peer port.
-    pub fn peer_url(&self) -> String {
+    fn peer_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.peer_port)
     }
 }
@@ -175,19 +160,6 @@ impl Server {
             }
         }
         panic!("{} found no free port:\n{refused}", binary.display());
-    }
-
-    /// Starts one more member of a cluster.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up, with its log.
-    pub fn start_beside(kind: Kind, place: Place) -> Self {
-        let (kind, binary) = program(kind);
-        let data = TempDir::new().expect("the temporary directory is writable");
-        let args = vec!["--initial-cluster-state=existing".to_owned()];
-        let server = Self::spawn(kind, vec![binary.display().to_string()], args, place, data);
-        server.ready().unwrap_or_else(|log| panic!("{} did not start:\n{log}", binary.display()))
     }
 
     fn spawn(

@@ -7,20 +7,15 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
-use starling_compat_tests::server::{Kind, Place};
+use starling_compat_tests::server::Kind;
 use starling_compat_tests::{Server, client, tools};
 
 const PACKAGE: &str = "etcd-client";
-/// What the suite has in it, and what stands there instead: a file, a text of it, and a variable.
-const ENDPOINTS: &[(&str, &str, &str)] = &[
-    ("tests/testing.rs", "localhost:2379", "COMPAT_ENDPOINT"),
-    ("tests/client.rs", "http://node4:2380", NEWCOMER),
-];
-const NEWCOMER: &str = "COMPAT_NEWCOMER";
-/// Wants three members, and a fourth that comes. The others want one.
-const WITH_CLUSTER: &str = "test_cluster";
+/// What the suite has in it, and what stands there instead.
+const ENDPOINT: (&str, &str) = ("\"localhost:2379\"", "env!(\"COMPAT_ENDPOINT\")");
+/// Wants three members, and a fourth that comes under the id that `MemberAdd` has answered: here it has one of its own.
+const SKIPPED: &str = "test_cluster";
 /// What the suite wants of its server: tokens that expire in a test, answers that come in parts.
 const FLAGS: &[&str] = &["--auth-token-ttl=2", "--max-request-bytes=10240"];
 
@@ -29,48 +24,32 @@ fn rust_etcd_client() {
     let Some(version) = tools::toolchain("cargo", "--version", "no suite of Rust is run") else {
         return;
     };
-    let pins = format!("{version}{ENDPOINTS:?}{}", include_str!("../../rust-client/Cargo.lock"));
+    let pins = format!("{version}{}", include_str!("../../rust-client/Cargo.lock"));
     let dir = client::install("rust-etcd-client", &pins, |dir| {
         copy_suite(dir);
-        tools::succeed(suite(dir, "localhost:2379", "").arg("--no-run"));
+        let client = fs::read_to_string(source(dir).join("tests/client.rs"));
+        assert!(
+            client.is_ok_and(|text| text.contains(&format!("fn {SKIPPED}("))),
+            "{SKIPPED} is gone"
+        );
+        tools::succeed(suite(dir, "localhost:2379").arg("--no-run"));
     });
     let server = Server::start(Kind::Starling, FLAGS);
     add_root(&server);
+    let mut tests = suite(&dir, &server.address());
     // Without `--exact`, names are parts of names. Those that are ignored want a server that is new enough.
-    let all = ["--offline", "--", "--exact", "--include-ignored"];
-    let mut tests = suite(&dir, &server.address(), "");
-    client::run(tests.args(all).args(["--skip", WITH_CLUSTER]), server.kind());
-    run_with_cluster(&dir, &all);
-}
-
-fn run_with_cluster(dir: &Path, all: &[&str]) {
-    let Some(etcd) = tools::etcd() else { return };
-    let cluster = Server::start_cluster(Kind::Starling, &["node1", "node2", "node3"], &[]);
-    let (kind, address) = (cluster[0].kind(), cluster[0].address());
-    client::wait_until_formed(&cluster, etcd);
-    let place = Place::beside(&cluster, "node4");
-    let url = place.peer_url();
-    let list = address.clone();
-    let newcomer = thread::spawn(move || {
-        client::wait_for_member(&list, &place.peer_url(), etcd);
-        Server::start_beside(kind, place)
-    });
-    let mut tests = suite(dir, &address, &url);
-    client::run(tests.args(all).args(["--test", "client", WITH_CLUSTER]), kind);
-    drop(newcomer.join().expect("the fourth member has started"));
+    tests.args(["--offline", "--", "--exact", "--include-ignored", "--skip", SKIPPED]);
+    client::run(&mut tests, server.kind());
 }
 
 /// Copies the package from where cargo unpacks it, and puts the endpoint in.
 fn copy_suite(dir: &Path) {
     let copy = source(dir);
     tools::succeed(Command::new("cp").arg("-R").arg(unpacked()).arg(&copy));
-    for (file, endpoint, variable) in ENDPOINTS {
-        let endpoint = format!("\"{endpoint}\"");
-        replace(&copy.join(file), |text| {
-            assert!(text.contains(&endpoint), "the suite has another endpoint:\n{text}");
-            text.replace(&endpoint, &format!("env!(\"{variable}\")"))
-        });
-    }
+    replace(&copy.join("tests/testing.rs"), |text| {
+        assert!(text.contains(ENDPOINT.0), "the suite has another endpoint:\n{text}");
+        text.replace(ENDPOINT.0, ENDPOINT.1)
+    });
     // It lies in the folder of a workspace and is not of it.
     replace(&copy.join("Cargo.toml"), |text| format!("{text}\n[workspace]\n"));
 }
@@ -102,7 +81,7 @@ fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-fn suite(dir: &Path, endpoint: &str, newcomer: &str) -> Command {
+fn suite(dir: &Path, endpoint: &str) -> Command {
     let mut cargo = Command::new(cargo());
     cargo
         .args(["test", "--quiet", "--locked", "--tests", "--target-dir"])
@@ -110,7 +89,6 @@ fn suite(dir: &Path, endpoint: &str, newcomer: &str) -> Command {
         .current_dir(source(dir))
         .env("PROTOC", env!("CARGO_BIN_EXE_protoc"))
         .env("COMPAT_ENDPOINT", endpoint)
-        .env(NEWCOMER, newcomer)
         // Most of the time goes into compiling, and nobody looks at it with a debugger.
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     cargo
