@@ -124,6 +124,8 @@ pub struct ClusterOptions {
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
     pub joins: bool,
+    /// Whether it was told so while it ran. Where a store has left a cluster only that counts, and not its settings.
+    pub is_called: bool,
     /// Whom it asks before it ends a lease.
     pub lease_expiry: LeaseExpiry,
     /// Everything that is left to chance follows from it.
@@ -212,11 +214,17 @@ impl Replica {
     pub fn open(
         store: Store,
         writer: &Options,
-        options: ClusterOptions,
+        mut options: ClusterOptions,
         now: Now,
     ) -> Result<Self, StoreError> {
+        if options.is_called {
+            (options.initial, options.joins) = (Vec::new(), true);
+        }
         let mut dice = tags::dice(writer, &options);
         let writer = Writer::open(store, &tags::with_tag(writer, &options, &mut dice), now)?;
+        if writer.has_parted() && !options.is_called {
+            (options.initial, options.joins) = (Vec::new(), false);
+        }
         let duty = Duty::new(options.lease_expiry);
         let (cluster, effects) = (None, Vec::new());
         let mut replica = Self { writer, options, dice, cluster, effects, duty };
@@ -281,7 +289,10 @@ impl Replica {
         let heads = self.writer.heads();
         let options = self.options.gossip.clone();
         let seed = self.options.seed;
-        let gossip = Gossip::new(me, options, seed, &heads, frontier, now);
+        let mut gossip = Gossip::new(me, options, seed, &heads, frontier, now);
+        if self.writer.has_parted() && self.writer.has_strays() {
+            gossip.note_shared_data();
+        }
         self.cluster = Some(Box::new(Cluster {
             gossip,
             directory: Directory::default(),
@@ -524,6 +535,14 @@ impl Replica {
             time: self.writer.time(),
             members: members.into_iter().collect(),
         }))
+    }
+
+    /// This member was to join others, and there are none: it is the first, unless it was admitted meanwhile.
+    pub fn stand_alone(&mut self) {
+        if self.cluster.is_none() {
+            self.options.joins = false;
+            self.effects.push(Effect::Ready);
+        }
     }
 
     /// A store alone gets its first peer.
@@ -835,6 +854,8 @@ impl Replica {
             }
             Output::Misanswered(peer) => self.effects.push(Effect::Misanswered(peer)),
             Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
+            // One that is removed itself reports nothing any more. It would never end: each report is an entry of its own.
+            Output::Seal(_) if cluster.removal.is_over() => {}
             Output::Seal(heads) => {
                 let me = self.writer.identity().member;
                 let writes = heads.into_iter().map(|head| {

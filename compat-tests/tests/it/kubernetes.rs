@@ -1,38 +1,19 @@
-//! Runs `kubernetes/`: Kubernetes' API machinery with the server as its storage.
+//! Runs the Go tests of `kubernetes/`: Kubernetes' own types and kustomize's own library on the manifests of `deploy/k8s`.
 
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 
-use starling_compat_tests::server::Kind;
-use starling_compat_tests::{Server, client, tools};
+use starling_compat_tests::tools;
 
 #[test]
-fn kubernetes_storage() {
-    let go = tools::toolchain("go", "version", "nothing of Kubernetes is run");
-    if go.is_none() {
+fn kubernetes_takes_the_manifests() {
+    if tools::toolchain("go", "version", "no manifest is looked at").is_none() {
         return;
     }
-    // As kubeadm has it.
-    let server = Server::start(Kind::Starling, &["--watch-progress-notify-interval=5s"]);
-    let (kind, endpoint) = (server.kind(), server.address());
-    // It is as large as all the other clients together, so that it takes its time on a fresh machine.
-    let binary = build();
-    let server = Arc::new(Mutex::new(server));
-    let mut tests = Command::new(binary);
-    tests
-        .args(["-test.v", "-test.timeout=240s"])
-        .current_dir(tools::package_dir().join("kubernetes"))
-        .env("COMPAT_ENDPOINT", endpoint)
-        .env("COMPAT_CONTROL", client::control(&server));
-    client::run(&mut tests, kind);
-}
-
-fn build() -> std::path::PathBuf {
-    let binary = tools::target_dir().join("clients/kubernetes.test");
-    let _lock = tools::lock(&tools::target_dir().join("clients"));
     let mut go = Command::new("go");
-    // Nobody looks at it with a debugger, and to link is faster without.
-    go.args(["test", "-c", "-ldflags=-s -w", "-o"]).arg(&binary).arg(".");
-    tools::succeed(go.current_dir(tools::package_dir().join("kubernetes")));
-    binary
+    go.args(["test", "-count=1", "-timeout=150s", "./..."])
+        .current_dir(tools::package_dir().join("kubernetes"));
+    let output = go.output().expect("go can be started");
+    let (text, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}\n{errors}");
 }

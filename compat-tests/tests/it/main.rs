@@ -1,5 +1,7 @@
 //! See the crate's documentation for what is compared with what.
 
+mod access;
+mod apiserver;
 mod cluster;
 mod counts;
 mod differences;
@@ -11,10 +13,13 @@ mod http;
 mod http2;
 mod java;
 mod kubernetes;
+mod metrics;
 mod migration;
+mod mirror;
 mod node;
 mod python;
 mod raw;
 mod rust_client;
 mod rust_suite;
 mod tls;
+mod websocket;

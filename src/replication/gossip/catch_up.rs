@@ -30,6 +30,12 @@ impl Gossip {
         self.ask_for_part();
     }
 
+    /// This member has data that it may share with those it joins, though no head says so: what they have deleted of it has to go,
+    /// too.
+    pub fn note_shared_data(&mut self) {
+        self.had_data = true;
+    }
+
     fn ask_for_part(&mut self) {
         let Some(CatchingUp { from, cursor, .. }) = self.catching_up else { return };
         let (heads, bytes_max) = (self.heads.all(), self.options.catch_up_bytes);

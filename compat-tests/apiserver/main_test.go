@@ -1,10 +1,10 @@
-// Package kubernetes tests a running server as the storage of Kubernetes' API machinery.
+// Package apiserver tests a running server as the storage of Kubernetes' API machinery.
 //
 // An apiextensions-apiserver runs inside of the test, keeps all that it has in the server at COMPAT_ENDPOINT, and is
 // driven by client-go. The tests assert what controllers rely on, and run on etcd as well as on starling; each runs
 // with the watch cache, which answers most of what controllers ask, and without it, where every request reaches the
 // storage. A line sent to COMPAT_CONTROL restarts the server.
-package kubernetes
+package apiserver
 
 import (
 	"bufio"
