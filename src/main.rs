@@ -8,10 +8,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
 use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
-use starling::http::{Listener, Server, ServerOptions, forwarded};
+use starling::http::{Allowed, Listener, Server, ServerOptions, Serves, forwarded};
+use starling::logging;
 use starling::metrics::Metrics;
 use starling::node::{
     Anew, AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
@@ -25,7 +27,6 @@ use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, MemberId};
-use starling::{api, logging};
 use tokio::signal::unix::{SignalKind, signal};
 
 // Requests come and go in small pieces on several threads, which this one is made for.
@@ -101,6 +102,7 @@ fn run(command: Command, args: &[String]) -> ExitCode {
         Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
         Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
         Command::Import => (cli::import(args, &mut output), "import"),
+        Command::Mirror => (cli::mirror(args, &mut output), "mirror"),
         Command::Snapshot => (cli::snapshot(args, &mut output), "snapshot"),
     };
     match outcome {
@@ -212,6 +214,7 @@ enum End {
 struct Ports {
     clients: Vec<Listener>,
     http: Vec<Listener>,
+    metrics: Vec<Listener>,
     peers: Vec<Listener>,
 }
 
@@ -221,6 +224,7 @@ impl Ports {
         Ok(Self {
             clients: listen(&config.listen_client_urls, tls.as_ref())?,
             http: listen(&config.listen_http_urls, tls.as_ref())?,
+            metrics: listen(&config.listen_metrics_urls, tls.as_ref())?,
             peers: listen_for_peers(&config.cluster.listen_peer_urls)?,
         })
     }
@@ -230,8 +234,12 @@ impl Ports {
             let all: io::Result<Vec<_>> = listeners.iter().map(Listener::again).collect();
             all.map_err(|error| format!("cannot go on listening: {error}"))
         };
-        let (clients, http) = (again(&self.clients)?, again(&self.http)?);
-        Ok(Self { clients, http, peers: again(&self.peers)? })
+        Ok(Self {
+            clients: again(&self.clients)?,
+            http: again(&self.http)?,
+            metrics: again(&self.metrics)?,
+            peers: again(&self.peers)?,
+        })
     }
 }
 
@@ -251,8 +259,10 @@ fn serve_member(
     store: &Store,
     called: Vec<String>,
 ) -> Result<(End, Option<Ports>), String> {
-    let Ports { clients: listeners, http: http_listeners, peers } = ports.again()?;
-    let metrics = Arc::new(Metrics::new());
+    let Ports { clients: listeners, http: http_listeners, metrics: metrics_listeners, peers } =
+        ports.again()?;
+    let metrics =
+        Arc::new(if config.extensive_metrics { Metrics::extensive() } else { Metrics::new() });
     let peers = peer_options(config, peers, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
     let auth = auth_options(config)?;
@@ -270,11 +280,15 @@ fn serve_member(
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let addresses: Vec<String> = listeners.iter().chain(&http_listeners).map(address).collect();
+    let all_listeners = listeners.iter().chain(&http_listeners).chain(&metrics_listeners);
+    let addresses: Vec<String> = all_listeners.map(address).collect();
     let options = server_options(config);
-    let plain = ServerOptions { plain_only: true, worker_threads: 1, ..options.clone() };
+    let besides = |serves| ServerOptions { serves, worker_threads: 1, ..options.clone() };
+    let (http, monitoring) = (besides(Serves::Http), besides(Serves::Monitoring));
     let mut servers = Vec::new();
-    for (options, listeners) in [(options, listeners), (plain, http_listeners)] {
+    for (options, listeners) in
+        [(options, listeners), (http, http_listeners), (monitoring, metrics_listeners)]
+    {
         if !listeners.is_empty() {
             let server = Server::start(&options, node.handle(), Arc::clone(&metrics), listeners);
             servers.push(server.map_err(|error| format!("cannot serve: {error}"))?);
@@ -484,6 +498,7 @@ fn peer_options(
         },
         join,
         discovery: discovery.map(|domain| (domain, name)),
+        block: cluster.peer_block.clone(),
         services: Some(Services::new(move |handle| {
             forwarded::router(handle, metrics, max_request_bytes)
         })),
@@ -560,8 +575,15 @@ fn server_options(config: &Config) -> ServerOptions {
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
         gateway: config.gateway,
+        hosts: allowed(config.hosts.as_ref()),
+        origins: allowed(config.origins.as_ref()),
+        slow: SlowLimits { unary: config.warn_unary, apply: config.warn_apply },
         ..ServerOptions::default()
     }
+}
+
+fn allowed(names: Option<&Vec<String>>) -> Allowed {
+    names.map_or(Allowed::Any, |names| Allowed::These(names.iter().cloned().collect()))
 }
 
 /// An error with its causes.

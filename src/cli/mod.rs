@@ -1,11 +1,13 @@
 //! The commands of the program that are no member: what they have in common, and those that ask a running one.
 
+mod block;
 mod conflicts;
 pub mod figures;
 pub mod flags;
 mod health;
 mod import;
 mod member;
+mod mirror;
 mod shell;
 mod status;
 mod table;
@@ -52,13 +54,17 @@ impl Output<'_> {
     }
 }
 
-/// Runs `starling cluster`, which asks a member how its cluster is.
+/// Runs `starling cluster`, which asks a member how its cluster is, or has it block others.
 pub fn cluster(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     match args.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some(("status", rest)) => status::run(rest, output),
+        Some(("block", rest)) => block::block(rest, output),
+        Some(("unblock", rest)) => block::unblock(rest, output),
         Some(("-h" | "-help" | "--help", _)) => show(output.to, &status::help()),
         Some((word, _)) => Err(ToolError::Usage(format!("{word:?} is not a command of cluster"))),
-        None => Err(ToolError::Usage("cluster needs a command: status".to_owned())),
+        None => {
+            Err(ToolError::Usage("cluster needs a command: status, block or unblock".to_owned()))
+        }
     }
 }
 
@@ -75,6 +81,11 @@ pub fn import(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError>
 /// Runs `starling snapshot`, which makes a store from a snapshot.
 pub fn snapshot(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     import::snapshot(args, output)
+}
+
+/// Runs `starling mirror`, which keeps keys of another cluster.
+pub fn mirror(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    mirror::run(args, output)
 }
 
 /// Runs `starling health`, which asks a member whether it is well.
@@ -150,7 +161,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let usage = |text: &str| ToolError::Usage(text.to_owned());
-        assert_eq!(refusal(&[]), usage("cluster needs a command: status"));
+        assert_eq!(refusal(&[]), usage("cluster needs a command: status, block or unblock"));
         assert_eq!(refusal(&["state"]), usage("\"state\" is not a command of cluster"));
         assert_eq!(refusal(&["status", "now"]), usage("\"now\" is not a valid flag"));
         let secret =

@@ -268,7 +268,8 @@ fn state(member: &pb::Member, is_me: bool) -> (String, Look) {
     let learner = if member.learner { ", learner" } else { "" };
     let volatile = if member.volatile { ", volatile" } else { "" };
     let (fenced, look) = if member.fenced { (", fenced", Look::Bad) } else { ("", look) };
-    (format!("{state}{learner}{volatile}{fenced}"), look)
+    let (blocked, look) = if member.blocked { (", blocked", Look::Bad) } else { ("", look) };
+    (format!("{state}{learner}{volatile}{fenced}{blocked}"), look)
 }
 
 /// What else there is to know, in lines.
@@ -477,6 +478,7 @@ fn member_json(member: &pb::Member) -> Value {
         "failures": member.failures,
         "conflicts": member.conflicts,
         "fenced": member.fenced,
+        "blocked": member.blocked,
     })
 }
 

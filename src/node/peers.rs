@@ -12,6 +12,7 @@ use starling_proto::starling::peer::v1 as pb;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status};
 
+use super::blocked::BlockChange;
 use super::driver::{Queue, Task, step_back};
 use super::forward::Services;
 use super::handle::{Handle, Shared};
@@ -33,6 +34,8 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(2);
 const TAKEN: &str = "a living member has this name or address";
 /// What a member is told that was removed (etcd's words).
 const REMOVED: &str = "the member has been permanently removed from the cluster";
+/// What a member is told that is on the list of those not to talk to.
+const BLOCKED: &str = "this member does not talk to you: it has blocked your name";
 
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -65,6 +68,8 @@ pub struct PeerOptions {
     pub join: Vec<PeerUrl>,
     /// A domain, and the end of a service name, whose SRV records name members to join.
     pub discovery: Option<(String, String)>,
+    /// Names of members not to talk to.
+    pub block: Vec<String>,
     /// What answers requests that other members send on.
     pub services: Option<Services>,
 }
@@ -175,6 +180,9 @@ impl PeerHandler for Gate {
         if self.shared.is_fenced() {
             return refuse("the clock of this member is off");
         }
+        if self.shared.blocked.has(|| Some(&request.name)) {
+            return refuse(BLOCKED);
+        }
         let member = MemberId(request.member_id);
         let record = MemberRecord {
             name: request.name,
@@ -215,6 +223,8 @@ impl PeerHandler for Gate {
     fn admit(&self, from: MemberId, _run: u64) -> Result<(), String> {
         if self.shared.has_removed(from) {
             Err(REMOVED.to_owned())
+        } else if self.shared.blocks(from) {
+            Err(BLOCKED.to_owned())
         } else if self.shared.admits(from) {
             Ok(())
         } else {
@@ -298,6 +308,9 @@ impl Peers {
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start: {error}"))?;
+        let block = BlockChange { add: options.block, ..BlockChange::default() };
+        let refused = |why| format!("--peer-block: {why}");
+        shared.blocked.change(&shared.member.name, block).map_err(refused)?;
         let founders = parse_all(options.cluster.initial.iter().flatten());
         // The same command may have been started before, on a disk that is gone.
         shared.look_around(shared.mvcc.keys() == 0 && !founders.is_empty());

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod attacks;
+mod blocked;
 mod cli;
 mod cluster;
 mod crash;
@@ -19,3 +21,4 @@ mod shell;
 mod tidy;
 mod tls;
 mod traces;
+mod websocket;

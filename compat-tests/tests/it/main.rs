@@ -1,5 +1,6 @@
 //! See the crate's documentation for what is compared with what.
 
+mod access;
 mod cluster;
 mod counts;
 mod differences;
@@ -10,10 +11,13 @@ mod http;
 mod http2;
 mod java;
 mod kubernetes;
+mod metrics;
 mod migration;
+mod mirror;
 mod node;
 mod python;
 mod raw;
 mod rust_client;
 mod rust_suite;
 mod tls;
+mod websocket;
