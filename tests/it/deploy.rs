@@ -151,3 +151,12 @@ fn systemd_takes_the_unit() {
     let of_unit: Vec<_> = said.lines().filter(|line| line.contains("starling")).collect();
     assert!(output.status.success() && of_unit.is_empty(), "{said}");
 }
+
+#[test]
+fn a_binary_that_needs_libraries_is_not_packed() {
+    let mut image = Command::new(deploy("image.sh"));
+    let output = image.arg(env!("CARGO_BIN_EXE_starling")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // In a static build it would go on to the engine, which may not be there.
+    assert!(!output.status.success() && said.contains("needs libraries"), "{said}");
+}
