@@ -10,8 +10,7 @@ use super::Context;
 use crate::engine::conflicts::{CONFLICTS_MAX, Noted};
 use crate::node::{
     BlockChange, BlockRefused, ClockFacts, ClusterStatus, HeldBack, JoinError, Joining, Leaving,
-    MemberRecord, PeerFacts,
-    Reason, State,
+    MemberRecord, PeerFacts, Reason, State,
 };
 use crate::time::Stamp;
 use crate::types::MemberId;

@@ -395,7 +395,8 @@ fn hosts_and_origins_are_all_or_some() {
         let config = config(all);
         assert_eq!((config.origins, config.hosts), (None, None), "{all}");
     }
-    let some = config("--cors=https://A.example,http://b.example:8080 --host-whitelist=a,b.example");
+    let some =
+        config("--cors=https://A.example,http://b.example:8080 --host-whitelist=a,b.example");
     assert_eq!(some.origins, names(&["https://a.example", "http://b.example:8080"]));
     assert_eq!(some.hosts, names(&["a", "b.example"]));
     for wrong in ["a.example", "ftp://a", "http://", "https://a/b"] {
