@@ -359,7 +359,7 @@ fn gossip_lines(gossip: &pb::Gossip) -> [(&'static str, String); 2] {
         (gossip.merges, "state merge", "state merges"),
         (gossip.scrubs, "scrub", "scrubs"),
         (gossip.differences, "put written anew", "puts written anew"),
-        (gossip.misanswers, "comparison misanswered", "comparisons misanswered"),
+        (gossip.misanswers, "peer misanswered", "peers misanswered"),
     ] {
         if number > 0 {
             entries.push_str(&format!(", {}", counted(number, one, many)));

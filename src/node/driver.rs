@@ -657,7 +657,7 @@ impl Driver {
                 ),
                 Effect::Misanswered(peer) => tracing::error!(
                     %peer,
-                    "the peer has answered a comparison with what it was not asked about: it is broken, or means harm"
+                    "the peer has answered a comparison or a catch-up with what cannot be: it is broken, or means harm"
                 ),
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),

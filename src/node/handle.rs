@@ -157,6 +157,8 @@ pub(super) struct Shared {
     no_space: AtomicBool,
     /// Whether the clock of this member is too far off for it to write.
     fenced: AtomicBool,
+    /// Whether this member has just started, and does not know yet what time it is for the others.
+    unsure: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
     failure: Mutex<Option<StoreError>>,
     failed: Notify,
@@ -212,6 +214,7 @@ impl Shared {
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
             fenced: AtomicBool::new(false),
+            unsure: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             failure: Mutex::new(None),
             failed: Notify::new(),
@@ -263,6 +266,8 @@ impl Shared {
     /// Takes over where the member stands in its cluster.
     pub(super) fn observe_cluster(&self, replica: &Replica) {
         self.ready.store(replica.is_ready(), Ordering::Release);
+        let is_unsure = replica.is_unsure();
+        self.unsure.send_if_modified(|was| std::mem::replace(was, is_unsure) != is_unsure);
         if let Some(directory) = replica.directory() {
             let own = directory.members.get(&self.member.id);
             let is_admitted = own.is_some_and(|own| !own.initial);
@@ -281,6 +286,25 @@ impl Shared {
     /// Whether the clock of this member is too far off for it to write.
     pub(super) fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)
+    }
+
+    /// Whether this member writes nothing yet.
+    pub(super) fn is_unsure(&self) -> bool {
+        *self.unsure.borrow()
+    }
+
+    /// Waits until this member may write after its start, which is soon.
+    async fn until_sure(&self) -> Result<()> {
+        if !self.is_unsure() {
+            return Ok(());
+        }
+        let mut unsure = self.unsure.subscribe();
+        let sure = unsure.wait_for(|is_unsure| !is_unsure);
+        match tokio::time::timeout(self.options.timeout, sure).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::NotReady),
+        }
     }
 
     pub(super) fn fence(&self, is_fenced: bool) {
@@ -599,6 +623,7 @@ impl Handle {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
         }
+        self.shared.until_sure().await?;
         if self.shared.is_fenced() {
             return Err(Error::ClockSkew);
         }
@@ -854,6 +879,10 @@ impl Handle {
     pub(super) async fn execute(&self, command: Command) -> Result<Reply<CommandReply>> {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
+        }
+        // A compaction is a member's own.
+        if !matches!(command, Command::Compact { .. }) {
+            self.shared.until_sure().await?;
         }
         let (reply, wait) = oneshot::channel();
         let queued = self.span.as_ref().map(|span| Box::new(Queued::now(span)));

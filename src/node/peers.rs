@@ -177,6 +177,9 @@ impl PeerHandler for Gate {
         if !self.shared.is_ready() {
             return refuse("this member has not joined yet itself");
         }
+        if self.shared.is_unsure() {
+            return refuse("this member has just started");
+        }
         if self.shared.is_fenced() {
             return refuse("the clock of this member is off");
         }

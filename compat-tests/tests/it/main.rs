@@ -1,9 +1,11 @@
 //! See the crate's documentation for what is compared with what.
 
 mod access;
+mod apiserver;
 mod cluster;
 mod counts;
 mod differences;
+mod drop_in;
 mod etcdctl;
 mod gateway;
 mod go;

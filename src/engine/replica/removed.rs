@@ -78,6 +78,8 @@ impl Replica {
         if cluster.removal.stage != Stage::Member {
             return Ok(None);
         }
+        self.end_doubt_now(now)?;
+        let Some(cluster) = &mut self.cluster else { return Ok(None) };
         cluster.removal.stage = Stage::Left;
         let removal = self.removal_of(self.writer.identity().member);
         self.write(removal, now)?;
