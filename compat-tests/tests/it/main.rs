@@ -19,6 +19,7 @@ mod mirror;
 mod node;
 mod python;
 mod raw;
+mod readme;
 mod rust_client;
 mod rust_suite;
 mod tls;
