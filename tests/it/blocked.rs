@@ -18,8 +18,10 @@ async fn cluster() -> Vec<Member> {
     members
 }
 
+/// By what others know it.
 fn name(handle: &Handle) -> String {
-    handle.member().name.clone()
+    let id = handle.member().id;
+    handle.members().get(&id).map_or_else(|| handle.member().name.clone(), |it| it.name.clone())
 }
 
 /// Puts a pair on a member, which nobody else needs to have.
