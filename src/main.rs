@@ -14,7 +14,7 @@ use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
+    AuthOptions, ClockOptions, ClusterOptions, Discovery, JwtOptions, MemberRecord, Node, NodeOptions,
     PeerOptions, Removed, RequestOptions, Services, TokenOptions, founding_cluster,
 };
 use starling::replication::gossip;
@@ -370,9 +370,14 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
         let url = address.parse().map_err(|error| format!("--join={address}: {error}"))?;
         join.push(url);
     }
-    let discovery = cluster.discovery_srv.clone();
+    // Whoever is told whom to join, or that there is a cluster, does not found one.
+    let founds = join.is_empty() && !cluster.existing;
+    let discovery = cluster.discovery_srv.clone().map(|domain| Discovery {
+        domain,
+        service: cluster.discovery_srv_name.clone(),
+        token: founds.then(|| config.cluster_token.clone()),
+    });
     let joins = !join.is_empty() || discovery.is_some();
-    let name = cluster.discovery_srv_name.clone();
     Ok(Some(PeerOptions {
         listeners,
         listens_with_tls: config.advertise_peer_urls.iter().any(|url| url.starts_with("https")),
@@ -399,7 +404,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
             ..ClusterOptions::default()
         },
         join,
-        discovery: discovery.map(|domain| (domain, name)),
+        discovery,
         services: Some(Services::new(move |handle| {
             forwarded::router(handle, metrics, max_request_bytes)
         })),

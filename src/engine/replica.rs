@@ -249,6 +249,24 @@ impl Replica {
         self.enter(Timestamp::default(), now)
     }
 
+    /// Does the same later: for a member that was opened to join, and finds nobody to join, but others that are as new.
+    pub fn found_as(
+        &mut self,
+        cluster: ClusterId,
+        record: MemberRecord,
+        others: Vec<Vec<String>>,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        // Somebody may have let it in meanwhile.
+        if self.cluster.is_some() {
+            return Ok(());
+        }
+        self.writer.set_cluster(cluster);
+        (self.options.record, self.options.initial) = (record, others);
+        self.options.joins = false;
+        self.found(now)
+    }
+
     /// Writes internal records, as an entry.
     pub(super) fn write(&mut self, writes: Vec<RecordWrite>, now: Now) -> Result<(), StoreError> {
         match self.writer.write_records(writes, now) {

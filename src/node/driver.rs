@@ -32,7 +32,7 @@ use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
-use crate::types::{MemberId, Origin, Revision, WriteAck};
+use crate::types::{ClusterId, MemberId, Origin, Revision, WriteAck};
 
 /// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
 pub(super) const QUEUE_MAX: usize = 8192;
@@ -102,6 +102,17 @@ pub(super) enum Task {
         /// By whom.
         contact: MemberId,
         /// Tells when it is done.
+        done: oneshot::Sender<()>,
+    },
+    /// Found a cluster together with others that do the same.
+    Found {
+        /// Which.
+        cluster: ClusterId,
+        /// Who this member is in it.
+        record: Box<MemberRecord>,
+        /// Where the others are expected.
+        others: Vec<Vec<String>>,
+        /// Tells when it is on disk.
         done: oneshot::Sender<()>,
     },
     /// Tell of so many conflicts, the newest first, and how many there were.
@@ -399,6 +410,10 @@ impl Driver {
             Task::Adopt { admission, contact, done } => {
                 self.replica.adopt(&admission, contact, now)?;
                 let _ = done.send(());
+            }
+            Task::Found { cluster, record, others, done } => {
+                self.replica.found_as(cluster, *record, others, now)?;
+                self.membership_changes.push(done);
             }
             Task::Conflicts(max, reply) => {
                 let conflicts = self.replica.conflicts();

@@ -13,6 +13,7 @@ mod acks;
 mod auth;
 mod clock;
 mod compactor;
+mod discovery;
 mod driver;
 mod forward;
 mod handle;
@@ -40,6 +41,7 @@ pub use acks::AcksWaiting;
 pub use auth::AuthOptions;
 pub use clock::SystemClock;
 pub use compactor::Retention;
+pub use discovery::Discovery;
 pub use forward::{
     FORWARDED, FORWARDED_ANSWERED, FORWARDED_BY, FORWARDED_REFUSED, FORWARDED_TO, Forward, READ,
     Services, WRITE_ACK,
