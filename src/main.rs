@@ -14,8 +14,8 @@ use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    AuthOptions, ClockOptions, ClusterOptions, Discovery, JwtOptions, MemberRecord, Node, NodeOptions,
-    PeerOptions, Removed, RequestOptions, Services, TokenOptions, founding_cluster,
+    AuthOptions, ClockOptions, ClusterOptions, Discovery, JwtOptions, MemberRecord, Node,
+    NodeOptions, PeerOptions, Removed, RequestOptions, Services, TokenOptions, founding_cluster,
 };
 use starling::replication::gossip;
 use starling::sim::tool;
@@ -177,8 +177,9 @@ fn serve_member(config: &Config) -> Result<End, String> {
     );
     // Ports first: they are quickly checked, and a store may take a while to open.
     let tls = client_tls(config)?;
-    let listeners = listen(&config.listen_client_urls, tls.as_ref())?;
-    let http_listeners = listen(&config.listen_http_urls, tls.as_ref())?;
+    let (tls, shares) = (tls.as_ref(), config.shares_ports);
+    let listeners = listen(&config.listen_client_urls, tls, shares)?;
+    let http_listeners = listen(&config.listen_http_urls, tls, shares)?;
     let disk_options =
         DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
     let store = if config.cluster.volatile {
@@ -186,6 +187,11 @@ fn serve_member(config: &Config) -> Result<End, String> {
     } else {
         Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?)
     };
+    if config.cluster.forgets_others {
+        tracing::warn!(
+            "--force-new-cluster: all other members are removed; start without it next time"
+        );
+    }
     let metrics = Arc::new(Metrics::new());
     let peers = peer_options(config, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
@@ -281,11 +287,17 @@ async fn failed_in_background(store: Store) -> String {
 }
 
 /// The listeners, those of `https` with TLS.
-fn listen(urls: &[ListenUrl], tls: Option<&Arc<Tls>>) -> Result<Vec<Listener>, String> {
-    let secured = |url: &ListenUrl| match (listen_on(url)?, url, tls) {
-        (listener, ListenUrl::Tcp { tls: true, .. }, Some(tls)) => {
-            Ok(Listener::Tls(Box::new(listener), Arc::clone(tls)))
-        }
+fn listen(
+    urls: &[ListenUrl],
+    tls: Option<&Arc<Tls>>,
+    shares_ports: bool,
+) -> Result<Vec<Listener>, String> {
+    let secured = |url: &ListenUrl| match (listen_on(url, shares_ports)?, url, tls) {
+        (
+            listener,
+            ListenUrl::Tcp { tls: true, .. } | ListenUrl::Unix { tls: true, .. },
+            Some(tls),
+        ) => Ok(Listener::Tls(Box::new(listener), Arc::clone(tls))),
         (listener, ..) => Ok(listener),
     };
     urls.iter().map(secured).collect()
@@ -299,7 +311,7 @@ fn tls_files(config: &TlsConfig, directory: &Path, urls: &[ListenUrl]) -> Result
     };
     let host = |url: &ListenUrl| match url {
         ListenUrl::Tcp { host, .. } => Some(host.clone()),
-        ListenUrl::Unix(_) => None,
+        ListenUrl::Unix { .. } => None,
     };
     let hosts: Vec<_> = urls.iter().filter_map(host).collect();
     let files = self_signed(directory, &hosts, years);
@@ -316,21 +328,23 @@ fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
     Ok(Some(Arc::new(tls)))
 }
 
-fn listen_on(url: &ListenUrl) -> Result<Listener, String> {
+fn listen_on(url: &ListenUrl, shares_ports: bool) -> Result<Listener, String> {
     match url {
         ListenUrl::Tcp { host, port, .. } => {
             // As Go does it: the name means IPv4 where there is that.
             let is_name = host == "localhost";
             let address = if is_name { "127.0.0.1" } else { host.as_str() };
-            let listener = match Listener::tcp((address, *port)) {
-                Err(error) if is_name && error.kind() == ErrorKind::AddrNotAvailable => {
-                    Listener::tcp(("::1", *port))
-                }
+            let bind = |host: &str| {
+                let address = (host, *port);
+                if shares_ports { Listener::tcp_shared(address) } else { Listener::tcp(address) }
+            };
+            let listener = match bind(address) {
+                Err(error) if is_name && error.kind() == ErrorKind::AddrNotAvailable => bind("::1"),
                 listener => listener,
             };
             listener.map_err(|error| format!("cannot listen on {host}:{port}: {error}"))
         }
-        ListenUrl::Unix(path) => Listener::unix(path)
+        ListenUrl::Unix { path, .. } => Listener::unix(path)
             .map_err(|error| format!("cannot listen on {}: {error}", path.display())),
     }
 }
@@ -354,7 +368,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
     }
     let mut listeners = Vec::new();
     for url in &cluster.listen_peer_urls {
-        match listen_on(url)? {
+        match listen_on(url, config.shares_ports)? {
             Listener::Tcp(socket) => listeners.push(socket),
             _ => return Err("peers come by TCP only".to_owned()),
         }
@@ -399,6 +413,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
             clock: ClockOptions { skew_millis_max: millis(cluster.clock_skew_max) },
             initial: if joins { Vec::new() } else { others },
             joins,
+            forgets_others: cluster.forgets_others,
             lease_expiry: cluster.lease_expiry,
             seed: rand::random(),
             ..ClusterOptions::default()

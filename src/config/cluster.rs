@@ -17,6 +17,8 @@ pub struct ClusterConfig {
     pub initial: BTreeMap<String, Vec<String>>,
     /// Whether the cluster exists, so that this member has to be admitted to it.
     pub existing: bool,
+    /// Whether a member that has data forgets all others.
+    pub forgets_others: bool,
     /// Members to join, as `host:port` or URL.
     pub join: Vec<String>,
     /// A domain whose SRV records name the members.
@@ -55,6 +57,7 @@ impl Settings {
         let wants_peers = initial.len() > 1
             || !join.is_empty()
             || discovery_srv.is_some()
+            || self.is_on("force-new-cluster")
             || self.is_set("listen-peer-urls")
             || self.is_set("initial-advertise-peer-urls");
         let listen_peer_urls =
@@ -63,6 +66,7 @@ impl Settings {
         Ok(ClusterConfig {
             listen_peer_urls,
             existing: self.text("initial-cluster-state") == "existing",
+            forgets_others: self.is_on("force-new-cluster"),
             initial,
             join,
             discovery_srv,

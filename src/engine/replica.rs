@@ -124,6 +124,8 @@ pub struct ClusterOptions {
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
     pub joins: bool,
+    /// Whether it removes all others when it is opened, and goes on alone.
+    pub forgets_others: bool,
     /// Whom it asks before it ends a lease.
     pub lease_expiry: LeaseExpiry,
     /// Everything that is left to chance follows from it.
@@ -223,6 +225,9 @@ impl Replica {
         replica.start_clock(now);
         if replica.writer.is_peered() {
             replica.enter(Timestamp::default(), now)?;
+            if replica.options.forgets_others {
+                replica.forget_others(now)?;
+            }
         } else if !replica.options.initial.is_empty() {
             replica.found(now)?;
         }
@@ -589,6 +594,23 @@ impl Replica {
             self.meet(peer, now)?;
         }
         self.step(Input::CatchUpFrom(contact), now)
+    }
+
+    /// Removes all other members, those too that never came: what they have not sent so far does not count any more.
+    fn forget_others(&mut self, now: Now) -> Result<(), StoreError> {
+        let me = self.writer.identity().member;
+        let Some(directory) = self.directory() else { return Ok(()) };
+        let Directory { members, arrived, .. } = directory;
+        let others: Vec<_> = members.keys().chain(arrived.keys()).copied().collect();
+        // Nobody is left who could promote it.
+        let learner = members.get(&me).filter(|own| own.learner).cloned();
+        let others = others.into_iter().filter(|id| *id != me);
+        let mut writes: Vec<_> = others.flat_map(|id| self.removal_of(id)).collect();
+        if let Some(own) = learner {
+            let own = MemberRecord { learner: false, ..own };
+            writes.push(put(Table::Member, MemberRecord::key(me), own.value()));
+        }
+        if writes.is_empty() { Ok(()) } else { self.write(writes, now) }
     }
 
     /// Changes the records of members, by one entry in the open batch; `None` removes a member.

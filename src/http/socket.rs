@@ -48,6 +48,18 @@ impl Listener {
         Ok(Self::Tcp(listener))
     }
 
+    /// The same, where other processes may listen, too: the system deals connections out among them.
+    pub fn tcp_shared(address: impl ToSocketAddrs) -> io::Result<Self> {
+        let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in address.to_socket_addrs()? {
+            match bind_shared(address) {
+                Ok(listener) => return Ok(Self::Tcp(listener)),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
     /// Listens on a path. What a former server left there is removed.
     pub fn unix(path: &Path) -> io::Result<Self> {
         match fs::remove_file(path) {
@@ -88,6 +100,20 @@ impl Listener {
             Self::Tls(listener, _) => return listener.into_async(),
         })
     }
+}
+
+fn bind_shared(address: SocketAddr) -> io::Result<net::TcpListener> {
+    use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None)?;
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    bind(&socket, &address)?;
+    listen(&socket)?;
+    let listener = net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Listening a second time changes the backlog.

@@ -14,6 +14,7 @@ mod hostile;
 mod leases;
 mod member;
 mod process;
+mod sockets;
 mod tidy;
 mod tls;
 mod traces;
