@@ -175,7 +175,7 @@ fn serve_member(config: &Config) -> Result<End, String> {
         data_dir = %config.data_dir.display(),
         "starting"
     );
-    // Ports first: they are quickly checked, and a store may take a while to open.
+    // Addresses first: they are quickly checked, and a store may take a while to open. Clients come in after that.
     let tls = client_tls(config)?;
     let (tls, shares) = (tls.as_ref(), config.shares_ports);
     let listeners = listen(&config.listen_client_urls, tls, shares)?;
@@ -368,7 +368,10 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
     }
     let mut listeners = Vec::new();
     for url in &cluster.listen_peer_urls {
-        match listen_on(url, config.shares_ports)? {
+        let listener = listen_on(url, config.shares_ports)?;
+        // Whoever looks for other members may well wait for one that is about to start.
+        listener.listen().map_err(|error| format!("cannot listen for peers: {error}"))?;
+        match listener {
             Listener::Tcp(socket) => listeners.push(socket),
             _ => return Err("peers come by TCP only".to_owned()),
         }

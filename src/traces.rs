@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, Status, TraceContextExt, TraceFlags, TraceState, Tracer,
@@ -334,7 +336,7 @@ fn grpc(address: Option<&str>) -> Result<SpanExporter, String> {
     let mut builder = SpanExporter::builder().with_tonic();
     if let Some(address) = address {
         builder = builder.with_endpoint(format!("http://{address}"));
-    } else if ENDPOINTS.into_iter().find_map(variable).is_some_and(|it| it.starts_with("https:")) {
+    } else if is_secure() {
         // By itself it would trust nobody.
         builder = builder.with_tls_config(Certificates::of_variables()?.for_grpc()?);
     }
@@ -342,21 +344,26 @@ fn grpc(address: Option<&str>) -> Result<SpanExporter, String> {
 }
 
 fn http() -> Result<SpanExporter, String> {
+    let mut builder = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
+    if is_secure() {
+        builder = builder.with_http_client(secure_client()?);
+    }
+    builder.build().map_err(|error| error.to_string())
+}
+
+/// Whether the variables want TLS.
+fn is_secure() -> bool {
+    ENDPOINTS.into_iter().find_map(variable).is_some_and(|it| it.starts_with("https:"))
+}
+
+fn secure_client() -> Result<HyperClient<HttpsConnector<HttpConnector>>, String> {
     let Certificates { ca, pair } = Certificates::of_variables()?;
     let tls = tls::of_a_client(ca.as_deref(), pair.as_ref()).map_err(|error| error.to_string())?;
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .build();
+    let builder = HttpsConnectorBuilder::new().with_tls_config(tls);
+    let connector = builder.https_only().enable_http1().build();
     let millis = TIMEOUTS.into_iter().find_map(variable).and_then(|it| it.parse().ok());
     let timeout = millis.map_or(SEND_TIMEOUT, Duration::from_millis);
-    SpanExporter::builder()
-        .with_http()
-        .with_protocol(Protocol::HttpBinary)
-        .with_http_client(HyperClient::new(connector, timeout, None))
-        .build()
-        .map_err(|error| error.to_string())
+    Ok(HyperClient::new(connector, timeout, None))
 }
 
 /// What the variables say of TLS.
