@@ -53,6 +53,11 @@ impl Settings {
         let join = self.list("join");
         let discovery_srv =
             Some(self.text("discovery-srv").to_owned()).filter(|domain| !domain.is_empty());
+        if !initial.is_empty() && discovery_srv.is_some() {
+            let text = "multiple discovery or bootstrap flags are set. \
+                        Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"";
+            return Err(UsageError::config(text.to_owned()));
+        }
         // etcd always listens for peers. A member that nobody said anything about peers to has none.
         let wants_peers = initial.len() > 1
             || !join.is_empty()

@@ -157,6 +157,10 @@ fn settings_that_cannot_be_are_refused() {
             "ClientKeyFile and ClientCertFile must both be present or both absent: key: , cert: b.pem]",
         ),
         (
+            "--discovery-srv example.com --initial-cluster default=http://localhost:2380",
+            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
+        ),
+        (
             "--feature-gates LeaseCheckpointPersist=true",
             "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
         ),
