@@ -8,10 +8,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
 use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
 use starling::http::{Listener, Server, ServerOptions, forwarded};
+use starling::logging;
 use starling::metrics::Metrics;
 use starling::node::{
     AuthOptions, ClockOptions, ClusterOptions, Discovery, JwtOptions, MemberRecord, Node,
@@ -25,7 +27,6 @@ use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, MemberId};
-use starling::{api, logging};
 use tokio::signal::unix::{SignalKind, signal};
 
 // Requests come and go in small pieces on several threads, which this one is made for.
@@ -95,6 +96,7 @@ fn run(command: Command, args: &[String]) -> ExitCode {
         Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
         Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
         Command::Import => (cli::import(args, &mut output), "import"),
+        Command::Mirror => (cli::mirror(args, &mut output), "mirror"),
         Command::Snapshot => (cli::snapshot(args, &mut output), "snapshot"),
     };
     match outcome {
@@ -192,7 +194,8 @@ fn serve_member(config: &Config) -> Result<End, String> {
             "--force-new-cluster: all other members are removed; start without it next time"
         );
     }
-    let metrics = Arc::new(Metrics::new());
+    let metrics =
+        Arc::new(if config.extensive_metrics { Metrics::extensive() } else { Metrics::new() });
     let peers = peer_options(config, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
     let auth = auth_options(config)?;
@@ -497,6 +500,7 @@ fn server_options(config: &Config) -> ServerOptions {
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
         gateway: config.gateway,
+        slow: SlowLimits { unary: config.warn_unary, apply: config.warn_apply },
         ..ServerOptions::default()
     }
 }

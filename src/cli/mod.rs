@@ -5,6 +5,7 @@ pub mod figures;
 pub mod flags;
 mod import;
 mod member;
+mod mirror;
 mod status;
 mod table;
 
@@ -70,6 +71,11 @@ pub fn import(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError>
 /// Runs `starling snapshot`, which makes a store from a snapshot.
 pub fn snapshot(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     import::snapshot(args, output)
+}
+
+/// Runs `starling mirror`, which keeps keys of another cluster.
+pub fn mirror(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    mirror::run(args, output)
 }
 
 /// Writes to the standard output. Whoever reads it may stop early.

@@ -39,6 +39,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("cluster", Command::Cluster),
     ("conflicts", Command::Conflicts),
     ("import", Command::Import),
+    ("mirror", Command::Mirror),
     ("snapshot", Command::Snapshot),
 ];
 /// etcd's quota if none is set.
@@ -49,6 +50,10 @@ const ELECTION_TIMEOUT_MILLIS_MAX: i64 = 50_000;
 const HEARTBEATS_PER_ELECTION: i64 = 5;
 /// etcd's least interval of progress notifications.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// etcd's limit of slow calls if none is set.
+const WARN_UNARY_DEFAULT: Duration = Duration::from_millis(300);
+/// The value of `--metrics` that is not the default.
+const EXTENSIVE: &str = "extensive";
 /// All requests, as the rate of sampling counts them.
 const SAMPLING_RATE_MAX: i64 = 1_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -104,6 +109,12 @@ pub struct Config {
     pub value_cache_bytes: u64,
     /// Memory for blocks of the store.
     pub block_cache_bytes: u64,
+    /// Whether metrics have the time that each call takes.
+    pub extensive_metrics: bool,
+    /// Calls that take longer are logged, ...
+    pub warn_unary: Duration,
+    /// ... and so are reads and writes.
+    pub warn_apply: Duration,
     /// How much is logged.
     pub log_level: LogLevel,
     /// How it looks.
@@ -168,6 +179,8 @@ pub enum Command {
     Conflicts,
     /// Make a store from a file of etcd's.
     Import,
+    /// Follow another cluster.
+    Mirror,
     /// Make a store from a snapshot.
     Snapshot,
 }
@@ -479,6 +492,13 @@ impl Settings {
             keepalive_timeout: self.duration("grpc-keepalive-timeout"),
             value_cache_bytes: u64::try_from(self.int("value-cache-bytes")).unwrap_or(0),
             block_cache_bytes: u64::try_from(self.int("block-cache-bytes")).unwrap_or(0),
+            extensive_metrics: self.text("metrics") == EXTENSIVE,
+            // As in etcd, where zero stands for the default in the one and for nothing in the other.
+            warn_unary: match self.duration("warning-unary-request-duration") {
+                Duration::ZERO => WARN_UNARY_DEFAULT,
+                duration => duration,
+            },
+            warn_apply: self.duration("warning-apply-duration"),
             log_level: self.log_level()?,
             log_format: self.log_format()?,
             log_outputs: self.log_outputs(),
@@ -632,6 +652,7 @@ Usage:
   starling cluster status [flags]   ask a member how its cluster is; each command has its own --help
   starling conflicts [flags]        ask a member which writes were lost to others
   starling import <file> [flags]    make a data directory from a snapshot or a database of etcd
+  starling mirror --from <where>    copy the keys of a running etcd, and follow it
   starling snapshot restore <file>  make one from a snapshot, as etcdutl does
   starling sim [flags]              try how fast writes spread in a cluster of some size
   starling --version

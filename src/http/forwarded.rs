@@ -12,8 +12,8 @@ use tonic::Status;
 
 use super::AnswerBody;
 use super::limit::MessageLimit;
-use crate::api::Context;
 use crate::api::router::{self, Router};
+use crate::api::{Context, SlowLimits};
 use crate::metrics::Metrics;
 use crate::node::{
     FORWARDED, FORWARDED_ANSWERED, FORWARDED_BY, FORWARDED_REFUSED, FORWARDED_TO, Handle,
@@ -34,7 +34,15 @@ pub fn router(node: Handle, metrics: Arc<Metrics>, max_request_bytes: usize) -> 
     let (closing_sender, closing) = watch::channel(false);
     // Whoever sends a request on has checked who asks.
     let is_trusted = true;
-    let context = Context { node: node.clone(), metrics, max_request_bytes, is_trusted, closing };
+    let context = Context {
+        node: node.clone(),
+        metrics,
+        max_request_bytes,
+        is_trusted,
+        // The member that sends it on has the limits, and the client.
+        slow: SlowLimits::NEVER,
+        closing,
+    };
     let services = Arc::new(Services {
         router: Router::new(&context),
         node,
@@ -54,7 +62,7 @@ impl Services {
         }
         let limit = self.max_message_bytes;
         let Ok(response) =
-            self.router.call(request.map(|body| MessageLimit::new(body, limit))).await;
+            self.router.call(request.map(|body| MessageLimit::new(body, limit)), None).await;
         marked(response, FORWARDED_ANSWERED)
     }
 

@@ -18,6 +18,7 @@ pub mod server;
 mod socket;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
@@ -71,7 +72,7 @@ impl App {
     }
 
     /// gRPC needs HTTP/2; over HTTP/1 its paths are as unknown as any other.
-    pub(crate) fn call<B>(&self, request: Request<B>) -> Answer
+    pub(crate) fn call<B>(&self, request: Request<B>, remote: Option<SocketAddr>) -> Answer
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -85,7 +86,8 @@ impl App {
         {
             return if request.method() == Method::POST {
                 let limit = self.max_message_bytes;
-                Answer::Rpc(router.call(request.map(|body| MessageLimit::new(body, limit))))
+                let request = request.map(|body| MessageLimit::new(body, limit));
+                Answer::Rpc(router.call(request, remote))
             } else {
                 Answer::Ready(Some(wrong_method(request.method())))
             };

@@ -1,5 +1,6 @@
 //! The paths that probes, scrapers and people with curl ask for.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use crate::engine::command::Range;
 use crate::error::Error;
 use crate::metrics;
 use crate::node::{ClusterStatus, Handle, State};
-use crate::types::{AlarmKind, KeyRange};
+use crate::types::{AlarmKind, KeyRange, MemberId};
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const NO_SNIFF: (HeaderName, HeaderValue) =
@@ -70,10 +71,21 @@ impl Paths {
                 return find_check(head.uri.path()).map(|_| not_allowed());
             }
             "/version" => Answer::Ready(Some(version())),
-            "/health" => Answer::Path(Box::pin(async move { health(&context, &query).await })),
+            "/health" => Answer::Path(Box::pin(async move {
+                let answer = health(&context, &query).await;
+                let metrics = &context.metrics;
+                let is_good = answer.status() == StatusCode::OK;
+                let counter =
+                    if is_good { &metrics.health_success } else { &metrics.health_failures };
+                counter.inc();
+                answer
+            })),
             path => {
                 let checks = find_check(path)?;
-                Answer::Path(Box::pin(async move { run_checks(&context, checks, &query).await }))
+                let root = if path.starts_with("/livez") { "livez" } else { "readyz" };
+                Answer::Path(Box::pin(
+                    async move { run_checks(&context, (root, checks), &query).await },
+                ))
             }
         };
         Some(answer)
@@ -157,7 +169,7 @@ fn unhealthy(reason: &str) -> Response<AnswerBody> {
 
 async fn run_checks(
     context: &Context,
-    checks: Vec<(&'static str, Check)>,
+    (root, checks): (&'static str, Vec<(&'static str, Check)>),
     query: &Query,
 ) -> Response<AnswerBody> {
     let (mut report, mut failed) = (String::new(), false);
@@ -165,7 +177,9 @@ async fn run_checks(
         if query.excludes(name) {
             continue;
         }
-        match run_check(context, check).await {
+        let checked = run_check(context, check).await;
+        context.metrics.health_check(root, name, checked.is_ok());
+        match checked {
             Ok(()) => report.push_str(&format!("[+]{name} ok\n")),
             Err(error) => {
                 failed = true;
@@ -231,9 +245,30 @@ fn metrics(context: &Context) -> Response<AnswerBody> {
         watch_streams: status.watch_streams,
         watchers: status.watchers,
         entries: status.entries,
-        cluster: cluster(&context.node),
+        auth_revision: context.node.auth().state().revision(),
+        leader_id: context.node.leader().to_string(),
+        alarms: status
+            .alarms
+            .iter()
+            .map(|alarm| (alarm.member.to_string(), convert::alarm_name(alarm.kind)))
+            .collect(),
+        ..about_members(&context.node)
     };
     answer(context.metrics.encode(&state), metrics::CONTENT_TYPE)
+}
+
+/// What is shown of the members.
+fn about_members(node: &Handle) -> metrics::State {
+    let status = node.cluster_status();
+    let own = status.members.get(&node.member().id);
+    metrics::State {
+        has_majority: !status.has_peers || status.facts.voters_alive >= status.facts.majority,
+        is_learner: own.is_some_and(|own| own.learner),
+        is_catching_up: status.facts.catch_up.is_some(),
+        member_ids: status.members.keys().map(ToString::to_string).collect(),
+        cluster: cluster(node),
+        ..metrics::State::default()
+    }
 }
 
 /// What is shown of the cluster, if there is or was one.
@@ -278,15 +313,19 @@ fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
         is_clock_confirmed: facts.clock.is_confirmed,
         is_fenced: facts.clock.is_fenced,
         acks_waiting: [acks.one, acks.majority, acks.all],
-        per_peer: if facts.is_direct { per_peer(&status) } else { Vec::new() },
+        per_peer: if facts.is_direct { per_peer(&status, &node.round_trips()) } else { Vec::new() },
     })
 }
 
 /// The peers that were ever started. Those without series of their own are too many for a dashboard, too.
-fn per_peer(status: &ClusterStatus) -> Vec<metrics::PeerState> {
+fn per_peer(
+    status: &ClusterStatus,
+    round_trips: &BTreeMap<MemberId, metrics::Seconds>,
+) -> Vec<metrics::PeerState> {
     let started = status.facts.peers.iter().filter(|(_, peer)| peer.state.is_some());
     let shown = started.map(|(member, peer)| metrics::PeerState {
         name: status.label(*member),
+        id: member.to_string(),
         is_alive: peer.state != Some(State::Dead),
         heard_age_millis: peer.heard_millis.map(|millis| status.since(millis)),
         missing_here: peer.missing_here,
@@ -298,6 +337,7 @@ fn per_peer(status: &ClusterStatus) -> Vec<metrics::PeerState> {
         dropped_messages: peer.traffic.lost + peer.traffic.refused,
         failures: peer.traffic.failures,
         conflicts: peer.conflicts,
+        round_trips: round_trips.get(member).cloned(),
     });
     shown.collect()
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use super::socket::{Accepted, AsyncListener, Socket, Stream};
 use super::{Answer, AnswerBody, App, ByTls, Listener};
-use crate::api::{CertificateUser, Context};
+use crate::api::{CertificateUser, Context, SlowLimits};
 use crate::metrics::Metrics;
 use crate::node::Handle;
 use crate::tls::Tls;
@@ -65,6 +66,8 @@ pub struct ServerOptions {
     pub gateway: bool,
     /// Answer plain HTTP paths only, as for a port that is open to monitoring.
     pub plain_only: bool,
+    /// From when on requests are in the log.
+    pub slow: SlowLimits,
 }
 
 impl Default for ServerOptions {
@@ -78,6 +81,7 @@ impl Default for ServerOptions {
             stop_grace: Duration::from_secs(5),
             gateway: true,
             plain_only: false,
+            slow: SlowLimits::default(),
         }
     }
 }
@@ -120,6 +124,7 @@ impl Server {
             metrics,
             max_request_bytes,
             is_trusted: false,
+            slow: options.slow,
             closing: closing_receiver,
         };
         let mut server = Self { closing, threads: Vec::new(), ended };
@@ -271,6 +276,7 @@ struct Serving {
 
 async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, stopping: Watcher) {
     let by_tls = tls.is_some().then_some(ByTls);
+    let remote = stream.remote();
     let (stream, user) = match tls {
         None => (stream, None),
         Some(tls) => match greet(&tls, stream, serving.closing.clone()).await {
@@ -282,7 +288,7 @@ async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, sto
         },
     };
     let socket = Socket::new(stream, HANDSHAKE_TIMEOUT, &serving.metrics);
-    let service = Service { app: Arc::clone(&serving.app), by_tls, user };
+    let service = Service { app: Arc::clone(&serving.app), by_tls, user, remote };
     let connection = serving.builder.serve_connection(TokioIo::new(socket), service);
     // Clients go in many ways, none of which is worth more than this.
     if let Err(error) = stopping.watch(connection).await {
@@ -333,6 +339,8 @@ struct Service {
     by_tls: Option<ByTls>,
     /// Whom the certificate of the client names.
     user: Option<CertificateUser>,
+    /// Where it is, if it came by TCP.
+    remote: Option<SocketAddr>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -347,6 +355,6 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         if let Some(user) = &self.user {
             request.extensions_mut().insert(user.clone());
         }
-        self.app.call(request)
+        self.app.call(request, self.remote)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::TrySendError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
@@ -32,7 +32,7 @@ use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
 use crate::error::{AuthError, Error, Result, StoreError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Seconds};
 use crate::storage::schema::member::MemberRecord;
 use crate::traces::{RequestSpan, Traces};
 use crate::transport::Transport;
@@ -43,6 +43,8 @@ use crate::types::{
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
 const INLINE_KEYS_MAX: u64 = 512;
+/// From when on a read of a majority counts as slow (etcd: 500 ms).
+const SLOW_READ: Duration = Duration::from_millis(500);
 /// How often a watch stream looks whether a progress notification is due, as a part of the interval.
 const PROGRESS_LOOKS: u32 = 10;
 const PROGRESS_LOOK_MIN: Duration = Duration::from_millis(10);
@@ -410,11 +412,20 @@ impl Handle {
             return Ok(());
         }
         let (reader, wait) = oneshot::channel();
+        let begun = Instant::now();
         self.send(Task::Read(reader))?;
-        match tokio::time::timeout(self.shared.options.timeout, wait).await {
+        let metrics = &self.shared.metrics;
+        let read = tokio::time::timeout(self.shared.options.timeout, wait).await;
+        if begun.elapsed() > SLOW_READ {
+            metrics.slow_reads.inc();
+        }
+        match read {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::Timeout),
+            Err(_) => {
+                metrics.failed_reads.inc();
+                Err(Error::Timeout)
+            }
         }
     }
 
@@ -479,6 +490,11 @@ impl Handle {
             has_peers: self.shared.directory.read().is_some(),
             now: self.shared.clock.now(),
         }
+    }
+
+    /// How long questions to each peer and their answers take.
+    pub fn round_trips(&self) -> BTreeMap<MemberId, Seconds> {
+        self.transport.as_ref().map(Transport::round_trips).unwrap_or_default()
     }
 
     /// Writes that were lost to others that had not seen them: the newest first, and how many there were.
@@ -770,10 +786,11 @@ impl Handle {
             ack: self.ack,
             queued,
         })?;
+        let _pending = Pending::new(&self.shared.metrics);
         let reply = match tokio::time::timeout(self.shared.options.timeout, wait).await {
             Ok(Ok(result)) => result?,
-            Ok(Err(_)) => return Err(Error::Stopped),
-            Err(_) => return Err(Error::Timeout),
+            Ok(Err(_)) => return Err(self.given_up(Error::Stopped)),
+            Err(_) => return Err(self.given_up(Error::Timeout)),
         };
         if let Some(span) = &self.span {
             span.answered(reply.revision, keys_of(&reply.body));
@@ -781,11 +798,32 @@ impl Handle {
         Ok(reply)
     }
 
+    fn given_up(&self, error: Error) -> Error {
+        self.shared.metrics.writes_failed.inc();
+        error
+    }
+
     fn send(&self, task: Task) -> Result<()> {
         self.queue.try_send(task).map_err(|error| match error {
             TrySendError::Full(_) => Error::TooManyRequests,
             TrySendError::Disconnected(_) => Error::Stopped,
         })
+    }
+}
+
+/// A write that waits for its answer, or that its client waits for no more.
+struct Pending<'a>(&'a Metrics);
+
+impl<'a> Pending<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.writes_pending.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.writes_pending.dec();
     }
 }
 

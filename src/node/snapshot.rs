@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::Handle;
 use super::handle::Shared;
@@ -63,8 +64,11 @@ impl Handle {
             version,
         };
         let shared = Arc::clone(&self.shared);
+        let begun = Instant::now();
         let written = tokio::task::spawn_blocking(move || shared.write_snapshot(around));
-        written.await.map_err(|_| SnapshotError::Refused(Error::Stopped))?
+        let written = written.await.map_err(|_| SnapshotError::Refused(Error::Stopped))?;
+        self.shared.metrics.snapshot_seconds.observe(begun.elapsed());
+        written
     }
 }
 

@@ -184,6 +184,12 @@ async fn one_put(server: &Server) {
     client.put(put).await.expect("a put succeeds");
 }
 
+/// Status and body of a path.
+pub(super) fn get(server: &Server, path: &str) -> (String, String) {
+    let answer = ask(server, &format!("GET {path}"));
+    (answer.status, answer.body)
+}
+
 /// Sends one request on a connection of its own and reads all of the answer.
 fn ask(server: &Server, request: &str) -> Answer {
     let mut socket =

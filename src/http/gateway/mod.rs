@@ -141,7 +141,7 @@ where
         }
     };
     let requests = MessageLimit::new(requests, max_message_bytes);
-    let call = router.call(grpc_request(route, &head.headers, requests));
+    let call = router.call(grpc_request(route, &head.headers, requests), None);
     answer::of_call(call, route, deadline).await
 }
 
