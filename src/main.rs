@@ -12,7 +12,7 @@ use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
 use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
-use starling::http::{Listener, Server, ServerOptions, forwarded};
+use starling::http::{Allowed, Listener, Server, ServerOptions, Serves, forwarded};
 use starling::logging;
 use starling::metrics::Metrics;
 use starling::node::{
@@ -182,6 +182,7 @@ fn serve_member(config: &Config) -> Result<End, String> {
     let (tls, shares) = (tls.as_ref(), config.shares_ports);
     let listeners = listen(&config.listen_client_urls, tls, shares)?;
     let http_listeners = listen(&config.listen_http_urls, tls, shares)?;
+    let metrics_listeners = listen(&config.listen_metrics_urls, tls, shares)?;
     let disk_options =
         DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
     let store = if config.cluster.volatile {
@@ -213,11 +214,15 @@ fn serve_member(config: &Config) -> Result<End, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let addresses: Vec<String> = listeners.iter().chain(&http_listeners).map(address).collect();
+    let all_listeners = listeners.iter().chain(&http_listeners).chain(&metrics_listeners);
+    let addresses: Vec<String> = all_listeners.map(address).collect();
     let options = server_options(config);
-    let plain = ServerOptions { plain_only: true, worker_threads: 1, ..options.clone() };
+    let besides = |serves| ServerOptions { serves, worker_threads: 1, ..options.clone() };
+    let (http, monitoring) = (besides(Serves::Http), besides(Serves::Monitoring));
     let mut servers = Vec::new();
-    for (options, listeners) in [(options, listeners), (plain, http_listeners)] {
+    for (options, listeners) in
+        [(options, listeners), (http, http_listeners), (monitoring, metrics_listeners)]
+    {
         if !listeners.is_empty() {
             let server = Server::start(&options, node.handle(), Arc::clone(&metrics), listeners);
             servers.push(server.map_err(|error| format!("cannot serve: {error}"))?);
@@ -500,9 +505,15 @@ fn server_options(config: &Config) -> ServerOptions {
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
         gateway: config.gateway,
+        hosts: allowed(config.hosts.as_ref()),
+        origins: allowed(config.origins.as_ref()),
         slow: SlowLimits { unary: config.warn_unary, apply: config.warn_apply },
         ..ServerOptions::default()
     }
+}
+
+fn allowed(names: Option<&Vec<String>>) -> Allowed {
+    names.map_or(Allowed::Any, |names| Allowed::These(names.iter().cloned().collect()))
 }
 
 /// An error with its causes.

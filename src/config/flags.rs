@@ -175,8 +175,8 @@ pub const GROUPS: &[Group] = &[
         flag("cipher-suites", Text, "", Honoured, "cipher suites of TLS 1.2, by Go's names, separated by commas"),
         flag("tls-min-version", Text, "TLS1.2", Honoured, "oldest version of TLS"),
         flag("tls-max-version", Text, "", Honoured, "newest version of TLS"),
-        flag("cors", Text, "*", LATER, "origins that browsers may come from"),
-        flag("host-whitelist", Text, "*", LATER, "host names that plain HTTP requests may name"),
+        flag("cors", Text, "*", Honoured, "origins of pages that may read answers, separated by commas; * for all"),
+        flag("host-whitelist", Text, "*", Honoured, "host names that plain HTTP without TLS may name, separated by commas; * for all"),
     ] },
     Group { title: "Auth", flags: &[
         flag("auth-token", Text, "simple", Honoured, "kind of tokens: simple, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=10m"),

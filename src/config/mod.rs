@@ -67,8 +67,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where it listens for clients.
     pub listen_client_urls: Vec<ListenUrl>,
-    /// Where it listens for plain HTTP only.
+    /// Where it listens for HTTP only.
     pub listen_http_urls: Vec<ListenUrl>,
+    /// Where it listens for whoever watches over it.
+    pub listen_metrics_urls: Vec<ListenUrl>,
     /// Where clients reach it.
     pub advertise_client_urls: Vec<String>,
     /// Where peers reach it.
@@ -95,6 +97,10 @@ pub struct Config {
     pub gateway: bool,
     /// Whether other processes may listen on the same ports.
     pub shares_ports: bool,
+    /// The origins of pages that may read answers; `None` for all.
+    pub origins: Option<Vec<String>>,
+    /// The hosts that plain HTTP may name; `None` for all.
+    pub hosts: Option<Vec<String>>,
     /// How much history auto-compaction keeps.
     pub retention: Retention,
     /// etcd's election timeout, from which other times derive.
@@ -447,8 +453,6 @@ impl Settings {
 
     fn config(&self, is_etcd: bool) -> Result<Config, UsageError> {
         let name = self.text("name").to_owned();
-        let mut listen_http_urls = self.listen_urls("listen-client-http-urls")?;
-        listen_http_urls.extend(self.listen_urls("listen-metrics-urls")?);
         let listen_client_urls = self.listen_urls("listen-client-urls")?;
         let tls = self.tls(&tls::CLIENT)?;
         for name in ["listen-client-urls", "listen-client-http-urls", "listen-metrics-urls"] {
@@ -467,7 +471,8 @@ impl Settings {
         Ok(Config {
             data_dir: self.data_dir(&name, is_etcd),
             listen_client_urls,
-            listen_http_urls,
+            listen_http_urls: self.listen_urls("listen-client-http-urls")?,
+            listen_metrics_urls: self.listen_urls("listen-metrics-urls")?,
             advertise_client_urls: self.urls("advertise-client-urls")?,
             advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
             cluster: self.cluster(&name)?,
@@ -484,6 +489,8 @@ impl Settings {
             auth: self.auth()?,
             gateway: self.is_on("enable-grpc-gateway"),
             shares_ports: self.is_on("socket-reuse-port"),
+            origins: parse::origins("cors", self.text("cors"))?,
+            hosts: parse::names(self.text("host-whitelist")),
             retention: self.retention()?,
             election_timeout: self.election_timeout()?,
             progress_interval: self.progress_interval().max(PROGRESS_INTERVAL_MIN),

@@ -9,13 +9,16 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 
-use super::{Answer, AnswerBody};
+use super::{Answer, AnswerBody, Serves};
 use crate::api::{CLUSTER_VERSION, Context, ETCD_VERSION, convert};
 use crate::engine::command::Range;
 use crate::error::Error;
 use crate::metrics;
 use crate::node::{ClusterStatus, Handle, State};
 use crate::types::{AlarmKind, KeyRange, MemberId};
+
+const VERSION: &str = "/version";
+const DEBUG_VARS: &str = "/debug/vars";
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const NO_SNIFF: (HeaderName, HeaderValue) =
@@ -49,11 +52,12 @@ const READYZ: &[(&str, Check)] = &[
 /// Answers plain HTTP.
 pub(super) struct Paths {
     context: Context,
+    serves: Serves,
 }
 
 impl Paths {
-    pub(super) fn new(context: Context) -> Self {
-        Self { context }
+    pub(super) fn new(context: Context, serves: Serves) -> Self {
+        Self { context, serves }
     }
 
     /// Whether it matters who asks.
@@ -66,11 +70,13 @@ impl Paths {
         let context = self.context.clone();
         let query = Query::new(head.uri.query().unwrap_or_default());
         let answer: Answer = match head.uri.path() {
+            VERSION | DEBUG_VARS if self.serves == Serves::Monitoring => return None,
             "/metrics" => Answer::Ready(Some(metrics(&context))),
             _ if head.method != Method::GET => {
                 return find_check(head.uri.path()).map(|_| not_allowed());
             }
-            "/version" => Answer::Ready(Some(version())),
+            VERSION => Answer::Ready(Some(version())),
+            DEBUG_VARS => Answer::Ready(Some(debug_vars(&context))),
             "/health" => Answer::Path(Box::pin(async move {
                 let answer = health(&context, &query).await;
                 let metrics = &context.metrics;
@@ -108,7 +114,7 @@ fn not_allowed() -> Answer {
 
 /// The checks of a path that answers `GET` only. That of a single check has just this one.
 fn find_check(path: &str) -> Option<Vec<(&'static str, Check)>> {
-    if matches!(path, "/health" | "/version") {
+    if matches!(path, "/health" | VERSION | DEBUG_VARS) {
         return Some(Vec::new());
     }
     let (root, name) = match path.strip_prefix('/')?.split_once('/') {
@@ -222,6 +228,49 @@ fn version() -> Response<AnswerBody> {
         "{{\"etcdserver\":\"{ETCD_VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\",\"storage\":\"{CLUSTER_VERSION}\"}}"
     );
     answer(body, "application/json")
+}
+
+/// What etcd publishes by Go's `expvar`, as far as it is not about Go: how it was started, its limits, and where it stands, in
+/// the words of raft. A password on the command line is nobody's business.
+fn debug_vars(context: &Context) -> Response<AnswerBody> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let status = context.node.status();
+    let id = context.node.member().id.to_string();
+    let vars = serde_json::json!({
+        "cmdline": shown_arguments(std::env::args()),
+        "file_descriptor_limit": limit,
+        "raft.status": {
+            "id": id,
+            "term": status.term,
+            "vote": id,
+            "commit": status.entries,
+            "lead": id,
+            "raftState": "StateLeader",
+            "applied": status.entries,
+        },
+    });
+    answer(format!("{vars:#}\n"), "application/json; charset=utf-8")
+}
+
+fn shown_arguments(arguments: impl Iterator<Item = String>) -> Vec<String> {
+    const SECRET: &str = "password";
+    let mut is_secret = false;
+    let mut show = move |argument: String| {
+        let was_secret = std::mem::replace(&mut is_secret, false);
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (argument.as_str(), None),
+        };
+        if was_secret {
+            return "***".to_owned();
+        }
+        if !name.starts_with('-') || !name.contains(SECRET) {
+            return argument;
+        }
+        is_secret = value.is_none();
+        value.map_or_else(|| name.to_owned(), |_| format!("{name}=***"))
+    };
+    arguments.map(|argument| show(argument)).collect()
 }
 
 /// What etcd calls the version of its cluster here has no patch level.
@@ -386,6 +435,14 @@ mod tests {
         assert!(query.verbose && query.excludes("NOSPACE") && query.excludes("x"));
         assert!(!query.excludes("CORRUPT"));
         assert_eq!(Query::new(""), Query::default());
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let arguments = "starling --name a --discovery-password secret --x=password -password=b c";
+        let shown = shown_arguments(arguments.split(' ').map(str::to_owned)).join(" ");
+        let expected = "starling --name a --discovery-password *** --x=password -password=*** c";
+        assert_eq!(shown, expected);
     }
 
     #[test]

@@ -7,13 +7,14 @@ use std::sync::mpsc::TrySendError;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use super::auth::AuthOptions;
 use super::clock::SystemClock;
 use super::driver::{Queue, Task};
 use super::home::Home;
 use super::searches::Searches;
+use super::snapshot::SNAPSHOTS_MAX;
 use super::status::{ClusterStatus, Facts};
 use super::tokens::Tokens;
 use super::write_traces::Queued;
@@ -126,6 +127,8 @@ pub(super) struct Shared {
     pub(super) clock: SystemClock,
     /// Leases that peers are asked for.
     pub(super) searches: Searches,
+    /// Places for snapshots.
+    pub(super) snapshots: Arc<Semaphore>,
     pub(super) metrics: Arc<Metrics>,
     /// `None` if nobody wants any.
     pub(super) traces: Option<Arc<Traces>>,
@@ -179,6 +182,7 @@ impl Shared {
             bcrypt_cost: auth.bcrypt_cost,
             clock,
             searches: Searches::default(),
+            snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
             metrics,
             traces,
             member,

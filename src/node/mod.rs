@@ -49,7 +49,7 @@ pub use forward::{
 pub use handle::{Handle, Member, Removed, RequestOptions, Status, WatchStream};
 pub use passwords::{COST_DEFAULT, COSTS};
 pub use peers::PeerOptions;
-pub use snapshot::SnapshotError;
+pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};
 
 pub use tokens::{JwtOptions, TokenOptions};

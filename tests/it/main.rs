@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod attacks;
 mod cli;
 mod cluster;
 mod crash;
@@ -18,3 +19,4 @@ mod sockets;
 mod tidy;
 mod tls;
 mod traces;
+mod websocket;

@@ -43,6 +43,7 @@ pub(super) const REQUESTS: &[&str] = &[
     "GET /livez?exclude=serializable_read",
     "GET /livez/serializable_read?verbose",
     "POST /etcdserverpb.KV/Range",
+    "POST /debug/vars",
 ];
 
 /// Metrics that dashboards and alerts of etcd are made of.

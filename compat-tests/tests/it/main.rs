@@ -1,5 +1,6 @@
 //! See the crate's documentation for what is compared with what.
 
+mod access;
 mod cluster;
 mod counts;
 mod differences;
@@ -18,3 +19,4 @@ mod raw;
 mod rust_client;
 mod rust_suite;
 mod tls;
+mod websocket;
