@@ -335,7 +335,8 @@ fn use_store(mut writer: Writer) {
     let heads = writer.heads();
     let none: Vec<Head> = heads.iter().map(|head| Head { seq: 0, ..*head }).collect();
     let segments = writer.mvcc().segments(&none, &heads, READ_BYTES_MAX).expect("memory gives it");
-    let state = writer.mvcc().catch_up(&none, None, READ_BYTES_MAX).expect("memory gives it");
+    let state =
+        writer.mvcc().catch_up(&none, (None, None), READ_BYTES_MAX).expect("memory gives it");
     // Whatever a store says, others take it or leave it.
     let store = Store::Memory(Memory::new());
     let identity = Identity { member: MemberId(99), cluster: ClusterId(2) };

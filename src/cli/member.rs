@@ -97,6 +97,34 @@ impl Member {
         Ok(Self { user: user(name)?, ..self })
     }
 
+    /// The same, with more time for each request.
+    pub(super) fn with_timeout(self, timeout: Duration) -> Self {
+        Self { endpoint: self.endpoint.timeout(timeout), ..self }
+    }
+
+    /// Where it is, as it was said.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Does something on the thread that asks it.
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// A connection, or why there is none.
+    pub(super) async fn channel(&self) -> Result<Channel, String> {
+        self.endpoint.connect().await.map_err(|error| innermost(&error))
+    }
+
+    /// A connection, and the token of the user. What does not work out is told with the member's address.
+    pub(super) async fn connect(&self) -> Result<(Channel, Option<AsciiMetadataValue>), Status> {
+        let failed = |why| Status::unavailable(format!("{}: {why}", self.address));
+        let channel = self.channel().await.map_err(failed)?;
+        let token = authenticate(&channel, self.user.as_ref()).await?;
+        Ok((channel, token))
+    }
+
     /// How its cluster is, with so many members at most.
     pub(super) fn status(&self, members_max: u32) -> Result<pb::StatusReply, ToolError> {
         let request = pb::StatusRequest { members_max };
@@ -107,6 +135,11 @@ impl Member {
     pub(super) fn conflicts(&self, conflicts_max: u32) -> Result<pb::ConflictsReply, ToolError> {
         let request = pb::ConflictsRequest { conflicts_max };
         self.ask(request, async |client, request| client.conflicts(request).await)
+    }
+
+    /// Changes whom it does not talk to.
+    pub(super) fn block(&self, request: pb::BlockRequest) -> Result<pb::BlockReply, ToolError> {
+        self.ask(request, async |client, request| client.block(request).await)
     }
 
     fn ask<Q, T>(
@@ -120,8 +153,7 @@ impl Member {
         let address = &self.address;
         let failed = |why: &str| ToolError::Failed(format!("{address}: {why}"));
         self.runtime.block_on(async {
-            let channel = self.endpoint.connect().await;
-            let channel = channel.map_err(|error| failed(&innermost(&error)))?;
+            let channel = self.channel().await.map_err(|why| failed(&why))?;
             let token = authenticate(&channel, self.user.as_ref()).await;
             let token = token.map_err(|status| failed(status.message()))?;
             let mut request = Request::new(message);

@@ -121,6 +121,7 @@ pub const GROUPS: &[Group] = &[
         flag("linearizable-reads", Text, "local", Honoured, "(starling) whom such a read asks: local or majority"),
         flag("lease-expiry", Text, "majority", Honoured, "(starling) whom a member asks before it ends a lease: majority or local"),
         flag("volatile", Bool, "false", Honoured, "(starling) keep nothing on disk; the peers have it"),
+        flag("peer-block", Text, "", Honoured, "(starling) names of members not to talk to, separated by commas"),
         flag("zone", Text, "", Honoured, "(starling) where this member stands: it talks to others there first"),
         flag("direct-max", Uint, "16", Honoured, "(starling) up to so many members, writes go straight to all"),
         flag("gc-age", Duration, "10m", Honoured, "(starling) how long it is remembered at least that a key was deleted"),

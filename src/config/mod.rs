@@ -36,6 +36,8 @@ const ETCD: &str = "etcd";
 /// Our own commands, by what they are called by.
 const COMMANDS: &[(&str, Command)] = &[
     ("sim", Command::Sim),
+    ("shell", Command::Shell),
+    ("health", Command::Health),
     ("cluster", Command::Cluster),
     ("conflicts", Command::Conflicts),
     ("import", Command::Import),
@@ -179,6 +181,10 @@ pub enum Invocation {
 pub enum Command {
     /// Try how writes spread, in virtual time.
     Sim,
+    /// Do what somebody says to a member.
+    Shell,
+    /// Ask a member whether it is well.
+    Health,
     /// Ask a member how its cluster is.
     Cluster,
     /// Ask a member which writes were lost.
@@ -656,6 +662,8 @@ Starling, an etcd v3 server without a leader.
 
 Usage:
   starling [flags]                  serve; without flags on localhost:2379, with the data in default.starling
+  starling shell [flags] [command]  talk to a member: put, get, del, watch, join, show, sync, members, ...
+  starling health [flags]           ask a member whether it is well: exit code 0 or 1
   starling cluster status [flags]   ask a member how its cluster is; each command has its own --help
   starling conflicts [flags]        ask a member which writes were lost to others
   starling import <file> [flags]    make a data directory from a snapshot or a database of etcd

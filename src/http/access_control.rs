@@ -65,21 +65,21 @@ pub(super) fn open_to(origin: &HeaderValue, headers: &mut HeaderMap) {
 }
 
 /// Refuses a request of HTTP/1.1 that names no host, or several, as HTTP demands, in Go's words.
-pub(super) fn check_form(head: &Parts) -> Result<(), Response<AnswerBody>> {
+pub(super) fn refuse_hosts(head: &Parts) -> Option<Response<AnswerBody>> {
     let wrong = match head.headers.get_all(HOST).into_iter().count() {
-        _ if head.version != Version::HTTP_11 || head.method == Method::CONNECT => return Ok(()),
+        _ if head.version != Version::HTTP_11 || head.method == Method::CONNECT => return None,
         0 => "missing required Host header",
-        1 => return Ok(()),
+        1 => return None,
         _ => "too many Host headers",
     };
-    Err(paths::error(StatusCode::BAD_REQUEST, &format!("400 Bad Request: {wrong}")))
+    Some(paths::error(StatusCode::BAD_REQUEST, &format!("400 Bad Request: {wrong}")))
 }
 
 /// Refuses a request that names a host which was not meant, in etcd's words.
-pub(super) fn check_host(hosts: &Allowed, head: &Parts) -> Result<(), Response<AnswerBody>> {
+pub(super) fn refuse_host(hosts: &Allowed, head: &Parts) -> Option<Response<AnswerBody>> {
     let host = host(head);
     if hosts.allows(host) {
-        return Ok(());
+        return None;
     }
     tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
     let text = format!(
@@ -95,7 +95,7 @@ This requirement has been added to help prevent \"DNS Rebinding\" attacks (CVE-2
 
 "
     );
-    Err(paths::error(StatusCode::MISDIRECTED_REQUEST, &text))
+    Some(paths::error(StatusCode::MISDIRECTED_REQUEST, &text))
 }
 
 /// The host of a request, without its port. That of the URL goes first.
@@ -223,12 +223,12 @@ mod tests {
         };
         assert_eq!(host(&head("/", &["a:1"])), "a");
         assert_eq!(host(&head("http://b:1/", &["a"])), "b");
-        assert!(check_form(&head("/", &["a"])).is_ok());
-        assert!(check_form(&head("/", &["a", "b"])).is_err());
-        assert!(check_form(&head("http://b/", &[])).is_err());
+        assert!(refuse_hosts(&head("/", &["a"])).is_none());
+        assert!(refuse_hosts(&head("/", &["a", "b"])).is_some());
+        assert!(refuse_hosts(&head("http://b/", &[])).is_some());
         let mut old = head("/", &[]);
         old.version = Version::HTTP_10;
-        assert!(check_form(&old).is_ok());
+        assert!(refuse_hosts(&old).is_none());
         assert_eq!(host(&old), "");
     }
 

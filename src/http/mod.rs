@@ -106,19 +106,19 @@ impl App {
             };
         }
         let (head, body) = request.into_parts();
-        if let Err(refusal) = access_control::check_form(&head) {
+        if let Some(refusal) = access_control::refuse_hosts(&head) {
             return Answer::Ready(Some(refusal));
         }
         if self.serves == Serves::Monitoring {
             return self.find(head, body);
         }
         let by_tls = head.extensions.get::<ByTls>().is_some();
-        let checked = if by_tls {
-            self.check_certificate(&head)
+        let refusal = if by_tls {
+            self.refuse_certificate(&head)
         } else {
-            access_control::check_host(&self.hosts, &head)
+            access_control::refuse_host(&self.hosts, &head)
         };
-        if let Err(refusal) = checked {
+        if let Some(refusal) = refusal {
             return Answer::Ready(Some(refusal));
         }
         if head.method == Method::OPTIONS && head.uri.path() == "*" {
@@ -136,13 +136,11 @@ impl App {
         }
     }
 
-    fn check_certificate(&self, head: &Parts) -> Result<(), Response<AnswerBody>> {
+    fn refuse_certificate(&self, head: &Parts) -> Option<Response<AnswerBody>> {
         let has_user = head.extensions.get::<CertificateUser>().is_some();
         let is_ignored = self.gateway.is_some() && Gateway::has(head.uri.path());
-        if has_user && is_ignored && self.paths.knows_users() {
-            return Err(paths::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED));
-        }
-        Ok(())
+        (has_user && is_ignored && self.paths.knows_users())
+            .then(|| paths::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED))
     }
 
     /// What is at a path.

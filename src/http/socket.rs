@@ -86,6 +86,15 @@ impl Listener {
         }
     }
 
+    /// The same once more, for a server that follows another one. On TCP nobody who connects in between is turned away.
+    pub fn again(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
+            Self::Unix(_, path) => Self::unix(path),
+            Self::Tls(listener, tls) => Ok(Self::Tls(Box::new(listener.again()?), Arc::clone(tls))),
+        }
+    }
+
     /// Where it listens, if on TCP.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
@@ -379,6 +388,22 @@ mod tests {
         let refused = connect().map_err(|error| error.kind());
         assert_eq!(refused.err(), Some(io::ErrorKind::ConnectionRefused));
         listener.listen().expect("nobody else does");
+        connect().expect("it listens");
+    }
+
+    #[test]
+    fn whoever_follows_listens_where_another_did() {
+        let first = Listener::tcp("127.0.0.1:0").expect("there is a free port");
+        let address = first.address().expect("it has one");
+        let connect = || net::TcpStream::connect(address).map_err(|error| error.kind());
+        let server = first.again().expect("it is open");
+        assert_eq!(connect().err(), Some(io::ErrorKind::ConnectionRefused));
+        server.listen().expect("nobody else does");
+        connect().expect("it listens");
+        drop(server);
+        connect().expect("the next server has it");
+        let next = first.again().expect("it is open");
+        next.listen().expect("nobody else does");
         connect().expect("it listens");
     }
 

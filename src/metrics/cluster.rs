@@ -205,7 +205,7 @@ fn register_gossip(now: &mut Registry, state: &ClusterState) {
         ("starling_scrub_differences", "Puts that others had lost", state.differences),
         (
             "starling_comparisons_misanswered",
-            "Comparisons given up since a peer answered what it was not asked",
+            "Comparisons and catch-ups given up since a peer answered what it was not asked, or what cannot be",
             state.misanswers,
         ),
         (

@@ -124,6 +124,15 @@ pub(super) enum Task {
     Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
+    /// There is nobody to join: this member begins a cluster.
+    StandAlone,
+    /// This member leaves; tell when another one knows, or, of one that is alone, when that is on record.
+    Leave {
+        /// Whether there are no others.
+        is_alone: bool,
+        /// Tells when it is done.
+        done: oneshot::Sender<()>,
+    },
     /// Say when the space of a compaction has been given up.
     AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
     /// Take note of a sweep, which has ended so.
@@ -155,6 +164,8 @@ pub(super) struct Driver {
     /// Questions about members whose answers are durable with the next commit.
     admissions: Vec<(oneshot::Sender<Admitted>, Admitted)>,
     membership_changes: Vec<oneshot::Sender<()>>,
+    /// Others have to know of the entry with this seq, by which this member has left.
+    leaving: Option<(u64, oneshot::Sender<()>)>,
     /// Reads that wait for a majority, by their numbers.
     reads: BTreeMap<u64, oneshot::Sender<()>>,
     next_read: u64,
@@ -230,6 +241,7 @@ impl Driver {
             acks: Acks::default(),
             admissions: Vec::new(),
             membership_changes: Vec::new(),
+            leaving: None,
             reads: BTreeMap::new(),
             next_read: 0,
             tasks,
@@ -439,6 +451,7 @@ impl Driver {
             Task::Removed(by) => {
                 tracing::warn!(%by, "a peer says that this member was removed");
                 self.replica.note_removal(now);
+                self.tell_left(u64::MAX);
             }
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
             Task::Asking(peer, compare) => self.replica.asking(peer, compare, now)?,
@@ -477,6 +490,11 @@ impl Driver {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
             }
+            Task::StandAlone => self.replica.stand_alone(),
+            Task::Leave { is_alone, done } => match self.replica.leave(now)? {
+                Some(seq) if !is_alone => self.leaving = Some((seq, done)),
+                _ => self.membership_changes.push(done),
+            },
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
             Task::Swept(sweep, result) => {
                 self.sweeper = None;
@@ -602,7 +620,9 @@ impl Driver {
         for effect in self.replica.take_effects() {
             match effect {
                 Effect::Send(to, message) => {
-                    if let Some(peers) = &self.peers {
+                    if let Some(peers) = &self.peers
+                        && !self.shared.blocks(to)
+                    {
                         // What does not get through is asked for again.
                         let _ = peers.transport.send(to, message);
                     }
@@ -626,6 +646,7 @@ impl Driver {
                 }
                 Effect::Acknowledged(peer, seq) => {
                     self.acks.acknowledged(peer, seq);
+                    self.tell_left(seq);
                     if let Some(traces) = &mut self.traces {
                         traces.acknowledged(peer, seq);
                     }
@@ -651,7 +672,7 @@ impl Driver {
                 ),
                 Effect::Misanswered(peer) => tracing::error!(
                     %peer,
-                    "the peer has answered a comparison with what it was not asked about: it is broken, or means harm"
+                    "the peer has answered a comparison or a catch-up with what cannot be: it is broken, or means harm"
                 ),
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
@@ -674,6 +695,14 @@ impl Driver {
             self.released.push(&home, answer);
         }
         self.released.send();
+    }
+
+    /// Another member holds the entries of this one up to here.
+    fn tell_left(&mut self, held: u64) {
+        if let Some((_, done)) = self.leaving.take_if(|(seq, _)| *seq <= held) {
+            // Whoever wanted to know may have gone away.
+            let _ = done.send(());
+        }
     }
 
     /// Reads entries for a peer.
@@ -738,7 +767,7 @@ impl Driver {
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         let work = move || {
             // What gets lost is asked for again.
-            let send = |to, message| transport.send(to, message).is_ok();
+            let send = |to, message| !shared.blocks(to) && transport.send(to, message).is_ok();
             if let Err(error) = read(&mvcc, &send) {
                 shared.fail(error);
             }

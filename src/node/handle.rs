@@ -1,18 +1,21 @@
 //! The one way into a running member, for the `api` layer: cheap to clone, safe to use from any thread.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::TrySendError;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::auth::AuthOptions;
+use super::blocked::{BlockChange, BlockRefused, Blocked};
 use super::clock::SystemClock;
+use super::contacts::Contacts;
 use super::driver::{Queue, Task};
 use super::home::Home;
+use super::joining::{Anew, Call};
 use super::searches::Searches;
 use super::snapshot::SNAPSHOTS_MAX;
 use super::status::{ClusterStatus, Facts};
@@ -28,7 +31,7 @@ use crate::engine::conflicts::Noted;
 use crate::engine::directory::Directory;
 use crate::engine::lease::Lessor;
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
-use crate::engine::replica::Replica;
+use crate::engine::replica::{Refusal, Replica};
 use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
@@ -141,6 +144,8 @@ pub(super) struct Shared {
     cluster: AtomicU64,
     /// The members, if there are or were others.
     directory: RwLock<Option<Arc<Directory>>>,
+    /// Whom this member does not talk to.
+    pub(super) blocked: Blocked,
     /// Who of them seems alive.
     live: watch::Sender<Arc<[MemberId]>>,
     /// What the driver has found out about the cluster.
@@ -153,12 +158,21 @@ pub(super) struct Shared {
     no_space: AtomicBool,
     /// Whether the clock of this member is too far off for it to write.
     fenced: AtomicBool,
+    /// Whether this member has just started, and does not know yet what time it is for the others.
+    unsure: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
     failure: Mutex<Option<StoreError>>,
     failed: Notify,
     /// Whether this process has been admitted by somebody.
     adopted: AtomicBool,
     removed: watch::Sender<Option<Removed>>,
+    /// Where wishes to join go, if there can be peers.
+    pub(super) calls: OnceLock<mpsc::Sender<Call>>,
+    /// Whom this member was told to join.
+    pub(super) contacts: Contacts,
+    /// Whether it was told so.
+    is_called: bool,
+    anew: watch::Sender<Option<Anew>>,
 }
 
 impl Shared {
@@ -169,6 +183,7 @@ impl Shared {
         quota_bytes: Option<u64>,
         clock: SystemClock,
         (metrics, traces, auth): (Arc<Metrics>, Option<Arc<Traces>>, AuthOptions),
+        (contacts, is_called): (Contacts, bool),
     ) -> Self {
         Self {
             mvcc: Arc::clone(writer.mvcc()),
@@ -192,6 +207,7 @@ impl Shared {
             run: writer.origin().run,
             cluster: AtomicU64::new(writer.identity().cluster.0),
             directory: RwLock::new(None),
+            blocked: Blocked::default(),
             live: watch::Sender::new(Arc::new([])),
             facts: RwLock::default(),
             ready: AtomicBool::new(true),
@@ -199,11 +215,16 @@ impl Shared {
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
             fenced: AtomicBool::new(false),
+            unsure: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             failure: Mutex::new(None),
             failed: Notify::new(),
             adopted: AtomicBool::new(false),
             removed: watch::Sender::new(None),
+            calls: OnceLock::new(),
+            contacts,
+            is_called,
+            anew: watch::Sender::new(None),
         }
     }
 
@@ -246,6 +267,8 @@ impl Shared {
     /// Takes over where the member stands in its cluster.
     pub(super) fn observe_cluster(&self, replica: &Replica) {
         self.ready.store(replica.is_ready(), Ordering::Release);
+        let is_unsure = replica.is_unsure();
+        self.unsure.send_if_modified(|was| std::mem::replace(was, is_unsure) != is_unsure);
         if let Some(directory) = replica.directory() {
             let own = directory.members.get(&self.member.id);
             let is_admitted = own.is_some_and(|own| !own.initial);
@@ -264,6 +287,25 @@ impl Shared {
     /// Whether the clock of this member is too far off for it to write.
     pub(super) fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)
+    }
+
+    /// Whether this member writes nothing yet.
+    pub(super) fn is_unsure(&self) -> bool {
+        *self.unsure.borrow()
+    }
+
+    /// Waits until this member may write after its start, which is soon.
+    async fn until_sure(&self) -> Result<()> {
+        if !self.is_unsure() {
+            return Ok(());
+        }
+        let mut unsure = self.unsure.subscribe();
+        let sure = unsure.wait_for(|is_unsure| !is_unsure);
+        match tokio::time::timeout(self.options.timeout, sure).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::NotReady),
+        }
     }
 
     pub(super) fn fence(&self, is_fenced: bool) {
@@ -296,6 +338,13 @@ impl Shared {
         directory.members.contains_key(&member)
             || directory.membership.awaits
             || !directory.members.contains_key(&self.member.id)
+    }
+
+    /// Whether nothing is said to a member, and nothing heard from it.
+    pub(super) fn blocks(&self, member: MemberId) -> bool {
+        let directory = self.directory.read();
+        let members = directory.as_ref().map(|directory| &directory.members);
+        self.blocked.has(|| Some(members?.get(&member)?.name.as_str()))
     }
 
     /// Whether there are founders that nobody has met.
@@ -346,6 +395,46 @@ impl Shared {
             Ok(Some(removed)) => removed,
             _ => std::future::pending().await,
         }
+    }
+
+    /// Whether this member was told to join others while it ran.
+    pub(super) fn is_called(&self) -> bool {
+        self.is_called
+    }
+
+    /// This member is to start anew on its store.
+    pub(super) fn start_anew(&self, anew: Anew) {
+        self.anew.send_replace(Some(anew));
+    }
+
+    pub(super) async fn anew(&self) -> Anew {
+        let mut wishes = self.anew.subscribe();
+        // The sender is as alive as this is.
+        match wishes.wait_for(Option::is_some).await.map(|anew| anew.clone()) {
+            Ok(Some(anew)) => anew,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Whether somebody would be admitted, as far as is known now. Whoever admits looks again.
+    pub(super) fn judge(&self, member: MemberId, record: &MemberRecord) -> Result<(), Refusal> {
+        if self.has_removed(member) {
+            return Err(Refusal::Removed);
+        }
+        let me = self.member.id;
+        let shares = |urls: &[String]| urls.iter().any(|url| record.peer_urls.contains(url));
+        let is_rival = |name: &str, urls: &[String]| name == record.name || shares(urls);
+        let directory = self.directory();
+        let live = self.live();
+        let is_there = |id: MemberId| id == me || live.binary_search(&id).is_ok();
+        let others = directory.iter().flat_map(|it| it.members.iter());
+        let has_rival = others
+            .filter(|(id, other)| **id != member && other.is_started() && is_there(**id))
+            .any(|(_, other)| is_rival(&other.name, &other.peer_urls));
+        if has_rival || is_rival(&self.member.name, &self.member.peer_urls) {
+            return Err(Refusal::Taken);
+        }
+        Ok(())
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -512,6 +601,24 @@ impl Handle {
         }
     }
 
+    /// Changes whom this member does not talk to, by name, until it stops. Returns the list.
+    pub fn block(
+        &self,
+        change: BlockChange,
+    ) -> std::result::Result<BTreeSet<String>, BlockRefused> {
+        let changes = change != BlockChange::default();
+        let names = self.shared.blocked.change(&self.shared.member.name, change)?;
+        if changes {
+            tracing::warn!(?names, "the members that this one does not talk to");
+        }
+        Ok(names)
+    }
+
+    /// Whether this member does not talk to another one.
+    pub fn blocks(&self, member: MemberId) -> bool {
+        self.shared.blocks(member)
+    }
+
     /// This start of the member, as others name it.
     pub fn run(&self) -> u64 {
         self.shared.run
@@ -525,6 +632,7 @@ impl Handle {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
         }
+        self.shared.until_sure().await?;
         if self.shared.is_fenced() {
             return Err(Error::ClockSkew);
         }
@@ -781,6 +889,10 @@ impl Handle {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
         }
+        // A compaction is a member's own.
+        if !matches!(command, Command::Compact { .. }) {
+            self.shared.until_sure().await?;
+        }
         let (reply, wait) = oneshot::channel();
         let queued = self.span.as_ref().map(|span| Box::new(Queued::now(span)));
         self.send(Task::Command {
@@ -807,7 +919,7 @@ impl Handle {
         error
     }
 
-    fn send(&self, task: Task) -> Result<()> {
+    pub(super) fn send(&self, task: Task) -> Result<()> {
         self.queue.try_send(task).map_err(|error| match error {
             TrySendError::Full(_) => Error::TooManyRequests,
             TrySendError::Disconnected(_) => Error::Stopped,

@@ -4,9 +4,11 @@
 
 mod api;
 mod attacks;
+mod blocked;
 mod cli;
 mod cluster;
 mod crash;
+mod deploy;
 mod disk;
 mod floods;
 mod forwarding;
@@ -15,6 +17,7 @@ mod hostile;
 mod leases;
 mod member;
 mod process;
+mod shell;
 mod sockets;
 mod tidy;
 mod tls;

@@ -138,6 +138,7 @@ fn peer_options(member: u64, socket: TcpListener, urls: &[String]) -> PeerOption
         },
         join: vec![],
         discovery: None,
+        block: vec![],
         services: Some(Services::new(services)),
     }
 }
@@ -165,6 +166,8 @@ fn node_options(identity: Identity) -> NodeOptions {
         ack: WriteAck::Local,
         reads: ReadLevel::Local,
         lost_and_found: None,
+        contacts: None,
+        called: Vec::new(),
         traces: None,
     }
 }

@@ -33,9 +33,8 @@ const STEPS: &[Step] = &[
             r#"{"create_request":{"key":"YQ=="}}"#,
             r#"{"createRequest":{"key":"Yg==","watchId":5}}"#,
             r#"{"cancel_request":{"watch_id":5}}"#,
-            r#"{"progress_request":{}}"#,
         ],
-        4,
+        3,
     ),
     step(
         "/v3/watch",

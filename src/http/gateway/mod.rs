@@ -115,10 +115,10 @@ impl Gateway {
         if !self.origins.allows_request(request.headers()) {
             return websocket::foreign_origin();
         }
-        let accepted = match websocket::accept(&request) {
-            Ok(accepted) => accepted,
-            Err(refusal) => return refusal,
-        };
+        let answer = websocket::answer(&request);
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return answer;
+        }
         let upgrade = hyper::upgrade::on(&mut request);
         let (mut head, _) = request.into_parts();
         websocket::move_token(&mut head.headers);
@@ -135,7 +135,7 @@ impl Gateway {
             Some(route) => serve(router, route, limits, head, FirstObject::new(messages)).await,
         };
         tokio::spawn(websocket::serve(upgrade, terms, call));
-        accepted
+        answer
     }
 }
 

@@ -85,31 +85,29 @@ fn has_word(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
 }
 
 /// The head of the answer to a request that may become one. The refusals are etcd's.
-pub(super) fn accept<B>(
-    request: &Request<B>,
-) -> Result<Response<AnswerBody>, Response<AnswerBody>> {
+pub(super) fn answer<B>(request: &Request<B>) -> Response<AnswerBody> {
     let headers = request.headers();
     if request.method() != Method::GET {
-        return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n"));
+        return refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
     let is_key = BASE64.decode(key).is_ok_and(|key| key.len() == KEY_BYTES);
     let is_version = has_word(headers, &SEC_WEBSOCKET_VERSION, VERSION);
     if !is_key || !is_version || request.version() != Version::HTTP_11 {
-        return Err(refusal(StatusCode::BAD_REQUEST, "Bad Request\n"));
+        return refusal(StatusCode::BAD_REQUEST, "Bad Request\n");
     }
     let mut response = Response::new(AnswerBody::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let answer = response.headers_mut();
-    answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let said = response.headers_mut();
+    said.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    said.insert(UPGRADE, HeaderValue::from_static("websocket"));
     if let Ok(proof) = HeaderValue::from_str(&derive_accept_key(key)) {
-        answer.insert(SEC_WEBSOCKET_ACCEPT, proof);
+        said.insert(SEC_WEBSOCKET_ACCEPT, proof);
     }
     if protocols(headers).is_some_and(|protocols| protocols.starts_with(BEARER)) {
-        answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(BEARER));
+        said.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(BEARER));
     }
-    Ok(response)
+    response
 }
 
 /// A page that may not ask from where it is.
@@ -252,7 +250,7 @@ async fn converse(
                 }
                 silence.end();
             }
-            () = terms.context.closed(), if !silence.is_last => silence.is_last(),
+            () = terms.context.closed(), if !silence.is_last => silence.end_soon(),
             () = sleep_until(silence.until), if silence.has_end() => {
                 if silence.is_last {
                     break CloseCode::Away;
@@ -331,7 +329,7 @@ impl Silence {
         self.until = Instant::now() + timeout;
     }
 
-    fn is_last(&mut self) {
+    fn end_soon(&mut self) {
         self.is_last = true;
         self.until = Instant::now() + FAREWELL_TIMEOUT;
     }
