@@ -255,7 +255,7 @@ fn debug_vars(context: &Context) -> Response<AnswerBody> {
 fn shown_arguments(arguments: impl Iterator<Item = String>) -> Vec<String> {
     const SECRET: &str = "password";
     let mut is_secret = false;
-    let mut show = move |argument: String| {
+    let show = move |argument: String| {
         let was_secret = std::mem::replace(&mut is_secret, false);
         let (name, value) = match argument.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -270,7 +270,7 @@ fn shown_arguments(arguments: impl Iterator<Item = String>) -> Vec<String> {
         is_secret = value.is_none();
         value.map_or_else(|| name.to_owned(), |_| format!("{name}=***"))
     };
-    arguments.map(|argument| show(argument)).collect()
+    arguments.map(show).collect()
 }
 
 /// What etcd calls the version of its cluster here has no patch level.

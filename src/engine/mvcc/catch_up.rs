@@ -118,7 +118,7 @@ impl Mvcc {
         let start = cursor.map(place_of).max(self.former()).map(Place::encode);
         let start =
             start.as_ref().map_or(Bound::Unbounded, |start| Bound::Excluded(start.as_ref()));
-        let last_revision = end.map_or(self.revision().counter(), |end| end.revision);
+        let last_revision = end.map_or_else(|| self.revision().counter(), |end| end.revision);
         let end = end.map(|end| place_of(end).encode());
         let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Included(end.as_ref()));
         let mut entries: Vec<(Origin, Entry)> = Vec::new();
