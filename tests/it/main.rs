@@ -18,6 +18,7 @@ mod leases;
 mod member;
 mod process;
 mod shell;
+mod sockets;
 mod tidy;
 mod tls;
 mod traces;
