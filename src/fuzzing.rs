@@ -31,9 +31,7 @@ use crate::storage::schema::{
 };
 use crate::storage::{Batch, Disk, DiskOptions, Durability, Memory, Space, Store};
 use crate::time::{Now, Timestamp};
-use crate::types::{
-    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Origin, Revision,
-};
+use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision};
 use crate::{api, config, http as server, storage};
 
 /// What is given any bytes.
@@ -267,6 +265,14 @@ fn any_record(choices: &mut Choices<'_>) -> (Table, Bytes, Bytes) {
     }
 }
 
+/// Mostly none.
+fn any_media_type(choices: &mut Choices<'_>) -> MediaType {
+    if choices.byte() % 4 > 0 {
+        return MediaType::NONE;
+    }
+    MediaType::parse(&choices.short(3)).unwrap_or_default()
+}
+
 fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
     let key = choices.short(3);
     let op = match choices.byte() % 8 {
@@ -277,6 +283,7 @@ fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
             version: choices.number(),
             value: choices.short(8),
             lease: LeaseId(choices.number().cast_signed()),
+            media_type: any_media_type(choices),
         }),
         4..6 => Op::Delete { key, seen: any_stamp(choices) },
         6 => {
@@ -311,6 +318,7 @@ fn use_store(mut writer: Writer) {
         prev_kv: true,
         ignore_value: false,
         ignore_lease: false,
+        media_type: MediaType::NONE,
     };
     read(&writer, &everything());
     read(&writer, &Range { count_only: true, ..everything() });
@@ -386,6 +394,7 @@ fn sound_row(number: u64) -> (Bytes, Bytes) {
         version: 1,
         value: vec![b'v'; 600].into(),
         lease: LeaseId::NONE,
+        media_type: MediaType::NONE,
     };
     let stamp = RowStamp { time: Timestamp(number), origin: OriginIndex(0) };
     let row =

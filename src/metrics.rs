@@ -97,6 +97,7 @@ pub struct Metrics {
     pub received_bytes: Counter,
     /// Bytes that were sent to clients.
     pub sent_bytes: Counter,
+    face_requests: Family<[Label; 2], Counter>,
     rpc_started: Family<[Label; 3], Counter>,
     rpc_handled: Family<[Label; 4], Counter>,
     started_seconds: f64,
@@ -143,6 +144,15 @@ impl RpcMetrics {
     }
 }
 
+/// The counters of an HTTP interface of an earlier system.
+#[derive(Clone, Debug)]
+pub struct FaceMetrics {
+    /// Requests that got what they wanted.
+    pub good: Counter,
+    /// Requests that did not.
+    pub bad: Counter,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -173,6 +183,7 @@ impl Metrics {
             )),
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
+            face_requests: Family::default(),
             rpc_started: Family::default(),
             rpc_handled: Family::default(),
             started_seconds: SystemTime::now()
@@ -211,9 +222,27 @@ impl Metrics {
         {
             registry.register(name, "How long commits take", metrics.commit_seconds.clone());
         }
+        registry.register(
+            "starling_face_requests",
+            "Requests by the HTTP interfaces of earlier systems, by whether they got what they wanted",
+            metrics.face_requests.clone(),
+        );
         registry.register("grpc_server_started", "RPCs started", metrics.rpc_started.clone());
         registry.register("grpc_server_handled", "RPCs completed", metrics.rpc_handled.clone());
         metrics
+    }
+
+    /// The counters of a face, which show from now on.
+    pub fn face(&self, face: &'static str) -> FaceMetrics {
+        let counter = |outcome| {
+            self.face_requests.get_or_create_owned(&[("face", face), ("outcome", outcome)])
+        };
+        FaceMetrics { good: counter("good"), bad: counter("bad") }
+    }
+
+    /// When this member began to count, in seconds since 1970.
+    pub fn started_seconds(&self) -> f64 {
+        self.started_seconds
     }
 
     /// The counters of an RPC, all of which show from now on.

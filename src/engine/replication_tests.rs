@@ -15,9 +15,7 @@ use crate::storage::schema::auth::{AuthKey, AuthValue};
 use crate::storage::schema::{Identity, Table};
 use crate::storage::{Memory, Store};
 use crate::time::{Now, Stamp, Timestamp};
-use crate::types::{
-    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Origin, Revision,
-};
+use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision};
 
 const MEMBERS: usize = 3;
 const KEYS: u64 = 6;
@@ -278,7 +276,7 @@ fn expected(log: &Log) -> Vec<(Bytes, Bytes, LeaseId)> {
             let stamp = Stamp { time: entry.time, origin: *origin };
             for op in &entry.ops {
                 match op {
-                    EntryOp::Put { key, value, lease } => {
+                    EntryOp::Put { key, value, lease, .. } => {
                         let new = (stamp, value.clone(), *lease);
                         let put = puts.entry(key.clone()).or_insert_with(|| new.clone());
                         if put.0 < stamp {
@@ -675,7 +673,8 @@ fn entry(seq: u64, time: u64, ops: Vec<EntryOp>) -> Arc<Entry> {
 }
 
 fn put_op(key: &'static str, value: &'static str) -> EntryOp {
-    EntryOp::Put { key: key.into(), value: value.into(), lease: LeaseId::NONE }
+    let (lease, media_type) = (LeaseId::NONE, MediaType::NONE);
+    EntryOp::Put { key: key.into(), value: value.into(), lease, media_type }
 }
 
 fn delete_op(key: &'static str, seen: Stamp) -> EntryOp {
