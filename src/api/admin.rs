@@ -8,7 +8,10 @@ use tonic::{Request, Response, Status};
 
 use super::Context;
 use crate::engine::conflicts::{CONFLICTS_MAX, Noted};
-use crate::node::{ClockFacts, ClusterStatus, HeldBack, MemberRecord, PeerFacts, Reason, State};
+use crate::node::{
+    ClockFacts, ClusterStatus, HeldBack, JoinError, Joining, Leaving, MemberRecord, PeerFacts,
+    Reason, State,
+};
 use crate::time::Stamp;
 use crate::types::MemberId;
 
@@ -242,6 +245,49 @@ impl Cluster for AdminService {
         let newest = newest.into_iter().take_while(fits);
         let conflicts = newest.map(|noted| self.conflict(noted, &members)).collect();
         Ok(Response::new(pb::ConflictsReply { conflicts, total }))
+    }
+
+    async fn join(
+        &self,
+        request: Request<pb::JoinRequest>,
+    ) -> Result<Response<pb::JoinReply>, Status> {
+        self.context.access(&request)?.admin()?;
+        let joined = self.context.node.join(&request.into_inner().contacts).await?;
+        let outcome = match joined.how {
+            Joining::Already => pb::join_reply::Outcome::Already,
+            Joining::Joins => pb::join_reply::Outcome::Joins,
+            Joining::Called => pb::join_reply::Outcome::Called,
+        };
+        Ok(Response::new(pb::JoinReply {
+            outcome: outcome.into(),
+            member_id: joined.member.0,
+            member_name: joined.name,
+            cluster_id: joined.cluster.0,
+        }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<pb::LeaveRequest>,
+    ) -> Result<Response<pb::LeaveReply>, Status> {
+        self.context.access(&request)?.admin()?;
+        let left = self.context.node.leave().await? == Leaving::Left;
+        Ok(Response::new(pb::LeaveReply { left }))
+    }
+}
+
+impl From<JoinError> for Status {
+    fn from(error: JoinError) -> Self {
+        let text = error.to_string();
+        match error {
+            JoinError::BadAddress(_) => Self::invalid_argument(text),
+            JoinError::Unreachable(_) => Self::unavailable(text),
+            JoinError::NoPeers
+            | JoinError::Refused(_)
+            | JoinError::BothHavePeers
+            | JoinError::NobodyHears => Self::failed_precondition(text),
+            JoinError::Failed(error) => error.into(),
+        }
     }
 }
 

@@ -170,7 +170,7 @@ const SERVICES: &[Service] = &[
     Service {
         service: ServiceName::Admin,
         name: "starling.admin.v1.Cluster",
-        unary: &["Status", "Conflicts"],
+        unary: &["Status", "Conflicts", "Join", "Leave"],
         streams: &[],
     },
 ];

@@ -37,6 +37,7 @@ pub mod lease_owner;
 pub mod mvcc;
 mod origins;
 mod pair;
+mod parted;
 mod quota;
 mod record_writes;
 mod records;

@@ -124,6 +124,8 @@ pub struct ClusterOptions {
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
     pub joins: bool,
+    /// Whether it was told so while it ran. Where a store has left a cluster only that counts, and not its settings.
+    pub is_called: bool,
     /// Whom it asks before it ends a lease.
     pub lease_expiry: LeaseExpiry,
     /// Everything that is left to chance follows from it.
@@ -212,11 +214,17 @@ impl Replica {
     pub fn open(
         store: Store,
         writer: &Options,
-        options: ClusterOptions,
+        mut options: ClusterOptions,
         now: Now,
     ) -> Result<Self, StoreError> {
+        if options.is_called {
+            (options.initial, options.joins) = (Vec::new(), true);
+        }
         let mut dice = tags::dice(writer, &options);
         let writer = Writer::open(store, &tags::with_tag(writer, &options, &mut dice), now)?;
+        if writer.has_parted() && !options.is_called {
+            (options.initial, options.joins) = (Vec::new(), false);
+        }
         let duty = Duty::new(options.lease_expiry);
         let (cluster, effects) = (None, Vec::new());
         let mut replica = Self { writer, options, dice, cluster, effects, duty };

@@ -60,6 +60,17 @@ impl Listener {
         Ok(Self::Unix(listener, path.to_owned()))
     }
 
+    /// The same once more, for a server that follows another one. On TCP nobody who connects in between is turned away.
+    pub fn again(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
+            Self::Unix(_, path) => Self::unix(path),
+            Self::Tls(listener, tls) => {
+                Ok(Self::Tls(Box::new(listener.again()?), Arc::clone(tls)))
+            }
+        }
+    }
+
     /// Where it listens, if on TCP.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {

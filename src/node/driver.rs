@@ -110,6 +110,13 @@ pub(super) enum Task {
     Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
+    /// This member leaves; tell when another one knows, or, of one that is alone, when that is on record.
+    Leave {
+        /// Whether there are no others.
+        is_alone: bool,
+        /// Tells when it is done.
+        done: oneshot::Sender<()>,
+    },
     /// Say when the space of a compaction has been given up.
     AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
     /// Take note of a sweep, which has ended so.
@@ -141,6 +148,8 @@ pub(super) struct Driver {
     /// Questions about members whose answers are durable with the next commit.
     admissions: Vec<(oneshot::Sender<Admitted>, Admitted)>,
     membership_changes: Vec<oneshot::Sender<()>>,
+    /// Others have to know of the entry with this seq, by which this member has left.
+    leaving: Option<(u64, oneshot::Sender<()>)>,
     /// Reads that wait for a majority, by their numbers.
     reads: BTreeMap<u64, oneshot::Sender<()>>,
     next_read: u64,
@@ -187,6 +196,7 @@ impl Driver {
             acks: Acks::default(),
             admissions: Vec::new(),
             membership_changes: Vec::new(),
+            leaving: None,
             reads: BTreeMap::new(),
             next_read: 0,
             tasks,
@@ -389,6 +399,7 @@ impl Driver {
             Task::Removed(by) => {
                 tracing::warn!(%by, "a peer says that this member was removed");
                 self.replica.note_removal(now);
+                self.tell_left(u64::MAX);
             }
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
             Task::Asking(peer, compare) => self.replica.asking(peer, compare, now)?,
@@ -423,6 +434,10 @@ impl Driver {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
             }
+            Task::Leave { is_alone, done } => match self.replica.leave(now)? {
+                Some(seq) if !is_alone => self.leaving = Some((seq, done)),
+                _ => self.membership_changes.push(done),
+            },
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
             Task::Swept(sweep, result) => {
                 self.sweeper = None;
@@ -560,6 +575,7 @@ impl Driver {
                 }
                 Effect::Acknowledged(peer, seq) => {
                     self.acks.acknowledged(peer, seq);
+                    self.tell_left(seq);
                     if let Some(traces) = &mut self.traces {
                         traces.acknowledged(peer, seq);
                     }
@@ -608,6 +624,14 @@ impl Driver {
             self.released.push(&home, answer);
         }
         self.released.send();
+    }
+
+    /// Another member holds the entries of this one up to here.
+    fn tell_left(&mut self, held: u64) {
+        if let Some((_, done)) = self.leaving.take_if(|(seq, _)| *seq <= held) {
+            // Whoever wanted to know may have gone away.
+            let _ = done.send(());
+        }
     }
 
     /// Reads entries for a peer.

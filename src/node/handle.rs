@@ -1,18 +1,20 @@
 //! The one way into a running member, for the `api` layer: cheap to clone, safe to use from any thread.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::auth::AuthOptions;
 use super::clock::SystemClock;
+use super::contacts::Contacts;
 use super::driver::{Queue, Task};
 use super::home::Home;
+use super::joining::{Anew, Call};
 use super::searches::Searches;
 use super::status::{ClusterStatus, Facts};
 use super::tokens::Tokens;
@@ -27,7 +29,7 @@ use crate::engine::conflicts::Noted;
 use crate::engine::directory::Directory;
 use crate::engine::lease::Lessor;
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
-use crate::engine::replica::Replica;
+use crate::engine::replica::{Refusal, Replica};
 use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, KeyVersion, Writer, txn};
@@ -153,6 +155,13 @@ pub(super) struct Shared {
     /// Whether this process has been admitted by somebody.
     adopted: AtomicBool,
     removed: watch::Sender<Option<Removed>>,
+    /// Where wishes to join go, if there can be peers.
+    pub(super) calls: OnceLock<mpsc::Sender<Call>>,
+    /// Whom this member was told to join.
+    pub(super) contacts: Contacts,
+    /// Whether it was told so.
+    is_called: bool,
+    anew: watch::Sender<Option<Anew>>,
 }
 
 impl Shared {
@@ -163,6 +172,7 @@ impl Shared {
         quota_bytes: Option<u64>,
         clock: SystemClock,
         (metrics, traces, auth): (Arc<Metrics>, Option<Arc<Traces>>, AuthOptions),
+        (contacts, is_called): (Contacts, bool),
     ) -> Self {
         Self {
             mvcc: Arc::clone(writer.mvcc()),
@@ -197,6 +207,10 @@ impl Shared {
             failed: Notify::new(),
             adopted: AtomicBool::new(false),
             removed: watch::Sender::new(None),
+            calls: OnceLock::new(),
+            contacts,
+            is_called,
+            anew: watch::Sender::new(None),
         }
     }
 
@@ -331,6 +345,46 @@ impl Shared {
             Ok(Some(removed)) => removed,
             _ => std::future::pending().await,
         }
+    }
+
+    /// Whether this member was told to join others while it ran.
+    pub(super) fn is_called(&self) -> bool {
+        self.is_called
+    }
+
+    /// This member is to start anew on its store.
+    pub(super) fn start_anew(&self, anew: Anew) {
+        self.anew.send_replace(Some(anew));
+    }
+
+    pub(super) async fn anew(&self) -> Anew {
+        let mut wishes = self.anew.subscribe();
+        // The sender is as alive as this is.
+        match wishes.wait_for(Option::is_some).await.map(|anew| anew.clone()) {
+            Ok(Some(anew)) => anew,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Whether somebody would be admitted, as far as is known now. Whoever admits looks again.
+    pub(super) fn judge(&self, member: MemberId, record: &MemberRecord) -> Result<(), Refusal> {
+        if self.has_removed(member) {
+            return Err(Refusal::Removed);
+        }
+        let me = self.member.id;
+        let shares = |urls: &[String]| urls.iter().any(|url| record.peer_urls.contains(url));
+        let is_rival = |name: &str, urls: &[String]| name == record.name || shares(urls);
+        let directory = self.directory();
+        let live = self.live();
+        let is_there = |id: MemberId| id == me || live.binary_search(&id).is_ok();
+        let others = directory.iter().flat_map(|it| it.members.iter());
+        let has_rival = others
+            .filter(|(id, other)| **id != member && other.is_started() && is_there(**id))
+            .any(|(_, other)| is_rival(&other.name, &other.peer_urls));
+        if has_rival || is_rival(&self.member.name, &self.member.peer_urls) {
+            return Err(Refusal::Taken);
+        }
+        Ok(())
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -790,7 +844,7 @@ impl Handle {
         Ok(reply)
     }
 
-    fn send(&self, task: Task) -> Result<()> {
+    pub(super) fn send(&self, task: Task) -> Result<()> {
         self.queue.try_send(task).map_err(|error| match error {
             TrySendError::Full(_) => Error::TooManyRequests,
             TrySendError::Disconnected(_) => Error::Stopped,

@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use starling_proto::starling::peer::v1 as pb;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status};
 
 use super::driver::{Queue, Task, step_back};
 use super::forward::Services;
 use super::handle::{Handle, Shared};
-use crate::engine::replica::{Admission, ClusterOptions, Refusal};
+use super::joining::{self, Call};
+use crate::engine::replica::{Admission, ClusterOptions, Refusal, Replica};
 use crate::replication::message::Message;
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Timestamp;
@@ -28,6 +29,8 @@ use crate::types::{ClusterId, MemberId, Origin};
 
 /// How long a peer's message waits for room in the writer's queue before it looks again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(2);
+/// What a member is told that has the name or the address of another.
+const TAKEN: &str = "a living member has this name or address";
 /// What a member is told that was removed (etcd's words).
 const REMOVED: &str = "the member has been permanently removed from the cluster";
 
@@ -59,6 +62,22 @@ pub struct PeerOptions {
     pub discovery: Option<(String, String)>,
     /// What answers requests that other members send on.
     pub services: Option<Services>,
+}
+
+impl PeerOptions {
+    /// A store that has left a cluster does not go by the settings that brought it there; one that was told to join others
+    /// goes to those, too.
+    pub(super) fn go_by(&mut self, replica: &Replica, called: &[String]) {
+        let is_called = !called.is_empty();
+        if replica.writer().has_parted() || is_called {
+            self.cluster.initial.clear();
+        }
+        if replica.writer().has_parted() {
+            self.join.clear();
+            self.discovery = None;
+        }
+        self.join.extend(parse_all(called.iter()));
+    }
 }
 
 /// What peers and the shell both know of where members are.
@@ -129,6 +148,7 @@ impl PeerHandler for Gate {
             name: shared.member.name.clone(),
             in_cluster: shared.is_ready(),
             admits_caller: shared.admits(MemberId(request.member_id)),
+            alone: shared.is_alone(),
         })
     }
 
@@ -160,12 +180,30 @@ impl PeerHandler for Gate {
             volatile: request.volatile,
             ..MemberRecord::default()
         };
+        if request.check {
+            return match self.shared.judge(member, &record) {
+                Ok(()) => Ok(pb::JoinReply::default()),
+                Err(Refusal::Removed) => refuse(REMOVED),
+                Err(Refusal::Taken) => refuse(TAKEN),
+            };
+        }
         let (reply, wait) = oneshot::channel();
         self.submit(Task::Admit { member, record: Box::new(record), reply }).await?;
         match wait.await.map_err(|_| stopped())? {
             Ok(admission) => Ok(to_reply(&admission)),
             Err(Refusal::Removed) => refuse(REMOVED),
-            Err(Refusal::Taken) => refuse("a living member has this name or address"),
+            Err(Refusal::Taken) => refuse(TAKEN),
+        }
+    }
+
+    async fn call(&self, request: pb::CallRequest) -> Result<pb::CallReply, Status> {
+        let refuse = |why: String| Ok(pb::CallReply { refusal: why });
+        if request.protocol != PROTOCOL {
+            return refuse("another protocol version is spoken here".to_owned());
+        }
+        match self.shared.call(parse_all(request.peer_urls.iter()), false).await {
+            Ok(_) => Ok(pb::CallReply::default()),
+            Err(why) => refuse(why.to_string()),
         }
     }
 
@@ -289,8 +327,11 @@ impl Peers {
             discovery: options.discovery,
             record: options.cluster.record,
         };
+        let (calls, called) = joining::calls();
+        // There is one search for each member.
+        let _ = shared.calls.set(calls);
         let background = start_background().map_err(|error| format!("cannot start: {error}"))?;
-        runtime.spawn(search.run());
+        runtime.spawn(search.run(called));
         Ok(Self { transport, runtime, background, addresses })
     }
 
@@ -351,10 +392,10 @@ fn parse_all<'a>(urls: impl Iterator<Item = &'a String>) -> Vec<PeerUrl> {
 }
 
 /// Looks for the other founders, or for somebody to join.
-struct Search {
-    transport: Transport,
-    shared: Arc<Shared>,
-    queue: Queue,
+pub(super) struct Search {
+    pub(super) transport: Transport,
+    pub(super) shared: Arc<Shared>,
+    pub(super) queue: Queue,
     addresses: Arc<Mutex<Addresses>>,
     founders: Vec<PeerUrl>,
     join: Vec<PeerUrl>,
@@ -365,7 +406,7 @@ struct Search {
 }
 
 impl Search {
-    async fn run(self) {
+    async fn run(self, mut calls: mpsc::Receiver<Call>) {
         let mut told = BTreeSet::new();
         let mut is_admitted = false;
         loop {
@@ -377,14 +418,17 @@ impl Search {
                 let contacts = self.look_for_founders(&mut told).await;
                 self.ask_any_to_join(&contacts, &mut told).await;
             }
-            tokio::time::sleep(SEARCH_INTERVAL).await;
+            tokio::select! {
+                () = tokio::time::sleep(SEARCH_INTERVAL) => {}
+                Some(call) = calls.recv() => self.take_call(call).await,
+            }
             if self.shared.is_stopping() {
                 return;
             }
         }
     }
 
-    async fn candidates(&self, urls: &[PeerUrl]) -> Vec<Candidate> {
+    pub(super) async fn candidates(&self, urls: &[PeerUrl]) -> Vec<Candidate> {
         match self.transport.resolver().candidates(urls).await {
             Ok(candidates) => candidates,
             Err(error) => {
@@ -506,10 +550,10 @@ impl Search {
         }
     }
 
-    /// Asks one member. Answers whether it has agreed.
-    async fn ask_to_join(&self, candidate: &Candidate, told: &mut BTreeSet<String>) -> bool {
+    /// What this member asks for when it wants to join.
+    pub(super) fn wish(&self) -> pb::JoinRequest {
         let record = self.record.clone();
-        let request = pb::JoinRequest {
+        pb::JoinRequest {
             protocol: PROTOCOL,
             member_id: self.shared.member.id.0,
             name: record.name,
@@ -519,9 +563,13 @@ impl Search {
             learner: record.learner,
             volatile: record.volatile,
             ..pb::JoinRequest::default()
-        };
+        }
+    }
+
+    /// Asks one member. Answers whether it has agreed.
+    async fn ask_to_join(&self, candidate: &Candidate, told: &mut BTreeSet<String>) -> bool {
         let Some(contact) = self.hello(candidate).await else { return false };
-        let answer = self.transport.join(candidate.clone(), request).await;
+        let answer = self.transport.join(candidate.clone(), self.wish()).await;
         let admission = answer.map_err(|status| status.message().to_owned()).and_then(from_reply);
         let admission = match admission {
             Ok(admission) => admission,

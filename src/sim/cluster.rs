@@ -285,7 +285,7 @@ impl Cluster {
     pub(super) fn start_to_join(&mut self, number: usize) {
         self.crash(number);
         self.world.network.heal();
-        self.world.actors[number].setup.cluster.joins = true;
+        self.world.actors[number].setup.cluster.is_called = true;
         self.start(number);
     }
 
@@ -449,6 +449,21 @@ impl Cluster {
                 replica.change_members(vec![(member, None)], now).expect("no fault");
             })
         });
+    }
+
+    /// A member leaves the cluster. When it comes back it is somebody else, alone, whom nobody reaches.
+    pub(super) fn leave(&mut self, number: usize) {
+        self.tell(format!("n{number} leaves"));
+        let left = self.world.with(number, |full, micros| {
+            full.with(micros, |replica, now| replica.leave(now).expect("no fault"))
+        });
+        assert!(left.flatten().is_some(), "it is a member");
+        // The others have to hear of it.
+        self.run(SECOND);
+        self.succeed(number);
+        let others: Vec<_> = (0..self.world.actors.len()).filter(|other| *other != number).collect();
+        self.world.network.part(&[number], &others);
+        self.start(number);
     }
 
     /// Those who belong to no cluster ask somebody.

@@ -148,6 +148,12 @@ pub trait PeerHandler: Send + Sync + 'static {
     /// Takes someone into the cluster, or says why not.
     async fn join(&self, request: pb::JoinRequest) -> Result<pb::JoinReply, Status>;
 
+    /// Joins somebody else, or says why not.
+    async fn call(&self, request: pb::CallRequest) -> Result<pb::CallReply, Status> {
+        let _ = request;
+        Err(Status::unimplemented("this member joins nobody"))
+    }
+
     /// Whether messages of a member are taken; if not, why. It is told. Asked when it is greeted, and for each message.
     fn admit(&self, from: MemberId, run: u64) -> Result<(), String> {
         let _ = (from, run);
@@ -394,6 +400,19 @@ impl Transport {
             let client = self.shared.dialer.client(candidate).await?;
             // The table of members can be long.
             client.max_decoding_message_size(wire::JOIN_BYTES_MAX).join(request).await
+        };
+        timed(call).await
+    }
+
+    /// Asks the member at an address to join this one.
+    pub async fn call(
+        &self,
+        candidate: Candidate,
+        request: pb::CallRequest,
+    ) -> Result<pb::CallReply, Status> {
+        let call = async {
+            let mut client = self.shared.dialer.client(candidate).await?;
+            client.call(request).await
         };
         timed(call).await
     }

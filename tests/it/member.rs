@@ -156,6 +156,8 @@ fn node_options(identity: Identity) -> NodeOptions {
         ack: WriteAck::Local,
         reads: ReadLevel::Local,
         lost_and_found: None,
+        contacts: None,
+        called: Vec::new(),
         traces: None,
     }
 }

@@ -339,6 +339,13 @@ impl Mvcc {
         self.guarded.read().index.find(key)?.alive().copied()
     }
 
+    /// Where the index has the delete of a key that does not live.
+    pub(super) fn tombstone(&self, key: &[u8]) -> Option<Place> {
+        let guarded = self.guarded.read();
+        let latest = *guarded.index.find(key)?.latest();
+        latest.head.is_dead().then(|| latest.head.place())
+    }
+
     /// Where the entries of each origin are, for members that want them.
     pub(super) fn marks(&self) -> &RwLock<Marks> {
         &self.marks

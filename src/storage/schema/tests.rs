@@ -95,6 +95,8 @@ fn any_meta() -> impl Strategy<Value = Meta> {
         }),
         Just(Meta::Removed),
         any_place().prop_map(|place| Meta::Former(place.with_tag(0))),
+        Just(Meta::Left),
+        any_place().prop_map(|place| Meta::Parted(place.with_tag(0))),
     ]
 }
 
@@ -261,6 +263,8 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("strays", Meta::Strays(place, None)),
         ("removed", Meta::Removed),
         ("former", Meta::Former(place)),
+        ("left", Meta::Left),
+        ("parted", Meta::Parted(place)),
         ("floor", Meta::Floor(OriginIndex(2), 300, time)),
     ];
     let rows = [
