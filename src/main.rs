@@ -11,7 +11,7 @@ use std::time::Duration;
 use starling::cli::{self, ToolError};
 use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
-use starling::http::{Listener, Server, ServerOptions, forwarded};
+use starling::http::{FaceOptions, Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
     Anew, AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
@@ -24,7 +24,7 @@ use starling::storage::{Disk, DiskOptions, Memory, Store};
 use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
 use starling::transport::resolve::PeerUrl;
-use starling::types::{ClusterId, MemberId};
+use starling::types::{ClusterId, Faces, MemberId};
 use starling::{api, logging};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -198,6 +198,8 @@ enum End {
 struct Ports {
     clients: Vec<Listener>,
     http: Vec<Listener>,
+    monitoring: Vec<Listener>,
+    faces: Vec<Listener>,
     peers: Vec<Listener>,
 }
 
@@ -207,6 +209,8 @@ impl Ports {
         Ok(Self {
             clients: listen(&config.listen_client_urls, tls.as_ref())?,
             http: listen(&config.listen_http_urls, tls.as_ref())?,
+            monitoring: listen(&config.listen_metrics_urls, tls.as_ref())?,
+            faces: listen(&config.listen_face_urls, tls.as_ref())?,
             peers: listen_for_peers(&config.cluster.listen_peer_urls)?,
         })
     }
@@ -216,8 +220,13 @@ impl Ports {
             let all: io::Result<Vec<_>> = listeners.iter().map(Listener::again).collect();
             all.map_err(|error| format!("cannot go on listening: {error}"))
         };
-        let (clients, http) = (again(&self.clients)?, again(&self.http)?);
-        Ok(Self { clients, http, peers: again(&self.peers)? })
+        Ok(Self {
+            clients: again(&self.clients)?,
+            http: again(&self.http)?,
+            monitoring: again(&self.monitoring)?,
+            faces: again(&self.faces)?,
+            peers: again(&self.peers)?,
+        })
     }
 }
 
@@ -237,7 +246,7 @@ fn serve_member(
     store: &Store,
     called: Vec<String>,
 ) -> Result<(End, Option<Ports>), String> {
-    let Ports { clients: listeners, http: http_listeners, peers } = ports.again()?;
+    let Ports { clients, http, monitoring, faces, peers } = ports.again()?;
     let metrics = Arc::new(Metrics::new());
     let peers = peer_options(config, peers, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
@@ -256,11 +265,18 @@ fn serve_member(
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let addresses: Vec<String> = listeners.iter().chain(&http_listeners).map(address).collect();
+    let all = [&clients, &http, &monitoring, &faces];
+    let addresses: Vec<String> = all.into_iter().flatten().map(address).collect();
     let options = server_options(config);
     let plain = ServerOptions { plain_only: true, worker_threads: 1, ..options.clone() };
+    // Whoever may look at figures may not write.
+    let figures = ServerOptions { faces: FaceOptions::default(), ..plain.clone() };
+    let shown = FaceOptions { faces: config.faces, port: face_port(config) };
+    let faces_only = ServerOptions { faces: shown, plain_only: true, ..options.clone() };
     let mut servers = Vec::new();
-    for (options, listeners) in [(options, listeners), (plain, http_listeners)] {
+    for (options, listeners) in
+        [(options, clients), (plain, http), (figures, monitoring), (faces_only, faces)]
+    {
         if !listeners.is_empty() {
             let server = Server::start(&options, node.handle(), Arc::clone(&metrics), listeners);
             servers.push(server.map_err(|error| format!("cannot serve: {error}"))?);
@@ -539,8 +555,20 @@ fn node_options(config: &Config) -> NodeOptions {
     }
 }
 
+/// Where the other members have their faces, if not on their ports for clients: all are set up alike.
+fn face_port(config: &Config) -> Option<u16> {
+    config.listen_face_urls.iter().find_map(|url| match url {
+        ListenUrl::Tcp { port, .. } => Some(*port),
+        ListenUrl::Unix(_) => None,
+    })
+}
+
 fn server_options(config: &Config) -> ServerOptions {
+    // Where they have a port of their own, they are served there only.
+    let is_apart = !config.listen_face_urls.is_empty();
+    let faces = if is_apart { Faces::default() } else { config.faces };
     ServerOptions {
+        faces: FaceOptions { faces, port: None },
         max_request_bytes: config.request_bytes_max,
         max_concurrent_streams: config.concurrent_streams_max,
         keepalive_interval: config.keepalive_interval,

@@ -118,7 +118,7 @@ impl Settings {
         items.filter(|item| !item.is_empty()).map(str::to_owned).collect()
     }
 
-    fn choice<T: std::str::FromStr<Err = String>>(&self, name: &str) -> Result<T, UsageError> {
+    pub(super) fn choice<T: std::str::FromStr<Err = String>>(&self, name: &str) -> Result<T, UsageError> {
         self.text(name)
             .parse()
             .map_err(|what| UsageError::config(format!("--{name}={}: {what}", self.text(name))))

@@ -92,6 +92,8 @@ pub const GROUPS: &[Group] = &[
         flag("grpc-keepalive-timeout", Duration, "20s", Honoured, "how long the client has to answer"),
         flag("value-cache-bytes", Uint, "67108864", Honoured, "(starling) memory for values that were read or written lately"),
         flag("block-cache-bytes", Uint, "16777216", Honoured, "(starling) memory for blocks of the store"),
+        flag("http-faces", Text, "", Honoured, "(starling) HTTP interfaces of earlier systems to serve: gossipcar, mehdb, chain, yzma or all; see docs/faces.md"),
+        flag("listen-http-urls", Text, "", Honoured, "(starling) where to serve those, in place of the ports for clients"),
         flag("enable-grpc-gateway", Bool, "true", Honoured, "serve the JSON gateway"),
         flag("feature-gates", Text, "", LATER, "switches of etcd's experimental features"),
         flag("wal-dir", Text, "", Ignored("there is no separate log"), "directory of etcd's log"),

@@ -26,6 +26,7 @@ pub use auth::{AuthConfig, TokenConfig};
 
 use crate::node::Retention;
 use crate::traces;
+use crate::types::Faces;
 
 /// The prefix of etcd's environment variables.
 const ENV_PREFIX: &str = "ETCD_";
@@ -64,6 +65,12 @@ pub struct Config {
     pub listen_client_urls: Vec<ListenUrl>,
     /// Where it listens for plain HTTP only.
     pub listen_http_urls: Vec<ListenUrl>,
+    /// Where it listens for monitoring only.
+    pub listen_metrics_urls: Vec<ListenUrl>,
+    /// Which HTTP interfaces of earlier systems it serves.
+    pub faces: Faces,
+    /// Where it serves those, if not where it serves clients.
+    pub listen_face_urls: Vec<ListenUrl>,
     /// Where clients reach it.
     pub advertise_client_urls: Vec<String>,
     /// Where peers reach it.
@@ -420,11 +427,22 @@ impl Settings {
 
     fn config(&self, is_etcd: bool) -> Result<Config, UsageError> {
         let name = self.text("name").to_owned();
-        let mut listen_http_urls = self.listen_urls("listen-client-http-urls")?;
-        listen_http_urls.extend(self.listen_urls("listen-metrics-urls")?);
+        let listen_http_urls = self.listen_urls("listen-client-http-urls")?;
+        let listen_metrics_urls = self.listen_urls("listen-metrics-urls")?;
+        let faces: Faces = self.choice("http-faces")?;
+        let listen_face_urls = self.listen_urls("listen-http-urls")?;
+        if !listen_face_urls.is_empty() && !faces.any() {
+            let text = "--listen-http-urls is for --http-faces, which names none";
+            return Err(UsageError::config(text.to_owned()));
+        }
         let listen_client_urls = self.listen_urls("listen-client-urls")?;
         let tls = self.tls(&tls::CLIENT)?;
-        for name in ["listen-client-urls", "listen-client-http-urls", "listen-metrics-urls"] {
+        for name in [
+            "listen-client-urls",
+            "listen-client-http-urls",
+            "listen-metrics-urls",
+            "listen-http-urls",
+        ] {
             self.check_has_tls(name, tls.is_some())?;
         }
         if self.is_set("listen-client-urls") && !self.is_set("advertise-client-urls") {
@@ -440,6 +458,9 @@ impl Settings {
             data_dir: self.data_dir(&name, is_etcd),
             listen_client_urls,
             listen_http_urls,
+            listen_metrics_urls,
+            faces,
+            listen_face_urls,
             advertise_client_urls: self.urls("advertise-client-urls")?,
             advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
             cluster: self.cluster(&name)?,

@@ -3,13 +3,15 @@
 //! ```text
 //!                   +-> thread 0: connections -> App -+-> api::router  (HTTP/2, application/grpc)
 //!  sockets, dealt --+                                 +-> gateway      (HTTP/1, /v3/...: JSON for the router)
-//!  round-robin      +-> thread 1: ...                 +-> paths        (/health, /metrics, ...)
+//!  round-robin      +-> thread 1: ...                 +-> faces        (/map, /keys/...: what earlier systems had)
+//!                                                     +-> paths        (/health, /metrics, ...)
 //! ```
 //!
 //! Each thread has a runtime of its own and never hands a connection to another: that costs a third less than
 //! one runtime on several threads. What a connection may hold in memory is bounded by the constants of
 //! [`server`], and a client that is slow or silent only delays itself.
 
+pub(crate) mod faces;
 pub mod forwarded;
 pub(crate) mod gateway;
 pub(crate) mod limit;
@@ -28,11 +30,13 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tonic::{Code, Status};
 
+pub use faces::FaceOptions;
 pub use server::{Server, ServerOptions};
 pub use socket::Listener;
 
 use crate::api::router::{self, Call, Router};
 use crate::api::{CertificateUser, Context};
+use faces::Faces;
 use gateway::Gateway;
 use limit::MessageLimit;
 use paths::Paths;
@@ -53,6 +57,8 @@ pub(crate) struct App {
     router: Option<Arc<Router>>,
     /// None where it is switched off, too.
     gateway: Option<Gateway>,
+    /// None where there are none.
+    faces: Option<Faces>,
     paths: Paths,
     max_message_bytes: usize,
 }
@@ -65,6 +71,7 @@ impl App {
         Self {
             gateway: gateway.map(|router| Gateway::new(Arc::clone(router), max_message_bytes)),
             router,
+            faces: Faces::new(context, options.faces),
             paths: Paths::new(context.clone()),
             max_message_bytes,
         }
@@ -99,6 +106,11 @@ impl App {
                 return Answer::Ready(Some(refusal));
             }
             return gateway.call(request);
+        }
+        if let Some(faces) = &self.faces
+            && let Some(route) = faces.find(request.uri().path())
+        {
+            return faces.call(route, request);
         }
         let (head, _) = request.into_parts();
         match self.paths.find(&head) {

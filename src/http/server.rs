@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::faces::FaceOptions;
 use super::socket::{Accepted, AsyncListener, Socket, Stream};
 use super::{Answer, AnswerBody, App, ByTls, Listener};
 use crate::api::{CertificateUser, Context};
@@ -65,6 +66,8 @@ pub struct ServerOptions {
     pub gateway: bool,
     /// Answer plain HTTP paths only, as for a port that is open to monitoring.
     pub plain_only: bool,
+    /// The HTTP interfaces of earlier systems.
+    pub faces: FaceOptions,
 }
 
 impl Default for ServerOptions {
@@ -78,6 +81,7 @@ impl Default for ServerOptions {
             stop_grace: Duration::from_secs(5),
             gateway: true,
             plain_only: false,
+            faces: FaceOptions::default(),
         }
     }
 }
