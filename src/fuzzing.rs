@@ -31,7 +31,9 @@ use crate::storage::schema::{
 };
 use crate::storage::{Batch, Disk, DiskOptions, Durability, Memory, Space, Store};
 use crate::time::{Now, Timestamp};
-use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision};
+use crate::types::{
+    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision,
+};
 use crate::{api, config, http as server, storage};
 
 /// What is given any bytes.

@@ -1,5 +1,6 @@
 //! The `starling` binary: reads the settings, opens the store, serves until it is told to stop.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
@@ -54,13 +55,17 @@ const EXIT_INTERRUPTED: i32 = 130;
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
-    let args: Result<Vec<String>, _> = args.map(std::ffi::OsString::into_string).collect();
+    let args: Result<Vec<String>, _> = args.map(OsString::into_string).collect();
     let args = match args {
         Ok(args) => args,
         Err(arg) => return refuse(&format!("{} is not UTF-8", arg.display()), 2),
     };
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    // Shells have this variable, but need not hand it on.
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let environment = std::iter::once(("HOSTNAME".into(), host.into())).chain(std::env::vars_os());
+    let environment = environment.filter_map(|(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    });
     let invocation =
         config::load(&program, &args, environment, |path| std::fs::read_to_string(path));
     match invocation {
@@ -456,6 +461,9 @@ fn peer_options(
         let url = address.parse().map_err(|error| format!("--join={address}: {error}"))?;
         join.push(url);
     }
+    let parse =
+        |address: &String| address.parse().map_err(|error| format!("--seek={address}: {error}"));
+    let seek = cluster.seek.iter().map(parse).collect::<Result<_, _>>()?;
     let discovery = cluster.discovery_srv.clone();
     let joins = !join.is_empty() || discovery.is_some();
     let name = cluster.discovery_srv_name.clone();
@@ -485,6 +493,8 @@ fn peer_options(
             ..ClusterOptions::default()
         },
         join,
+        seek,
+        blocked: cluster.blocked.clone(),
         discovery: discovery.map(|domain| (domain, name)),
         services: Some(Services::new(move |handle| {
             forwarded::router(handle, metrics, max_request_bytes)

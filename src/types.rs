@@ -153,6 +153,8 @@ pub enum WriteAck {
     Majority,
     /// All members that seem alive.
     All,
+    /// The same, and those too that keep nothing on disk: they hold it in memory. No setting, but what some faces promise.
+    Everybody,
 }
 
 impl WriteAck {
@@ -163,6 +165,7 @@ impl WriteAck {
             Self::One => "one",
             Self::Majority => "majority",
             Self::All => "all",
+            Self::Everybody => "everybody",
         }
     }
 }
@@ -409,7 +412,8 @@ impl MediaType {
 
     /// Reads one, which is printable ASCII; none at all is [`Self::NONE`].
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let is_sound = text.len() <= Self::BYTES_MAX && text.iter().all(|c| matches!(c, b' '..=b'~'));
+        let is_sound =
+            text.len() <= Self::BYTES_MAX && text.iter().all(|c| matches!(c, b' '..=b'~'));
         let text = std::str::from_utf8(text).ok().filter(|_| is_sound)?;
         Some(Self((!text.is_empty()).then(|| text.into())))
     }

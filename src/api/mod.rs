@@ -51,7 +51,6 @@ use tonic::{Request, Status};
 
 pub(crate) use access::{Access, CertificateUser};
 
-
 use crate::metrics::Metrics;
 use crate::node::Handle;
 

@@ -121,6 +121,8 @@ pub const GROUPS: &[Group] = &[
         flag("auto-compaction-mode", Text, "periodic", Honoured, "periodic or revision"),
         flag("auto-compaction-retention", Text, "24h", Honoured, "history to keep: a time (a bare number is hours) or a number of revisions; 0 for all of it"),
         flag("join", Text, "", Honoured, "(starling) members of a cluster to join: host:port or URLs of peers, separated by commas"),
+        flag("seek", Text, "", Honoured, "(starling) members to join when they are reached, likewise; a name may stand for all, and until then this member serves alone"),
+        flag("block", Text, "", Honoured, "(starling) names of members that are not let in, and not joined, separated by commas"),
         flag("write-ack", Text, "one", Honoured, "(starling) who has a write on disk before it is answered: local, one, majority or all"),
         flag("linearizable-reads", Text, "local", Honoured, "(starling) whom such a read asks: local or majority"),
         flag("lease-expiry", Text, "majority", Honoured, "(starling) whom a member asks before it ends a lease: majority or local"),

@@ -7,6 +7,7 @@
 
 mod auth;
 mod cluster;
+mod earlier;
 pub mod flags;
 mod parse;
 mod tls;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cluster::ClusterConfig;
+use earlier::Earlier;
 use flags::{Effect, Flag, Kind};
 pub use parse::ListenUrl;
 use parse::Values;
@@ -201,7 +203,7 @@ pub fn load(
     program: &str,
     args: &[String],
     environment: impl IntoIterator<Item = (String, String)>,
-    read: impl FnOnce(&str) -> std::io::Result<String>,
+    read: impl Fn(&str) -> std::io::Result<String>,
 ) -> Result<Invocation, UsageError> {
     let is_etcd = program.rsplit('/').next() == Some(ETCD);
     // etcd knows none of our commands, and so says whoever stands in for it.
@@ -211,7 +213,12 @@ pub fn load(
     {
         return Ok(Invocation::Command(*command, rest.to_vec()));
     }
-    let line = parse::command_line(args)?;
+    let mut line = parse::command_line(args)?;
+    let (yzma_file, yzma_join) = (line.yzma_file.take(), line.yzma_join.take());
+    if is_etcd && (yzma_file.is_some() || yzma_join.is_some()) {
+        let name = if yzma_file.is_some() { "c" } else { "j" };
+        return Err(UsageError::syntax(format!("flag provided but not defined: -{name}")));
+    }
     if line.version {
         return Ok(Invocation::Version);
     }
@@ -226,12 +233,11 @@ pub fn load(
         Some(word) => return Err(UsageError::config(format!("{word:?} is not a valid flag"))),
     }
     let mut warnings = Vec::new();
-    let mut environment: BTreeMap<String, String> = environment
-        .into_iter()
-        .filter(|(name, value)| name.starts_with(ENV_PREFIX) && !value.is_empty())
-        .collect();
+    let all: BTreeMap<String, String> = environment.into_iter().collect();
+    let mut environment = all.clone();
+    environment.retain(|name, value| name.starts_with(ENV_PREFIX) && !value.is_empty());
     let config_file = environment.remove(CONFIG_FILE_VARIABLE);
-    let values = match line.config_file.filter(|path| !path.is_empty()).or(config_file) {
+    let mut values = match line.config_file.filter(|path| !path.is_empty()).or(config_file) {
         Some(path) => {
             let text = read(&path)
                 .map_err(|error| UsageError::config(format!("cannot read {path}: {error}")))?;
@@ -250,6 +256,22 @@ pub fn load(
             values
         }
     };
+    if let Some(peers) = yzma_join {
+        values.insert("seek", peers);
+    }
+    if yzma_file.is_some() {
+        let faces = values.entry("http-faces").or_default();
+        *faces = format!("{faces},yzma");
+    }
+    let earlier = Earlier {
+        named: values.get("http-faces").map_or("", String::as_str),
+        environment: &all,
+        file: yzma_file.as_deref(),
+        read: &read,
+    };
+    for (name, value) in earlier.values(&mut warnings)? {
+        values.entry(name).or_insert(value);
+    }
     judge(&values, &mut warnings)?;
     let config = Settings { values }.config(is_etcd)?;
     Ok(Invocation::Run(Box::new(config), warnings))
@@ -633,6 +655,7 @@ Usage:
 
 Flags are etcd's own, as -flag value or --flag=value. Each can be set in the environment, too: --data-dir is ETCD_DATA_DIR.
   --config-file         a YAML or JSON file with these names; flags and environment are ignored then
+  -c                    a configuration file of YzmaDB's, whose HTTP interface is served; -j its members to join
 "
     .to_owned();
     for group in

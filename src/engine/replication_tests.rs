@@ -15,7 +15,9 @@ use crate::storage::schema::auth::{AuthKey, AuthValue};
 use crate::storage::schema::{Identity, Table};
 use crate::storage::{Memory, Store};
 use crate::time::{Now, Stamp, Timestamp};
-use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision};
+use crate::types::{
+    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision,
+};
 
 const MEMBERS: usize = 3;
 const KEYS: u64 = 6;

@@ -65,9 +65,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
             Self::Unix(_, path) => Self::unix(path),
-            Self::Tls(listener, tls) => {
-                Ok(Self::Tls(Box::new(listener.again()?), Arc::clone(tls)))
-            }
+            Self::Tls(listener, tls) => Ok(Self::Tls(Box::new(listener.again()?), Arc::clone(tls))),
         }
     }
 

@@ -268,29 +268,39 @@ impl Search {
         if contact.member_id == shared.member.id.0 {
             return Err(JoinError::Refused("that is this member itself".to_owned()));
         }
-        if contact.cluster_id == shared.cluster().0 && shared.has_member(MemberId(contact.member_id)) {
+        if contact.cluster_id == shared.cluster().0
+            && shared.has_member(MemberId(contact.member_id))
+        {
             return Ok(joined(Joining::Already));
         }
         if !contact.in_cluster {
             return Err(JoinError::Refused("it has not got its own data yet".to_owned()));
         }
         if shared.is_alone() {
-            self.ask_first(candidate).await?;
-            self.go_to(candidate).await?;
+            self.join_first(candidate).await?;
             return Ok(joined(Joining::Joins));
         }
         if !contact.alone || !call.is_own {
             return Err(JoinError::BothHavePeers);
         }
-        let peer_urls = shared.member.peer_urls.clone();
+        self.have_join(candidate).await?;
+        tracing::info!(member = %MemberId(contact.member_id), "joins this member");
+        Ok(joined(Joining::Called))
+    }
+
+    /// Joins somebody, who may still refuse that: then nothing has changed.
+    pub(super) async fn join_first(&self, candidate: &Candidate) -> Result<(), JoinError> {
+        self.ask_first(candidate).await?;
+        self.go_to(candidate).await
+    }
+
+    /// Tells somebody to join this member.
+    pub(super) async fn have_join(&self, candidate: &Candidate) -> Result<(), JoinError> {
+        let peer_urls = self.shared.member.peer_urls.clone();
         let request = pb::CallRequest { protocol: PROTOCOL, peer_urls };
         let answer = self.transport.call(candidate.clone(), request).await;
         let answer = answer.map_err(|status| JoinError::Refused(status.message().to_owned()))?;
-        if answer.refusal.is_empty() {
-            tracing::info!(member = %MemberId(contact.member_id), "joins this member");
-            return Ok(joined(Joining::Called));
-        }
-        Err(JoinError::Refused(answer.refusal))
+        if answer.refusal.is_empty() { Ok(()) } else { Err(JoinError::Refused(answer.refusal)) }
     }
 
     /// Who is there, if anybody is.

@@ -60,6 +60,10 @@ pub struct PeerOptions {
     pub join: Vec<PeerUrl>,
     /// A domain, and the end of a service name, whose SRV records name members to join.
     pub discovery: Option<(String, String)>,
+    /// Addresses of members to join when they are reached. Until then this one serves alone.
+    pub seek: Vec<PeerUrl>,
+    /// Names of members that are not let in, and not joined.
+    pub blocked: Vec<String>,
     /// What answers requests that other members send on.
     pub services: Option<Services>,
 }
@@ -74,6 +78,7 @@ impl PeerOptions {
         }
         if replica.writer().has_parted() {
             self.join.clear();
+            self.seek.clear();
             self.discovery = None;
         }
         self.join.extend(parse_all(called.iter()));
@@ -93,6 +98,8 @@ struct Addresses {
 struct Gate {
     shared: Arc<Shared>,
     queue: Queue,
+    /// Names that are not let in.
+    blocked: Vec<String>,
     /// Whose parts of its data have been handed on, and are not dealt with yet; one each.
     parts: Mutex<BTreeMap<MemberId, oneshot::Receiver<()>>>,
 }
@@ -163,6 +170,10 @@ impl PeerHandler for Gate {
         }
         if request.name.is_empty() || request.peer_urls.is_empty() || request.member_id == 0 {
             return refuse("a member needs an id, a name and peer URLs");
+        }
+        if self.blocked.contains(&request.name) {
+            tracing::info!(name = request.name, "a member of this name is not let in");
+            return refuse("this name is blocked here");
         }
         if !self.shared.is_ready() {
             return refuse("this member has not joined yet itself");
@@ -296,8 +307,12 @@ impl Peers {
         let founders = parse_all(options.cluster.initial.iter().flatten());
         // The same command may have been started before, on a disk that is gone.
         shared.look_around(shared.mvcc.keys() == 0 && !founders.is_empty());
-        let gate =
-            Gate { shared: Arc::clone(shared), queue: queue.clone(), parts: Mutex::default() };
+        let gate = Gate {
+            shared: Arc::clone(shared),
+            queue: queue.clone(),
+            blocked: options.blocked.clone(),
+            parts: Mutex::default(),
+        };
         let identity =
             Identity { cluster: Some(shared.cluster()), member: shared.member.id, run: shared.run };
         let transport_options =
@@ -323,6 +338,8 @@ impl Peers {
             addresses: Arc::clone(&addresses),
             founders,
             join: options.join,
+            seek: options.seek,
+            blocked: options.blocked,
             former: parse_all(former.iter()),
             discovery: options.discovery,
             record: options.cluster.record,
@@ -399,6 +416,10 @@ pub(super) struct Search {
     addresses: Arc<Mutex<Addresses>>,
     founders: Vec<PeerUrl>,
     join: Vec<PeerUrl>,
+    /// Where those are that are joined when they are reached.
+    pub(super) seek: Vec<PeerUrl>,
+    /// Names of members that are not joined.
+    pub(super) blocked: Vec<String>,
     /// Where members were that a former owner of the store knew.
     former: Vec<PeerUrl>,
     discovery: Option<(String, String)>,
@@ -417,6 +438,8 @@ impl Search {
             } else if self.shared.awaits() {
                 let contacts = self.look_for_founders(&mut told).await;
                 self.ask_any_to_join(&contacts, &mut told).await;
+            } else if !self.seek.is_empty() && self.shared.is_alone() {
+                self.seek().await;
             }
             tokio::select! {
                 () = tokio::time::sleep(SEARCH_INTERVAL) => {}
@@ -489,7 +512,7 @@ impl Search {
     }
 
     /// Those who answer, in time.
-    async fn who_is_at(&self, url: &PeerUrl) -> Vec<(Candidate, pb::HelloReply)> {
+    pub(super) async fn who_is_at(&self, url: &PeerUrl) -> Vec<(Candidate, pb::HelloReply)> {
         let mut found = Vec::new();
         for candidate in self.candidates(std::slice::from_ref(url)).await {
             let hello = tokio::time::timeout(HELLO_TIMEOUT, self.hello(&candidate)).await;
@@ -543,6 +566,7 @@ impl Search {
         for candidate in self.candidates(&urls).await {
             if let Some(reply) = self.hello(&candidate).await
                 && reply.in_cluster
+                && !self.blocked.contains(&reply.name)
                 && self.ask_to_join(&candidate, told).await
             {
                 return;

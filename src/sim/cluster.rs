@@ -461,7 +461,8 @@ impl Cluster {
         // The others have to hear of it.
         self.run(SECOND);
         self.succeed(number);
-        let others: Vec<_> = (0..self.world.actors.len()).filter(|other| *other != number).collect();
+        let others: Vec<_> =
+            (0..self.world.actors.len()).filter(|other| *other != number).collect();
         self.world.network.part(&[number], &others);
         self.start(number);
     }

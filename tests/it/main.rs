@@ -7,6 +7,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod disk;
+mod faces;
 mod floods;
 mod forwarding;
 mod gateway;

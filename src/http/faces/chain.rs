@@ -109,7 +109,7 @@ where
         return Err(wrong("key is not provided".to_owned()));
     }
     let pair = (key.into_bytes().into(), value.into_bytes().into());
-    call.write(&access, pair, MediaType::NONE, Some(WriteAck::All)).await?;
+    call.write(&access, pair, MediaType::NONE, Some(WriteAck::Everybody)).await?;
     Ok(bare(StatusCode::OK))
 }
 
@@ -141,7 +141,8 @@ async fn shape_of_chain(call: &Call, route: &Route) -> Result<Response<AnswerBod
             json(&all.iter().map(health).collect::<Vec<_>>())
         }
         Route::Neighbor => {
-            let mut behind = chain.iter().skip_while(|link| link.member != node.member().id).skip(1);
+            let mut behind =
+                chain.iter().skip_while(|link| link.member != node.member().id).skip(1);
             match behind.next() {
                 Some(next) => json(&next.address()),
                 None => return Err(Refusal::new(StatusCode::NOT_FOUND, "this is the tail")),

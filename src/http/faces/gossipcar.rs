@@ -188,7 +188,8 @@ mod tests {
             }
             accepts_text(&headers)
         };
-        for yes in [&[][..], &["*/*"], &["application/json, TEXT/*;q=0.1"], &["a/b", "text/plain"]] {
+        for yes in [&[][..], &["*/*"], &["application/json, TEXT/*;q=0.1"], &["a/b", "text/plain"]]
+        {
             assert!(accepts(yes), "{yes:?}");
         }
         for no in [&["application/json"][..], &["text/plain; q=0"], &["text/html"], &[""]] {

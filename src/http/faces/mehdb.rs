@@ -7,8 +7,8 @@ use http_body::Body;
 
 use super::order::{self, Link};
 use super::{
-    Call, JSON, OCTETS, PAGE_KEYS, PIECE_BYTES, Pieces, Refusal, TEXT, bare, in_pieces, parameters, read_body,
-    respond,
+    Call, JSON, OCTETS, PAGE_KEYS, PIECE_BYTES, Pieces, Refusal, TEXT, bare, in_pieces, parameters,
+    read_body, respond,
 };
 use crate::api::Context;
 use crate::engine::Pair;
@@ -33,7 +33,8 @@ pub(in crate::http) enum Route {
 
 impl Route {
     pub(super) fn find(path: &str) -> Option<Self> {
-        let key = |key: &str| is_key(key.as_bytes()).then(|| Bytes::copy_from_slice(key.as_bytes()));
+        let key =
+            |key: &str| is_key(key.as_bytes()).then(|| Bytes::copy_from_slice(key.as_bytes()));
         match path {
             "/keys" => Some(Self::Keys),
             "/status" => Some(Self::Status),
@@ -93,7 +94,7 @@ where
     if let Some(leader) = other_leader(&call.context) {
         return redirect(call, &leader, &key);
     }
-    call.write(&access, (key, value), MediaType::NONE, Some(WriteAck::All)).await?;
+    call.write(&access, (key, value), MediaType::NONE, Some(WriteAck::Everybody)).await?;
     Ok(respond(StatusCode::OK, "WRITE completed", TEXT))
 }
 
@@ -126,7 +127,9 @@ async fn get(call: &Call, key: Bytes) -> Result<Response<AnswerBody>, Refusal> {
 async fn status(call: &Call) -> Result<Response<AnswerBody>, Refusal> {
     let is_full = parameters(call.head.uri.query(), "level").any(|level| level == b"full");
     if !is_full {
-        let role = if other_leader(&call.context).is_some() { "follower" } else { "leader" };
+        // Who has not joined yet knows nobody.
+        let leads = call.context.node.is_ready() && other_leader(&call.context).is_none();
+        let role = if leads { "leader" } else { "follower" };
         return Ok(respond(StatusCode::OK, role, TEXT));
     }
     let mut pages = Pages::new(call);

@@ -36,6 +36,7 @@ use crate::api::{Access, Context};
 use crate::engine::command::{Put, Range};
 use crate::error::{AuthError, Error};
 use crate::metrics::FaceMetrics;
+use crate::node::{Handle, WRITE_ACK};
 use crate::types::{Faces as Served, KeyRange, KeyValue, MediaType, WriteAck};
 
 /// What is gathered of an answer before it is sent; what is larger goes out in pieces of about this size.
@@ -148,7 +149,11 @@ impl Faces {
             };
             let status = response.status();
             let is_good = status.is_success() || status.is_redirection();
-            if is_good { counters.good.inc() } else { counters.bad.inc() };
+            if is_good {
+                counters.good.inc()
+            } else {
+                counters.bad.inc()
+            };
             if let Some(span) = span {
                 span.finish_http(status.as_u16());
             }
@@ -212,13 +217,23 @@ impl Call {
         access.put(&self.context, &put)?;
         // Nobody is told what was there, only that it was.
         put.prev_kv = true;
-        let node = &self.context.node;
-        let reply = match ack {
-            Some(ack) => node.with_ack(ack).put(put).await?,
-            None => node.put(put).await?,
-        };
+        let reply = self.node_with(ack)?.put(put).await?;
         self.context.metrics.puts.inc();
         Ok(reply.body.prev_kv.is_none())
+    }
+}
+
+impl Call {
+    /// The member, for a write that waits for others: as the face does, or the request says, or else as the member is set up.
+    fn node_with(&self, ack: Option<WriteAck>) -> Result<Handle, Refusal> {
+        let node = &self.context.node;
+        if let Some(ack) = ack {
+            return Ok(node.with_ack(ack));
+        }
+        let Some(said) = self.head.headers.get(WRITE_ACK) else { return Ok(node.clone()) };
+        let ack = said.to_str().map_err(|_| "expected text".to_owned()).and_then(str::parse);
+        let wrong = |what| Refusal::new(StatusCode::BAD_REQUEST, format!("{WRITE_ACK}: {what}"));
+        Ok(node.with_ack(ack.map_err(wrong)?))
     }
 }
 
@@ -246,7 +261,11 @@ impl Refusal {
     }
 
     /// With a body of whatever form.
-    fn with_body(&self, body: impl Into<Bytes>, content_type: &'static str) -> Response<AnswerBody> {
+    fn with_body(
+        &self,
+        body: impl Into<Bytes>,
+        content_type: &'static str,
+    ) -> Response<AnswerBody> {
         let mut response = respond(self.code, body, content_type);
         let headers = response.headers_mut();
         if let Some(allow) = self.allow {
@@ -411,9 +430,24 @@ mod tests {
     #[test]
     fn no_path_is_of_two_faces() {
         let paths = [
-            "/", "/map", "/stats", "/set/a", "/get/a", "/status", "/keys", "/keys/a", "/store/set",
-            "/store/get/a", "/chain", "/chain/index", "/chain/health", "/chain/neighbors",
-            "/neighbor", "/neighbor/a", "/cluster/join", "/cluster/leave",
+            "/",
+            "/map",
+            "/stats",
+            "/set/a",
+            "/get/a",
+            "/status",
+            "/keys",
+            "/keys/a",
+            "/store/set",
+            "/store/get/a",
+            "/chain",
+            "/chain/index",
+            "/chain/health",
+            "/chain/neighbors",
+            "/neighbor",
+            "/neighbor/a",
+            "/cluster/join",
+            "/cluster/leave",
         ];
         let each = [
             Served { gossipcar: true, ..Served::default() },
@@ -434,7 +468,8 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_bounded_however_they_come() {
         let body = |pieces: &[&'static str]| {
-            let frame = |piece: &&'static str| Ok::<_, Status>(http_body::Frame::data((*piece).into()));
+            let frame =
+                |piece: &&'static str| Ok::<_, Status>(http_body::Frame::data((*piece).into()));
             StreamBody::new(tokio_stream::iter(pieces.iter().map(frame).collect::<Vec<_>>()))
         };
         for pieces in [&["abcd"][..], &["ab", "", "cd"], &["a", "bcd"], &["", "abcd"]] {

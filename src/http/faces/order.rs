@@ -96,10 +96,14 @@ mod tests {
 
     #[test]
     fn numbers_in_names_are_numbers() {
-        let names = ["", "a", "mehdb-0", "mehdb-2", "mehdb-10", "mehdb-10-a", "mehdb-x", "n9z1", "n10"];
+        let names =
+            ["", "a", "mehdb-0", "mehdb-2", "mehdb-10", "mehdb-10-a", "mehdb-x", "n9z1", "n10"];
         assert!(names.is_sorted_by(|a, b| by_name(a, b).is_lt()), "{names:?}");
         assert_eq!(by_name("n007", "n7"), Ordering::Equal);
-        assert_eq!(by_name("n99999999999999999999999", "n100000000000000000000000"), Ordering::Less);
+        assert_eq!(
+            by_name("n99999999999999999999999", "n100000000000000000000000"),
+            Ordering::Less
+        );
     }
 
     #[test]

@@ -257,7 +257,7 @@ async fn delete(call: &Call, key: &Bytes) -> Result<Response<AnswerBody>, Refusa
     let access = call.access().await?;
     let delete = DeleteRange { range: KeyRange::single(key.clone()), prev_kv: false };
     access.delete(&delete)?;
-    call.context.node.delete_range(delete).await?;
+    call.node_with(None)?.delete_range(delete).await?;
     call.context.metrics.deletes.inc();
     Ok(done(format!("deleted {}", String::from_utf8_lossy(key))))
 }
