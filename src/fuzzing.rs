@@ -646,6 +646,7 @@ fn http_heads(input: &[u8]) {
         *request.uri_mut() = url;
     }
     server::paths::look(request.uri());
+    server::faces::look(request.uri());
     api::router::look(&request);
 }
 

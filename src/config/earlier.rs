@@ -152,7 +152,7 @@ impl Earlier<'_> {
         let peering = &file.peering;
         if let Some(port) = peering.bind_port.filter(|port| *port != 0) {
             let bound = some(&peering.bind_addr).unwrap_or("0.0.0.0");
-            let reached = some(&peering.advertise_address).or(some(&peering.bind_addr));
+            let reached = some(&peering.advertise_address).or_else(|| some(&peering.bind_addr));
             let reached = reached.filter(|address| !is_any(address)).unwrap_or("localhost");
             let reached_port = peering.advertise_port.filter(|port| *port != 0).unwrap_or(port);
             set("listen-peer-urls", format!("http://{}:{port}", host(bound)));

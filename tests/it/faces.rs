@@ -157,7 +157,7 @@ async fn gossipcar_g1_to_g13() {
         ["upTimeSecs", "upSince", "nOutSyncs", "nInSyncs", "nBadHttpReqs", "nGoodHttpReqs"];
     assert_eq!(names, expected, "G12");
     assert!(
-        text.contains("\nnBadHttpReqs=15\n") && text.contains("\nnGoodHttpReqs=13\n"),
+        text.contains("\nnBadHttpReqs=14\n") && text.contains("\nnGoodHttpReqs=13\n"),
         "{text}"
     );
     let html = ask(member.address, "GET /stats", "Accept: text/html\r\n", b"").await;

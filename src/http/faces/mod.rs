@@ -3,7 +3,7 @@
 //! ```text
 //!   PUT /map?k=foo        POST /store/set       POST /keys/foo
 //!        │ gossipcar           │ chain               │ yzma         a face each: parses, formats, and keeps nothing
-//!        └────────────┬────────┴─────────────────────┘
+//!        └────────────│────────┘─────────────────────┘
 //!                     ▼
 //!                node::Handle, as for the gRPC services; so a key that is written by one face is read by all
 //! ```
