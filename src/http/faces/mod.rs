@@ -468,8 +468,7 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_bounded_however_they_come() {
         let body = |pieces: &[&'static str]| {
-            let frame =
-                |piece: &&'static str| Ok::<_, Status>(http_body::Frame::data((*piece).into()));
+            let frame = |piece: &&'static str| Ok::<_, Status>(Frame::data((*piece).into()));
             StreamBody::new(tokio_stream::iter(pieces.iter().map(frame).collect::<Vec<_>>()))
         };
         for pieces in [&["abcd"][..], &["ab", "", "cd"], &["a", "bcd"], &["", "abcd"]] {
