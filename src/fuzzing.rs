@@ -267,17 +267,11 @@ fn any_record(choices: &mut Choices<'_>) -> (Table, Bytes, Bytes) {
     }
 }
 
-/// Mostly none.
-fn any_media_type(choices: &mut Choices<'_>) -> MediaType {
-    if choices.byte() % 4 > 0 {
-        return MediaType::NONE;
-    }
-    MediaType::parse(&choices.short(3)).unwrap_or_default()
-}
-
 fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
     let key = choices.short(3);
-    let op = match choices.byte() % 8 {
+    let kind = choices.byte() % 8;
+    let media_type = if kind == 3 { MediaType::parse(b"a/b") } else { None };
+    let op = match kind {
         0..4 => Op::Put(KeyValue {
             key,
             create_revision: Revision(place.revision.0.saturating_sub(choices.number())),
@@ -285,7 +279,7 @@ fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
             version: choices.number(),
             value: choices.short(8),
             lease: LeaseId(choices.number().cast_signed()),
-            media_type: any_media_type(choices),
+            media_type: media_type.unwrap_or_default(),
         }),
         4..6 => Op::Delete { key, seen: any_stamp(choices) },
         6 => {
