@@ -9,10 +9,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
 use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
-use starling::http::{FaceOptions, Listener, Server, ServerOptions, forwarded};
+use starling::http::{Allowed, FaceOptions, Listener, Server, ServerOptions, Serves, forwarded};
+use starling::logging;
 use starling::metrics::Metrics;
 use starling::node::{
     Anew, AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
@@ -26,7 +28,6 @@ use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, Faces, MemberId};
-use starling::{api, logging};
 use tokio::signal::unix::{SignalKind, signal};
 
 // Requests come and go in small pieces on several threads, which this one is made for.
@@ -101,16 +102,31 @@ fn run(command: Command, args: &[String]) -> ExitCode {
     };
     let (outcome, name) = match command {
         Command::Sim => (simulate(args, output.to), "sim"),
+        Command::Shell => (shell(args, &mut output), "shell"),
+        Command::Health => (cli::health(args, &mut output), "health"),
         Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
         Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
         Command::Import => (cli::import(args, &mut output), "import"),
+        Command::Mirror => (cli::mirror(args, &mut output), "mirror"),
         Command::Snapshot => (cli::snapshot(args, &mut output), "snapshot"),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(ToolError::Usage(text)) => refuse(&format!("{text}; see starling {name} --help"), 2),
         Err(ToolError::Failed(text)) => refuse(&text, 1),
+        Err(ToolError::Told) => ExitCode::FAILURE,
     }
+}
+
+fn shell(args: &[String], output: &mut cli::Output<'_>) -> Result<(), ToolError> {
+    let stdin = io::stdin();
+    let mut input = cli::Input {
+        is_terminal: stdin.is_terminal(),
+        from: &mut stdin.lock(),
+        errors: &mut io::stderr(),
+        home: std::env::var_os("HOME").map(PathBuf::from),
+    };
+    cli::shell(args, output, &mut input)
 }
 
 fn simulate(args: &[String], out: &mut dyn Write) -> Result<(), ToolError> {
@@ -203,7 +219,7 @@ enum End {
 struct Ports {
     clients: Vec<Listener>,
     http: Vec<Listener>,
-    monitoring: Vec<Listener>,
+    metrics: Vec<Listener>,
     faces: Vec<Listener>,
     peers: Vec<Listener>,
 }
@@ -214,7 +230,7 @@ impl Ports {
         Ok(Self {
             clients: listen(&config.listen_client_urls, tls.as_ref())?,
             http: listen(&config.listen_http_urls, tls.as_ref())?,
-            monitoring: listen(&config.listen_metrics_urls, tls.as_ref())?,
+            metrics: listen(&config.listen_metrics_urls, tls.as_ref())?,
             faces: listen(&config.listen_face_urls, tls.as_ref())?,
             peers: listen_for_peers(&config.cluster.listen_peer_urls)?,
         })
@@ -228,7 +244,7 @@ impl Ports {
         Ok(Self {
             clients: again(&self.clients)?,
             http: again(&self.http)?,
-            monitoring: again(&self.monitoring)?,
+            metrics: again(&self.metrics)?,
             faces: again(&self.faces)?,
             peers: again(&self.peers)?,
         })
@@ -251,8 +267,9 @@ fn serve_member(
     store: &Store,
     called: Vec<String>,
 ) -> Result<(End, Option<Ports>), String> {
-    let Ports { clients, http, monitoring, faces, peers } = ports.again()?;
-    let metrics = Arc::new(Metrics::new());
+    let Ports { clients, http, metrics: metrics_listeners, faces, peers } = ports.again()?;
+    let metrics =
+        Arc::new(if config.extensive_metrics { Metrics::extensive() } else { Metrics::new() });
     let peers = peer_options(config, peers, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
     let auth = auth_options(config)?;
@@ -270,18 +287,23 @@ fn serve_member(
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let all = [&clients, &http, &monitoring, &faces];
+    let all = [&clients, &http, &metrics_listeners, &faces];
     let addresses: Vec<String> = all.into_iter().flatten().map(address).collect();
     let options = server_options(config);
-    let plain = ServerOptions { plain_only: true, worker_threads: 1, ..options.clone() };
+    let besides = |serves| ServerOptions { serves, worker_threads: 1, ..options.clone() };
+    let http_options = besides(Serves::Http);
     // Whoever may look at figures may not write.
-    let figures = ServerOptions { faces: FaceOptions::default(), ..plain.clone() };
+    let monitoring = ServerOptions { faces: FaceOptions::default(), ..besides(Serves::Monitoring) };
     let shown = FaceOptions { faces: config.faces, port: face_port(config) };
-    let faces_only = ServerOptions { faces: shown, plain_only: true, ..options.clone() };
+    let faces_only =
+        ServerOptions { faces: shown, serves: Serves::Http, gateway: false, ..options.clone() };
     let mut servers = Vec::new();
-    for (options, listeners) in
-        [(options, clients), (plain, http), (figures, monitoring), (faces_only, faces)]
-    {
+    for (options, listeners) in [
+        (options, clients),
+        (http_options, http),
+        (monitoring, metrics_listeners),
+        (faces_only, faces),
+    ] {
         if !listeners.is_empty() {
             let server = Server::start(&options, node.handle(), Arc::clone(&metrics), listeners);
             servers.push(server.map_err(|error| format!("cannot serve: {error}"))?);
@@ -494,8 +516,8 @@ fn peer_options(
         },
         join,
         seek,
-        blocked: cluster.blocked.clone(),
         discovery: discovery.map(|domain| (domain, name)),
+        block: cluster.peer_block.clone(),
         services: Some(Services::new(move |handle| {
             forwarded::router(handle, metrics, max_request_bytes)
         })),
@@ -584,8 +606,15 @@ fn server_options(config: &Config) -> ServerOptions {
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
         gateway: config.gateway,
+        hosts: allowed(config.hosts.as_ref()),
+        origins: allowed(config.origins.as_ref()),
+        slow: SlowLimits { unary: config.warn_unary, apply: config.warn_apply },
         ..ServerOptions::default()
     }
+}
+
+fn allowed(names: Option<&Vec<String>>) -> Allowed {
+    names.map_or(Allowed::Any, |names| Allowed::These(names.iter().cloned().collect()))
 }
 
 /// An error with its causes.

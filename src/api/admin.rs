@@ -9,8 +9,8 @@ use tonic::{Request, Response, Status};
 use super::Context;
 use crate::engine::conflicts::{CONFLICTS_MAX, Noted};
 use crate::node::{
-    ClockFacts, ClusterStatus, HeldBack, JoinError, Joining, Leaving, MemberRecord, PeerFacts,
-    Reason, State,
+    BlockChange, BlockRefused, ClockFacts, ClusterStatus, HeldBack, JoinError, Joining, Leaving,
+    MemberRecord, PeerFacts, Reason, State,
 };
 use crate::time::Stamp;
 use crate::types::MemberId;
@@ -57,8 +57,11 @@ impl AdminService {
     /// This member, then the others by name; with those first who are not alive where not all fit.
     fn members(&self, status: &ClusterStatus, max: usize) -> Vec<pb::Member> {
         let me = self.context.node.member().id;
-        let mut members: Vec<_> =
-            status.members.iter().map(|(id, record)| shown(*id, record, me, status)).collect();
+        let member = |(id, record): (&MemberId, &MemberRecord)| pb::Member {
+            blocked: self.context.node.blocks(*id),
+            ..shown(*id, record, me, status)
+        };
+        let mut members: Vec<_> = status.members.iter().map(member).collect();
         let is_me = |member: &pb::Member| member.id == me.0;
         let by_name = |a: &pb::Member, b: &pb::Member| {
             (!is_me(a), &a.name, a.id).cmp(&(!is_me(b), &b.name, b.id))
@@ -138,6 +141,7 @@ fn shown(id: MemberId, record: &MemberRecord, me: MemberId, status: &ClusterStat
         failures: peer.traffic.failures,
         conflicts: peer.conflicts,
         fenced: peer.is_fenced,
+        blocked: false,
     };
     if id == me {
         member.fenced = status.facts.clock.is_fenced;
@@ -245,6 +249,20 @@ impl Cluster for AdminService {
         let newest = newest.into_iter().take_while(fits);
         let conflicts = newest.map(|noted| self.conflict(noted, &members)).collect();
         Ok(Response::new(pb::ConflictsReply { conflicts, total }))
+    }
+
+    async fn block(
+        &self,
+        request: Request<pb::BlockRequest>,
+    ) -> Result<Response<pb::BlockReply>, Status> {
+        self.context.access(&request)?.admin()?;
+        let pb::BlockRequest { add, remove, clear } = request.into_inner();
+        let names = self.context.node.block(BlockChange { add, remove, clear });
+        let names = names.map_err(|refused| match refused {
+            BlockRefused::Itself => Status::invalid_argument(refused.to_string()),
+            BlockRefused::TooMany => Status::resource_exhausted(refused.to_string()),
+        })?;
+        Ok(Response::new(pb::BlockReply { names: names.into_iter().collect() }))
     }
 
     async fn join(

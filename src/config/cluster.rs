@@ -21,8 +21,6 @@ pub struct ClusterConfig {
     pub join: Vec<String>,
     /// Members to join when they are reached, likewise.
     pub seek: Vec<String>,
-    /// Names of members that are not let in.
-    pub blocked: Vec<String>,
     /// A domain whose SRV records name the members.
     pub discovery_srv: Option<String>,
     /// What stands behind `etcd-server-` in the names of those records.
@@ -35,6 +33,8 @@ pub struct ClusterConfig {
     pub lease_expiry: LeaseExpiry,
     /// Whether nothing is kept on disk.
     pub volatile: bool,
+    /// Names of members not to talk to.
+    pub peer_block: Vec<String>,
     /// Where this member stands.
     pub zone: String,
     /// Up to how many members entries go straight from their origin to all.
@@ -76,13 +76,13 @@ impl Settings {
             initial,
             join,
             seek,
-            blocked: self.list("block"),
             discovery_srv,
             discovery_srv_name: self.text("discovery-srv-name").to_owned(),
             write_ack: self.choice("write-ack")?,
             read_level: self.choice("linearizable-reads")?,
             lease_expiry: self.choice("lease-expiry")?,
             volatile: self.is_on("volatile"),
+            peer_block: self.list("peer-block"),
             zone: self.text("zone").to_owned(),
             direct_max: self.positive("direct-max")?,
             gc_age: self.duration("gc-age"),

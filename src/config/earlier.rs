@@ -162,7 +162,7 @@ impl Earlier<'_> {
             set("data-dir", path.to_owned());
         }
         set("seek", join.join(","));
-        set("block", block.join(","));
+        set("peer-block", block.join(","));
         Ok(values)
     }
 

@@ -45,6 +45,7 @@ pub mod replica;
 mod replicated;
 mod restore;
 pub mod settings;
+pub mod staged;
 pub mod strays;
 pub mod tags;
 pub mod txn;

@@ -3,7 +3,7 @@
 //! Its store stays as it is: the stamps of all that was written, whoever wrote it, and the tag of its revisions, so its clients
 //! see no change. Who the members were does not count any more, nor what was promised and settled among them. When
 //! the store joins others again, the same ones or not, it is as any store with data: see `engine/strays.rs`. If they are the
-//! same, the stamps tell what they know.
+//! same, the stamps tell what they know, and a state merge what they have deleted of it.
 //!
 //! Invariants
 //! * The member's removal, for the others, and that it has left, for whoever opens the store next, are in one batch.

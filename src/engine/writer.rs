@@ -179,6 +179,8 @@ pub struct Writer {
     pub(super) entry_start: usize,
     /// Whether that entry has taken a revision.
     pub(super) entry_shows: bool,
+    /// Whether an entry before it has, while the changes of several are shown under one.
+    pub(super) group_shows: Option<bool>,
     /// The seq of that entry.
     pub(super) entry_seq: u64,
     /// How many ops it has so far.
@@ -248,6 +250,7 @@ impl Writer {
             replaced: VecDeque::new(),
             entry_start: 0,
             entry_shows: false,
+            group_shows: None,
             entry_seq: 0,
             entry_ops: 0,
             compacting: None,
@@ -952,7 +955,7 @@ impl Writer {
         Ok(())
     }
 
-    fn look_at_disk(&mut self) -> Result<(), StoreError> {
+    pub(super) fn look_at_disk(&mut self) -> Result<(), StoreError> {
         self.disk_room_bytes = match self.store().disk_space()? {
             Some(DiskSpace { free, total }) => {
                 free.saturating_sub(self.disk_reserve_bytes.min(total / DISK_RESERVE_FRACTION))

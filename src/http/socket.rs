@@ -182,6 +182,15 @@ impl Stream {
         })
     }
 
+    /// Where the client is, if it came by TCP.
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+            Self::Tls(stream) => stream.get_ref().0.remote(),
+        }
+    }
+
     fn pin(&mut self) -> Pin<&mut (dyn ReadWrite + Send)> {
         match self {
             Self::Tcp(stream) => Pin::new(stream),

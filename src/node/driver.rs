@@ -28,6 +28,7 @@ use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Claims, Mvcc, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
+use crate::metrics::ApplyMetrics;
 use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
@@ -46,6 +47,8 @@ const TICK: Duration = Duration::from_millis(100);
 const EXPIRY_INTERVAL_MILLIS: u64 = 500;
 /// How often the free space is looked at.
 const DISK_INTERVAL_MILLIS: u64 = 1000;
+/// From when on a commit is in the log (etcd: a second).
+const SLOW_SYNC: Duration = Duration::from_secs(1);
 /// The priority of a sweep: the least there is.
 const SWEEP_NICE: i32 = 19;
 /// How long a sweep that failed is not tried again.
@@ -110,6 +113,8 @@ pub(super) enum Task {
     Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
+    /// There is nobody to join: this member begins a cluster.
+    Found,
     /// This member leaves; tell when another one knows, or, of one that is alone, when that is on record.
     Leave {
         /// Whether there are no others.
@@ -175,6 +180,34 @@ pub(super) struct Driver {
     /// No sweep starts before this, after one has failed.
     next_sweep_millis: u64,
     stopping: bool,
+    applied: Applied,
+}
+
+/// How long the evaluation of commands takes.
+struct Applied {
+    /// By kind, see [`kind_of`].
+    kinds: [ApplyMetrics; KINDS.len()],
+    /// When the former command was done with. In a batch that is when the next one begins: the clock is read once for each.
+    since: Instant,
+}
+
+/// Commands that are measured, by etcd's names.
+const KINDS: [&str; 8] =
+    ["Put", "DeleteRange", "Txn", "Compaction", "LeaseGrant", "LeaseRevoke", "Alarm", "Auth"];
+
+/// The place of a command in [`KINDS`].
+fn kind_of(command: &Command) -> Option<usize> {
+    Some(match command {
+        Command::Put(_) => 0,
+        Command::DeleteRange(_) => 1,
+        Command::Txn(_) => 2,
+        Command::Compact { .. } => 3,
+        Command::LeaseGrant { .. } => 4,
+        Command::LeaseRevoke { .. } => 5,
+        Command::Alarm { .. } => 6,
+        Command::Auth(_) => 7,
+        Command::SetLeader(_) | Command::Downgrade(_) => return None,
+    })
 }
 
 impl Driver {
@@ -190,6 +223,7 @@ impl Driver {
         let now_millis = clock.now().monotonic_millis;
         let me = replica.writer().origin();
         let traces = shared.traces.clone().map(|traces| WriteTraces::new(traces, me));
+        let kinds = KINDS.map(|kind| shared.metrics.apply(kind));
         Self {
             replica,
             peers,
@@ -216,6 +250,7 @@ impl Driver {
             next_disk_millis: now_millis,
             next_sweep_millis: 0,
             stopping: false,
+            applied: Applied { kinds, since: Instant::now() },
         }
     }
 
@@ -268,6 +303,7 @@ impl Driver {
             return Ok(());
         }
         let start = Instant::now();
+        self.shared.metrics.log_bytes.inc_by(self.replica.writer_mut().open_bytes());
         let traced = self.traces.as_ref().and_then(WriteTraces::begin_commit);
         let before = self.replica.writer().tag();
         self.replica.commit(now)?;
@@ -279,7 +315,11 @@ impl Driver {
         if tag != before {
             tracing::info!(tag, before, "revisions have another tag: watchers start anew");
         }
-        self.shared.metrics.commit_seconds.observe(start.elapsed().as_secs_f64());
+        let took = start.elapsed();
+        self.shared.metrics.commit_seconds.observe(took.as_secs_f64());
+        if took > SLOW_SYNC {
+            tracing::warn!(?took, "expected-duration" = ?SLOW_SYNC, "slow fdatasync");
+        }
         let arrived = self.replica.arrived();
         if !arrived.is_empty() {
             let wall_millis = self.clock.now().wall_millis;
@@ -344,6 +384,7 @@ impl Driver {
             Err(RecvTimeoutError::Disconnected) => Some(Task::Stop),
         };
         let now = self.clock.now();
+        self.applied.since = Instant::now();
         while let Some(next) = task {
             self.take(next, now)?;
             if self.answers.len() >= BATCH_COMMANDS_MAX
@@ -434,6 +475,7 @@ impl Driver {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
             }
+            Task::Found => self.replica.stand_alone(),
             Task::Leave { is_alone, done } => match self.replica.leave(now)? {
                 Some(seq) if !is_alone => self.leaving = Some((seq, done)),
                 _ => self.membership_changes.push(done),
@@ -469,10 +511,22 @@ impl Driver {
     }
 
     fn execute(&mut self, command: Command, now: Now) -> Result<Outcome, StoreError> {
-        match self.replica.execute(command, now) {
+        let kind = kind_of(&command);
+        let outcome = self.replica.execute(command, now);
+        let until = Instant::now();
+        let since = std::mem::replace(&mut self.applied.since, until);
+        if let Some(kind) = kind {
+            self.applied.kinds[kind].observe(outcome.is_ok(), until - since);
+        }
+        match outcome {
             Ok(reply) => {
-                match reply.body {
-                    CommandReply::LeaseGrant(_) => _ = self.shared.metrics.leases_granted.inc(),
+                match &reply.body {
+                    CommandReply::LeaseGrant(lease) => {
+                        self.shared.metrics.leases_granted.inc();
+                        #[expect(clippy::cast_precision_loss, reason = "no lease lives for ages")]
+                        self.shared.metrics.lease_ttls.observe(lease.ttl_seconds as f64);
+                    }
+                    CommandReply::Compact => self.shared.metrics.compacted(),
                     CommandReply::LeaseRevoke => _ = self.shared.metrics.leases_revoked.inc(),
                     _ => {}
                 }
@@ -554,7 +608,9 @@ impl Driver {
         for effect in self.replica.take_effects() {
             match effect {
                 Effect::Send(to, message) => {
-                    if let Some(peers) = &self.peers {
+                    if let Some(peers) = &self.peers
+                        && !self.shared.blocks(to)
+                    {
                         // What does not get through is asked for again.
                         let _ = peers.transport.send(to, message);
                     }
@@ -604,7 +660,7 @@ impl Driver {
                 ),
                 Effect::Misanswered(peer) => tracing::error!(
                     %peer,
-                    "the peer has answered a comparison with what it was not asked about: it is broken, or means harm"
+                    "the peer has answered a comparison or a catch-up with what cannot be: it is broken, or means harm"
                 ),
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
@@ -699,7 +755,7 @@ impl Driver {
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         let work = move || {
             // What gets lost is asked for again.
-            let send = |to, message| transport.send(to, message).is_ok();
+            let send = |to, message| !shared.blocks(to) && transport.send(to, message).is_ok();
             if let Err(error) = read(&mvcc, &send) {
                 shared.fail(error);
             }
@@ -756,6 +812,7 @@ impl Driver {
     fn look_at_leases(&mut self, now: Now) -> Result<(), StoreError> {
         let look = self.replica.look_at_leases(now)?;
         self.shared.metrics.leases_revoked.inc_by(look.ended as u64);
+        self.shared.metrics.leases_expired.inc_by(look.ended as u64);
         let LeaseLook { ended, taken_over, orphans, extended } = look;
         if extended > 0 {
             tracing::warn!(

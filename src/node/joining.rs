@@ -277,7 +277,7 @@ impl Search {
             return Err(JoinError::Refused("it has not got its own data yet".to_owned()));
         }
         if shared.is_alone() {
-            self.join_first(candidate).await?;
+            self.go_to_if_admitted(candidate).await?;
             return Ok(joined(Joining::Joins));
         }
         if !contact.alone || !call.is_own {
@@ -286,12 +286,6 @@ impl Search {
         self.have_join(candidate).await?;
         tracing::info!(member = %MemberId(contact.member_id), "joins this member");
         Ok(joined(Joining::Called))
-    }
-
-    /// Joins somebody, who may still refuse that: then nothing has changed.
-    pub(super) async fn join_first(&self, candidate: &Candidate) -> Result<(), JoinError> {
-        self.ask_first(candidate).await?;
-        self.go_to(candidate).await
     }
 
     /// Tells somebody to join this member.
@@ -314,6 +308,12 @@ impl Search {
             Err(_) => format!("no answer within {} ms", CONTACT_TIMEOUT.as_millis()),
         };
         Err(JoinError::Unreachable(format!("{}: {why}", candidate.url)))
+    }
+
+    /// Joins somebody, who may still refuse that: then nothing has changed.
+    pub(super) async fn go_to_if_admitted(&self, candidate: &Candidate) -> Result<(), JoinError> {
+        self.ask_first(candidate).await?;
+        self.go_to(candidate).await
     }
 
     /// Whether this member would be admitted.

@@ -11,6 +11,7 @@
 
 mod acks;
 mod auth;
+mod blocked;
 mod clock;
 mod compactor;
 mod contacts;
@@ -41,6 +42,7 @@ pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;
 pub use auth::AuthOptions;
+pub use blocked::{BLOCKED_MAX, BlockChange, BlockRefused};
 pub use clock::SystemClock;
 pub use compactor::Retention;
 pub use forward::{
@@ -51,7 +53,7 @@ pub use handle::{Handle, Member, Removed, RequestOptions, Status, WatchStream};
 pub use joining::{Anew, JoinError, Joined, Joining, Leaving};
 pub use passwords::{COST_DEFAULT, COSTS};
 pub use peers::PeerOptions;
-pub use snapshot::SnapshotError;
+pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};
 
 pub use tokens::{JwtOptions, TokenOptions};

@@ -12,6 +12,7 @@ use starling_proto::starling::peer::v1 as pb;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status};
 
+use super::blocked::BlockChange;
 use super::driver::{Queue, Task, step_back};
 use super::forward::Services;
 use super::handle::{Handle, Shared};
@@ -33,9 +34,16 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(2);
 const TAKEN: &str = "a living member has this name or address";
 /// What a member is told that was removed (etcd's words).
 const REMOVED: &str = "the member has been permanently removed from the cluster";
+/// What a member is told that is on the list of those not to talk to.
+const BLOCKED: &str = "this member does not talk to you: it has blocked your name";
 
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// So many looks in a row without a cluster before somebody begins one, where a name stands for all members.
+const FOUNDING_LOOKS: u32 = 10;
+/// A member without peers looks every so many times whether those it was to join have come together without it.
+const REUNION_LOOKS: u32 = 10;
 
 /// How long another founder may take to say who it is. One without data does not serve before that.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,8 +70,8 @@ pub struct PeerOptions {
     pub discovery: Option<(String, String)>,
     /// Addresses of members to join when they are reached. Until then this one serves alone.
     pub seek: Vec<PeerUrl>,
-    /// Names of members that are not let in, and not joined.
-    pub blocked: Vec<String>,
+    /// Names of members not to talk to.
+    pub block: Vec<String>,
     /// What answers requests that other members send on.
     pub services: Option<Services>,
 }
@@ -98,8 +106,6 @@ struct Addresses {
 struct Gate {
     shared: Arc<Shared>,
     queue: Queue,
-    /// Names that are not let in.
-    blocked: Vec<String>,
     /// Whose parts of its data have been handed on, and are not dealt with yet; one each.
     parts: Mutex<BTreeMap<MemberId, oneshot::Receiver<()>>>,
 }
@@ -171,15 +177,17 @@ impl PeerHandler for Gate {
         if request.name.is_empty() || request.peer_urls.is_empty() || request.member_id == 0 {
             return refuse("a member needs an id, a name and peer URLs");
         }
-        if self.blocked.contains(&request.name) {
-            tracing::info!(name = request.name, "a member of this name is not let in");
-            return refuse("this name is blocked here");
-        }
         if !self.shared.is_ready() {
             return refuse("this member has not joined yet itself");
         }
+        if self.shared.is_unsure() {
+            return refuse("this member has just started");
+        }
         if self.shared.is_fenced() {
             return refuse("the clock of this member is off");
+        }
+        if self.shared.blocked.has(|| Some(&request.name)) {
+            return refuse(BLOCKED);
         }
         let member = MemberId(request.member_id);
         let record = MemberRecord {
@@ -221,6 +229,8 @@ impl PeerHandler for Gate {
     fn admit(&self, from: MemberId, _run: u64) -> Result<(), String> {
         if self.shared.has_removed(from) {
             Err(REMOVED.to_owned())
+        } else if self.shared.blocks(from) {
+            Err(BLOCKED.to_owned())
         } else if self.shared.admits(from) {
             Ok(())
         } else {
@@ -304,15 +314,14 @@ impl Peers {
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start: {error}"))?;
+        let block = BlockChange { add: options.block, ..BlockChange::default() };
+        let refused = |why| format!("--peer-block: {why}");
+        shared.blocked.change(&shared.member.name, block).map_err(refused)?;
         let founders = parse_all(options.cluster.initial.iter().flatten());
         // The same command may have been started before, on a disk that is gone.
         shared.look_around(shared.mvcc.keys() == 0 && !founders.is_empty());
-        let gate = Gate {
-            shared: Arc::clone(shared),
-            queue: queue.clone(),
-            blocked: options.blocked.clone(),
-            parts: Mutex::default(),
-        };
+        let gate =
+            Gate { shared: Arc::clone(shared), queue: queue.clone(), parts: Mutex::default() };
         let identity =
             Identity { cluster: Some(shared.cluster()), member: shared.member.id, run: shared.run };
         let transport_options =
@@ -339,7 +348,6 @@ impl Peers {
             founders,
             join: options.join,
             seek: options.seek,
-            blocked: options.blocked,
             former: parse_all(former.iter()),
             discovery: options.discovery,
             record: options.cluster.record,
@@ -418,8 +426,6 @@ pub(super) struct Search {
     join: Vec<PeerUrl>,
     /// Where those are that are joined when they are reached.
     pub(super) seek: Vec<PeerUrl>,
-    /// Names of members that are not joined.
-    pub(super) blocked: Vec<String>,
     /// Where members were that a former owner of the store knew.
     former: Vec<PeerUrl>,
     discovery: Option<(String, String)>,
@@ -430,11 +436,20 @@ impl Search {
     async fn run(self, mut calls: mpsc::Receiver<Call>) {
         let mut told = BTreeSet::new();
         let mut is_admitted = false;
+        let (mut in_vain, mut looks) = (0, 0_u32);
         loop {
+            looks = looks.wrapping_add(1);
             if self.shared.looks_around() {
                 is_admitted = is_admitted || self.look_around(&mut told).await;
             } else if !self.shared.is_ready() {
-                self.look_for_contact(&mut told).await;
+                in_vain = if self.look_for_contact(&mut told).await { in_vain + 1 } else { 0 };
+                if in_vain >= FOUNDING_LOOKS {
+                    tracing::info!("nobody here is in a cluster: this member begins one");
+                    in_vain = 0;
+                    let _ = self.queue.try_send(Task::Found);
+                }
+            } else if !self.join.is_empty() && looks.is_multiple_of(REUNION_LOOKS) {
+                self.look_for_reunion().await;
             } else if self.shared.awaits() {
                 let contacts = self.look_for_founders(&mut told).await;
                 self.ask_any_to_join(&contacts, &mut told).await;
@@ -462,13 +477,18 @@ impl Search {
     }
 
     async fn hello(&self, candidate: &Candidate) -> Option<pb::HelloReply> {
+        let reply = self.hello_to_any(candidate).await?;
+        (reply.member_id != self.shared.member.id.0).then_some(reply)
+    }
+
+    /// The same, if it is this member itself, too.
+    async fn hello_to_any(&self, candidate: &Candidate) -> Option<pb::HelloReply> {
         let request = pb::HelloRequest {
             protocol: PROTOCOL,
             member_id: self.shared.member.id.0,
             cluster_id: self.shared.cluster().0,
         };
         match self.transport.hello(candidate.clone(), request).await {
-            Ok(reply) if reply.member_id == self.shared.member.id.0 => None,
             Ok(reply) => Some(reply),
             Err(status) => {
                 let address = candidate.address;
@@ -545,7 +565,9 @@ impl Search {
         let _ = self.queue.try_send(Task::Contact(member));
     }
 
-    async fn look_for_contact(&self, told: &mut BTreeSet<String>) {
+    /// Answers whether it is for this member to begin a cluster: it has been called by a name that stands for itself, too, and of
+    /// those that answer there none is in one, nor is any before it.
+    async fn look_for_contact(&self, told: &mut BTreeSet<String>) -> bool {
         let mut urls = self.join.clone();
         urls.extend(self.former.iter().cloned());
         if !self.former.is_empty() {
@@ -561,15 +583,41 @@ impl Search {
             }
         }
         if self.shared.is_joining() {
+            return false;
+        }
+        let (me, mut is_called, mut is_first) = (self.shared.member.id.0, false, true);
+        for candidate in self.candidates(&urls).await {
+            let Some(reply) = self.hello_to_any(&candidate).await else { continue };
+            if reply.member_id == me {
+                is_called = true;
+            } else if reply.in_cluster {
+                is_first = false;
+                if self.ask_to_join(&candidate, told).await {
+                    return false;
+                }
+            } else {
+                is_first &= me < reply.member_id;
+            }
+        }
+        // One that had peers, or was told to join somebody, has a cluster to go to.
+        is_called && is_first && self.former.is_empty() && !self.shared.is_called()
+    }
+
+    /// Two that did not see each other may both have begun a cluster: the later one by id goes to the other, if it is still alone.
+    async fn look_for_reunion(&self) {
+        if !self.shared.is_alone() {
             return;
         }
-        for candidate in self.candidates(&urls).await {
-            if let Some(reply) = self.hello(&candidate).await
-                && reply.in_cluster
-                && !self.blocked.contains(&reply.name)
-                && self.ask_to_join(&candidate, told).await
-            {
-                return;
+        let (me, cluster) = (self.shared.member.id.0, self.shared.cluster().0);
+        for candidate in self.candidates(&self.join).await {
+            let Some(reply) = self.hello(&candidate).await else { continue };
+            let is_blocked = self.shared.blocked.has(|| Some(&reply.name));
+            let goes = reply.in_cluster && reply.cluster_id != cluster && !is_blocked;
+            if goes && (!reply.alone || reply.member_id < me) {
+                match self.go_to_if_admitted(&candidate).await {
+                    Ok(()) => return,
+                    Err(why) => tracing::debug!(%why, "cannot join those that are elsewhere"),
+                }
             }
         }
     }
@@ -593,6 +641,9 @@ impl Search {
     /// Asks one member. Answers whether it has agreed.
     async fn ask_to_join(&self, candidate: &Candidate, told: &mut BTreeSet<String>) -> bool {
         let Some(contact) = self.hello(candidate).await else { return false };
+        if self.shared.blocked.has(|| Some(&contact.name)) {
+            return false;
+        }
         let answer = self.transport.join(candidate.clone(), self.wish()).await;
         let admission = answer.map_err(|status| status.message().to_owned()).and_then(from_reply);
         let admission = match admission {

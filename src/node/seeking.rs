@@ -52,8 +52,9 @@ impl Search {
     /// Looks once whether there is anybody, and does what is to be done about it. Whatever fails is tried again with the next look.
     pub(super) async fn seek(&self) {
         let found = join_all(self.seek.iter().map(|url| self.who_is_at(url))).await;
-        let is_met =
-            |reply: &pb::HelloReply| reply.in_cluster && !self.blocked.contains(&reply.name);
+        let is_met = |reply: &pb::HelloReply| {
+            reply.in_cluster && !self.shared.blocked.has(|| Some(&reply.name))
+        };
         let found: Vec<_> =
             found.into_iter().flatten().filter(|(_, reply)| is_met(reply)).collect();
         let contact = |(_, reply): &(Candidate, pb::HelloReply)| Contact {
@@ -64,7 +65,7 @@ impl Search {
         let contacts: Vec<_> = found.iter().map(contact).collect();
         let outcome = match choose(self.shared.member.id.0, &contacts) {
             Way::Stay => return,
-            Way::Go(at) => self.join_first(&found[at].0).await,
+            Way::Go(at) => self.go_to_if_admitted(&found[at].0).await,
             Way::Call(at) => self.have_join(&found[at].0).await,
         };
         if let Err(error) = outcome {

@@ -59,8 +59,6 @@ pub(super) struct Cluster {
     admitted: Vec<(usize, usize, Admission, u64)>,
     /// Entries that were acknowledged by another member.
     safe: BTreeSet<(Origin, u64)>,
-    /// Runs that began on an old copy of a disk, and what was settled elsewhere by then.
-    stale: BTreeMap<Origin, Timestamp>,
     next_contact: u64,
     next_check: u64,
     next_id: usize,
@@ -121,7 +119,6 @@ impl Cluster {
             witnesses: BTreeMap::new(),
             admitted: Vec::new(),
             safe: BTreeSet::new(),
-            stale: BTreeMap::new(),
             next_contact: 0,
             next_check: 0,
             next_id: members,
@@ -486,7 +483,8 @@ impl Cluster {
                 .into_iter()
                 .filter(|other| *other != number && self.is_reachable(number, *other))
                 .filter(|other| {
-                    self.world.actors[*other].replica.as_ref().is_some_and(|it| it.is_ready())
+                    let contact = self.world.actors[*other].replica.as_ref();
+                    contact.is_some_and(|it| it.is_ready() && !it.is_unsure())
                 })
                 .collect();
             // The first of all has nobody to join.
@@ -596,10 +594,7 @@ impl Cluster {
                 let heads = self.heads_of(*holder);
                 for (origin, entries) in &self.truth {
                     let head = heads.get(origin).copied().unwrap_or(0);
-                    // A run on an old copy of a disk begins with times from long ago, until it has heard of anybody.
-                    let stale = self.stale.get(origin).copied().unwrap_or_default();
-                    let is_due = |time: Timestamp| time <= settled && time > stale;
-                    let missing = entries.range(head + 1..).find(|(_, e)| is_due(e.time));
+                    let missing = entries.range(head + 1..).find(|(_, e)| e.time <= settled);
                     let survives = |seq: &u64| self.survives(*origin, *seq, &members);
                     if let Some((seq, entry)) = missing.filter(|(seq, _)| survives(seq)) {
                         self.fail(&format!(
@@ -673,9 +668,6 @@ impl Cluster {
         let rolled_back = self.shown.iter().map(|shown| shown.settled).max().unwrap_or_default();
         self.shown[number] = Shown { rolled_back, ..Shown::default() };
         self.start(number);
-        if let Some(replica) = &self.world.actors[number].replica {
-            self.stale.insert(replica.writer().origin(), rolled_back);
-        }
     }
 
     /// What lives at a member, with the stamps that count.

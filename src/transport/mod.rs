@@ -47,6 +47,7 @@ pub use crate::tls::{TlsError, TlsFiles};
 pub use queue::{QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Refused};
 pub use server::PeerListener;
 
+use crate::metrics::Seconds;
 use crate::replication::message::Message;
 use crate::tls::{Purpose, Tls};
 use crate::types::{ClusterId, MemberId};
@@ -364,6 +365,12 @@ impl Transport {
         let _runtime = self.running.runtime.enter();
         let peers = self.shared.peers.read();
         peers.get(&to).map(|task| task.peer.watch_channel(&self.shared.dialer))
+    }
+
+    /// How long questions to each peer and their answers take.
+    pub fn round_trips(&self) -> BTreeMap<MemberId, Seconds> {
+        let peers = self.shared.peers.read();
+        peers.iter().map(|(member, task)| (*member, task.peer.round_trips.clone())).collect()
     }
 
     /// What became of the messages to each peer, and what came from it, since it is known where it is.

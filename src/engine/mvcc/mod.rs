@@ -280,6 +280,12 @@ impl Mvcc {
         self.guarded.read().live_bytes
     }
 
+    /// The bytes of all rows of the log but records, roughly.
+    pub(super) fn log_bytes(&self) -> u64 {
+        let guarded = self.guarded.read();
+        guarded.live_bytes + guarded.dead.ready() + guarded.dead.waiting()
+    }
+
     /// The keys that live now.
     #[expect(
         clippy::misnamed_getters,

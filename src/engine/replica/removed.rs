@@ -43,6 +43,11 @@ impl Removal {
         }
     }
 
+    /// Whether this member is none any more, by the will of others or its own.
+    pub(super) fn is_over(&self) -> bool {
+        self.stage != Stage::Member
+    }
+
     fn is_in_touch(&self, now: Now) -> bool {
         // What was on its way in a cut may arrive after it, before the word of the removal.
         let was_away = self.back_millis.is_some_and(|back| is_recent(back, now));
@@ -73,6 +78,8 @@ impl Replica {
         if cluster.removal.stage != Stage::Member {
             return Ok(None);
         }
+        self.end_doubt_now(now)?;
+        let Some(cluster) = &mut self.cluster else { return Ok(None) };
         cluster.removal.stage = Stage::Left;
         let removal = self.removal_of(self.writer.identity().member);
         self.write(removal, now)?;

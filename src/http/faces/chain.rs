@@ -9,7 +9,7 @@ use http_body::Body;
 use serde::{Deserialize, Serialize};
 
 use super::order::{self, Link};
-use super::{Call, JSON, JSON_EXPANSION, Refusal, TEXT, bare, key_of, read_body, respond};
+use super::{Call, JSON, JSON_EXPANSION, Refusal, TEXT, bare, key_of, respond};
 use crate::http::AnswerBody;
 use crate::types::{MediaType, WriteAck};
 
@@ -101,7 +101,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let access = call.access().await?;
-    let body = read_body(body, call.max_bytes().saturating_mul(JSON_EXPANSION)).await?;
+    let body = call.body(body, call.max_bytes().saturating_mul(JSON_EXPANSION)).await?;
     let wrong = |why: String| Refusal::new(StatusCode::BAD_REQUEST, why);
     let Pair { key, value } =
         serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;

@@ -8,8 +8,7 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 
 use super::{
-    Call, OCTETS, PIECE_BYTES, Pieces, Refusal, TEXT, bare, in_pieces, parameters, read_body,
-    respond,
+    Call, OCTETS, PIECE_BYTES, Pieces, Refusal, TEXT, bare, in_pieces, parameters, respond,
 };
 use crate::api::Context;
 use crate::engine::command::Range;
@@ -79,7 +78,7 @@ where
 {
     let access = call.access().await?;
     let key = keys(call)?.swap_remove(0);
-    let value = read_body(body, VALUE_BYTES_MAX).await?;
+    let value = call.body(body, VALUE_BYTES_MAX).await?;
     let is_new = call.write(&access, (key, value), MediaType::NONE, None).await?;
     Ok(bare(if is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT }))
 }

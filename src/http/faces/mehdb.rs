@@ -8,7 +8,7 @@ use http_body::Body;
 use super::order::{self, Link};
 use super::{
     Call, JSON, OCTETS, PAGE_KEYS, PIECE_BYTES, Pieces, Refusal, TEXT, bare, in_pieces, parameters,
-    read_body, respond,
+    respond,
 };
 use crate::api::Context;
 use crate::engine::Pair;
@@ -90,7 +90,7 @@ where
 {
     let access = call.access().await?;
     // Whoever is still sending does not read.
-    let value = read_body(body, call.max_bytes()).await?;
+    let value = call.body(body, call.max_bytes()).await?;
     if let Some(leader) = other_leader(&call.context) {
         return redirect(call, &leader, &key);
     }

@@ -20,6 +20,7 @@ mod order;
 mod yzma;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
@@ -29,8 +30,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
 use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
 use tonic::{Code, Status};
 
+use super::limit::too_slow;
 use super::{Answer, AnswerBody};
 use crate::api::{Access, Context};
 use crate::engine::command::{Put, Range};
@@ -65,6 +68,8 @@ pub struct FaceOptions {
 pub(super) struct Faces {
     context: Context,
     options: FaceOptions,
+    /// How long a body may take to come.
+    body_timeout: Duration,
     counters: [FaceMetrics; 4],
 }
 
@@ -113,10 +118,15 @@ impl Route {
 
 impl Faces {
     /// `None` if there is none to serve.
-    pub(super) fn new(context: &Context, options: FaceOptions) -> Option<Self> {
+    pub(super) fn new(
+        context: &Context,
+        options: FaceOptions,
+        body_timeout: Duration,
+    ) -> Option<Self> {
         let counters =
             [gossipcar::FACE, "mehdb", "chain", "yzma"].map(|face| context.metrics.face(face));
-        options.faces.any().then(|| Self { context: context.clone(), options, counters })
+        let context = context.clone();
+        options.faces.any().then(|| Self { context, options, body_timeout, counters })
     }
 
     /// What a path names; `None` if it is none of these.
@@ -139,7 +149,8 @@ impl Faces {
         if let Some(span) = &span {
             context.node = context.node.with_span(Arc::clone(span));
         }
-        let call = Call { context, head, port: self.options.port };
+        let (port, body_timeout) = (self.options.port, self.body_timeout);
+        let call = Call { context, head, port, body_timeout };
         Answer::Path(Box::pin(async move {
             let response = match route {
                 Route::Gossipcar(route) => gossipcar::answer(&call, route, body).await,
@@ -179,6 +190,7 @@ struct Call {
     head: Parts,
     /// Where other members serve their faces, if that is not their port for clients.
     port: Option<u16>,
+    body_timeout: Duration,
 }
 
 impl Call {
@@ -190,6 +202,16 @@ impl Call {
     /// The largest key with its value.
     fn max_bytes(&self) -> usize {
         self.context.max_request_bytes
+    }
+
+    /// The body, in time.
+    async fn body<B>(&self, body: B, max: usize) -> Result<Bytes, Refusal>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let late = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, too_slow().message());
+        timeout(self.body_timeout, read_body(body, max)).await.map_err(late)?
     }
 
     /// The value of a key, with what its put says of it.

@@ -9,8 +9,7 @@ use http_body::Body;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Call, JSON, OCTETS, PIECE_BYTES, Pieces, Refusal, in_pieces, key_of, parameters, read_body,
-    respond,
+    Call, JSON, OCTETS, PIECE_BYTES, Pieces, Refusal, in_pieces, key_of, parameters, respond,
 };
 use crate::api::Context;
 use crate::engine::KeyVersion;
@@ -157,7 +156,7 @@ where
         );
         Refusal::new(StatusCode::BAD_REQUEST, text)
     })?;
-    let value = read_body(body, call.max_bytes()).await?;
+    let value = call.body(body, call.max_bytes()).await?;
     call.write(&access, (key.clone(), value), media_type, None).await?;
     Ok(done(format!("added {}", String::from_utf8_lossy(key))))
 }
@@ -269,7 +268,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     call.access().await?.admin()?;
-    let body = read_body(body, PEERS_BYTES_MAX).await?;
+    let body = call.body(body, PEERS_BYTES_MAX).await?;
     let failed = |why: String| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why);
     let Peers { peers } =
         serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))?;

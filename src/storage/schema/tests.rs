@@ -263,9 +263,9 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("strays", Meta::Strays(place, None)),
         ("removed", Meta::Removed),
         ("former", Meta::Former(place)),
+        ("floor", Meta::Floor(OriginIndex(2), 300, time)),
         ("left", Meta::Left),
         ("parted", Meta::Parted(place)),
-        ("floor", Meta::Floor(OriginIndex(2), 300, time)),
     ];
     let rows = [
         ("put", put),
