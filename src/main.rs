@@ -17,8 +17,8 @@ use starling::http::{Allowed, FaceOptions, Listener, Server, ServerOptions, Serv
 use starling::logging;
 use starling::metrics::Metrics;
 use starling::node::{
-    Anew, AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
-    PeerOptions, Removed, RequestOptions, Services, TokenOptions, founding_cluster,
+    Anew, AuthOptions, ClockOptions, ClusterOptions, Discovery, JwtOptions, MemberRecord, Node,
+    NodeOptions, PeerOptions, Removed, RequestOptions, Services, TokenOptions, founding_cluster,
 };
 use starling::replication::gossip;
 use starling::sim::tool;
@@ -171,9 +171,14 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         data_dir = %config.data_dir.display(),
         "starting"
     );
-    // Ports first: they are quickly checked, and a store may take a while to open.
+    // Addresses first: they are quickly checked, and a store may take a while to open. Clients come in after that.
     let mut ports = Ports::open(config)?;
     let store = open_store(config)?;
+    if config.cluster.forgets_others {
+        tracing::warn!(
+            "--force-new-cluster: all other members are removed; start without it next time"
+        );
+    }
     let mut called = Vec::new();
     loop {
         let (end, kept) = serve_member(config, ports, &store, called)?;
@@ -215,7 +220,8 @@ enum End {
     Anew(Anew),
 }
 
-/// Where a member listens. They are open for as long as it does, starts on the same store included.
+/// Where a member listens. It has these addresses for as long as it runs, starts on the same store included. Others come in from
+/// its first start on: see [`Listener::listen`].
 struct Ports {
     clients: Vec<Listener>,
     http: Vec<Listener>,
@@ -227,12 +233,13 @@ struct Ports {
 impl Ports {
     fn open(config: &Config) -> Result<Self, String> {
         let tls = client_tls(config)?;
+        let (tls, shares) = (tls.as_ref(), config.shares_ports);
         Ok(Self {
-            clients: listen(&config.listen_client_urls, tls.as_ref())?,
-            http: listen(&config.listen_http_urls, tls.as_ref())?,
-            metrics: listen(&config.listen_metrics_urls, tls.as_ref())?,
-            faces: listen(&config.listen_face_urls, tls.as_ref())?,
-            peers: listen_for_peers(&config.cluster.listen_peer_urls)?,
+            clients: listen(&config.listen_client_urls, tls, shares)?,
+            http: listen(&config.listen_http_urls, tls, shares)?,
+            metrics: listen(&config.listen_metrics_urls, tls, shares)?,
+            faces: listen(&config.listen_face_urls, tls, shares)?,
+            peers: listen_for_peers(&config.cluster.listen_peer_urls, shares)?,
         })
     }
 
@@ -384,11 +391,17 @@ async fn failed_in_background(store: Store) -> String {
 }
 
 /// The listeners, those of `https` with TLS.
-fn listen(urls: &[ListenUrl], tls: Option<&Arc<Tls>>) -> Result<Vec<Listener>, String> {
-    let secured = |url: &ListenUrl| match (listen_on(url)?, url, tls) {
-        (listener, ListenUrl::Tcp { tls: true, .. }, Some(tls)) => {
-            Ok(Listener::Tls(Box::new(listener), Arc::clone(tls)))
-        }
+fn listen(
+    urls: &[ListenUrl],
+    tls: Option<&Arc<Tls>>,
+    shares_ports: bool,
+) -> Result<Vec<Listener>, String> {
+    let secured = |url: &ListenUrl| match (listen_on(url, shares_ports)?, url, tls) {
+        (
+            listener,
+            ListenUrl::Tcp { tls: true, .. } | ListenUrl::Unix { tls: true, .. },
+            Some(tls),
+        ) => Ok(Listener::Tls(Box::new(listener), Arc::clone(tls))),
         (listener, ..) => Ok(listener),
     };
     urls.iter().map(secured).collect()
@@ -402,7 +415,7 @@ fn tls_files(config: &TlsConfig, directory: &Path, urls: &[ListenUrl]) -> Result
     };
     let host = |url: &ListenUrl| match url {
         ListenUrl::Tcp { host, .. } => Some(host.clone()),
-        ListenUrl::Unix(_) => None,
+        ListenUrl::Unix { .. } => None,
     };
     let hosts: Vec<_> = urls.iter().filter_map(host).collect();
     let files = self_signed(directory, &hosts, years);
@@ -419,27 +432,29 @@ fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
     Ok(Some(Arc::new(tls)))
 }
 
-fn listen_on(url: &ListenUrl) -> Result<Listener, String> {
+fn listen_on(url: &ListenUrl, shares_ports: bool) -> Result<Listener, String> {
     match url {
         ListenUrl::Tcp { host, port, .. } => {
             // As Go does it: the name means IPv4 where there is that.
             let is_name = host == "localhost";
             let address = if is_name { "127.0.0.1" } else { host.as_str() };
-            let listener = match Listener::tcp((address, *port)) {
-                Err(error) if is_name && error.kind() == ErrorKind::AddrNotAvailable => {
-                    Listener::tcp(("::1", *port))
-                }
+            let bind = |host: &str| {
+                let address = (host, *port);
+                if shares_ports { Listener::tcp_shared(address) } else { Listener::tcp(address) }
+            };
+            let listener = match bind(address) {
+                Err(error) if is_name && error.kind() == ErrorKind::AddrNotAvailable => bind("::1"),
                 listener => listener,
             };
             listener.map_err(|error| format!("cannot listen on {host}:{port}: {error}"))
         }
-        ListenUrl::Unix(path) => Listener::unix(path)
+        ListenUrl::Unix { path, .. } => Listener::unix(path)
             .map_err(|error| format!("cannot listen on {}: {error}", path.display())),
     }
 }
 
-fn listen_for_peers(urls: &[ListenUrl]) -> Result<Vec<Listener>, String> {
-    let listen = |url| match listen_on(url)? {
+fn listen_for_peers(urls: &[ListenUrl], shares_ports: bool) -> Result<Vec<Listener>, String> {
+    let listen = |url| match listen_on(url, shares_ports)? {
         Listener::Tcp(socket) => Ok(Listener::Tcp(socket)),
         _ => Err("peers come by TCP only".to_owned()),
     };
@@ -467,11 +482,14 @@ fn peer_options(
     if cluster.listen_peer_urls.is_empty() {
         return Ok(None);
     }
-    let of_tcp = |listener| match listener {
-        Listener::Tcp(socket) => Some(socket),
-        _ => None,
-    };
-    let listeners = listeners.into_iter().filter_map(of_tcp).collect();
+    let mut sockets = Vec::new();
+    for listener in listeners {
+        // Whoever looks for other members may well wait for one that is about to start.
+        listener.listen().map_err(|error| format!("cannot listen for peers: {error}"))?;
+        if let Listener::Tcp(socket) = listener {
+            sockets.push(socket);
+        }
+    }
     let directory = config.data_dir.join(FIXTURES).join("peer");
     let files = |tls| tls_files(tls, &directory, &cluster.listen_peer_urls);
     let tls = cluster.tls.as_ref().map(files).transpose()?;
@@ -486,11 +504,16 @@ fn peer_options(
     let parse =
         |address: &String| address.parse().map_err(|error| format!("--seek={address}: {error}"));
     let seek = cluster.seek.iter().map(parse).collect::<Result<_, _>>()?;
-    let discovery = cluster.discovery_srv.clone();
+    // Whoever is told whom to join, or that there is a cluster, does not found one.
+    let founds = join.is_empty() && !cluster.existing;
+    let discovery = cluster.discovery_srv.clone().map(|domain| Discovery {
+        domain,
+        service: cluster.discovery_srv_name.clone(),
+        token: founds.then(|| config.cluster_token.clone()),
+    });
     let joins = !join.is_empty() || discovery.is_some();
-    let name = cluster.discovery_srv_name.clone();
     Ok(Some(PeerOptions {
-        listeners,
+        listeners: sockets,
         listens_with_tls: config.advertise_peer_urls.iter().any(|url| url.starts_with("https")),
         tls,
         cluster: ClusterOptions {
@@ -510,13 +533,14 @@ fn peer_options(
             clock: ClockOptions { skew_millis_max: millis(cluster.clock_skew_max) },
             initial: if joins { Vec::new() } else { others },
             joins,
+            forgets_others: cluster.forgets_others,
             lease_expiry: cluster.lease_expiry,
             seed: rand::random(),
             ..ClusterOptions::default()
         },
         join,
         seek,
-        discovery: discovery.map(|domain| (domain, name)),
+        discovery,
         block: cluster.peer_block.clone(),
         services: Some(Services::new(move |handle| {
             forwarded::router(handle, metrics, max_request_bytes)
@@ -591,7 +615,7 @@ fn node_options(config: &Config) -> NodeOptions {
 fn face_port(config: &Config) -> Option<u16> {
     config.listen_face_urls.iter().find_map(|url| match url {
         ListenUrl::Tcp { port, .. } => Some(*port),
-        ListenUrl::Unix(_) => None,
+        ListenUrl::Unix { .. } => None,
     })
 }
 

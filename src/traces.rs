@@ -6,17 +6,23 @@
 
 use std::env;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, Status, TraceContextExt, TraceFlags, TraceState, Tracer,
     TracerProvider,
 };
 use opentelemetry::{Context, SpanId, TraceId, Value};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_otlp::{
+    Protocol, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -24,10 +30,12 @@ use opentelemetry_sdk::trace::{self as sdk, Sampler, SdkTracer, SdkTracerProvide
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tonic::Code;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 pub use opentelemetry::KeyValue as Attribute;
 pub use opentelemetry::trace::SpanKind as Kind;
 
+use crate::tls;
 use crate::types::{MemberId, Revision, TraceContext};
 
 /// What spans say they come from.
@@ -46,6 +54,9 @@ const DISABLED: &str = "OTEL_SDK_DISABLED";
 const EXPORTER: &str = "OTEL_TRACES_EXPORTER";
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+const TIMEOUTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
+/// How long sending may take if they say nothing.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
 const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 const RESOURCE: &str = "OTEL_RESOURCE_ATTRIBUTES";
@@ -366,17 +377,77 @@ fn grpc(address: Option<&str>) -> Result<SpanExporter, String> {
     let mut builder = SpanExporter::builder().with_tonic();
     if let Some(address) = address {
         builder = builder.with_endpoint(format!("http://{address}"));
+    } else if is_secure() {
+        // By itself it would trust nobody.
+        builder = builder.with_tls_config(Certificates::of_variables()?.for_grpc()?);
     }
     builder.build().map_err(|error| error.to_string())
 }
 
 fn http() -> Result<SpanExporter, String> {
-    let is_tls = ENDPOINTS.into_iter().find_map(variable).is_some_and(|it| it.starts_with("https"));
-    if is_tls {
-        return Err("with TLS only by gRPC: OTEL_EXPORTER_OTLP_PROTOCOL=grpc".to_owned());
+    let mut builder = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
+    if is_secure() {
+        builder = builder.with_http_client(secure_client()?);
     }
-    let builder = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
     builder.build().map_err(|error| error.to_string())
+}
+
+/// Whether the variables want TLS.
+fn is_secure() -> bool {
+    ENDPOINTS.into_iter().find_map(variable).is_some_and(|it| it.starts_with("https:"))
+}
+
+fn secure_client() -> Result<HyperClient<HttpsConnector<HttpConnector>>, String> {
+    let Certificates { ca, pair } = Certificates::of_variables()?;
+    let tls = tls::of_a_client(ca.as_deref(), pair.as_ref()).map_err(|error| error.to_string())?;
+    let builder = HttpsConnectorBuilder::new().with_tls_config(tls);
+    let connector = builder.https_only().enable_http1().build();
+    let millis = TIMEOUTS.into_iter().find_map(variable).and_then(|it| it.parse().ok());
+    let timeout = millis.map_or(SEND_TIMEOUT, Duration::from_millis);
+    Ok(HyperClient::new(connector, timeout, None))
+}
+
+/// What the variables say of TLS.
+struct Certificates {
+    /// Who may have signed the certificate of the collector; `None` for those whom the system trusts.
+    ca: Option<PathBuf>,
+    /// Our own certificate and its key.
+    pair: Option<(PathBuf, PathBuf)>,
+}
+
+impl Certificates {
+    fn of_variables() -> Result<Self, String> {
+        let file = |name| {
+            [format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")]
+                .iter()
+                .find_map(|name| variable(name))
+                .map(PathBuf::from)
+        };
+        let pair = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => {
+                return Err(
+                    "a certificate of a client needs its key, and the other way round".to_owned()
+                );
+            }
+        };
+        Ok(Self { ca: file("CERTIFICATE"), pair })
+    }
+
+    fn for_grpc(&self) -> Result<ClientTlsConfig, String> {
+        let read = |file: &PathBuf| {
+            std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
+        };
+        let mut tls = match &self.ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let Some((cert, key)) = &self.pair {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        Ok(tls)
+    }
 }
 
 /// Which requests are sampled whose clients do not say; `None` for what the variables, or the SDK, say.

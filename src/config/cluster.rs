@@ -17,6 +17,8 @@ pub struct ClusterConfig {
     pub initial: BTreeMap<String, Vec<String>>,
     /// Whether the cluster exists, so that this member has to be admitted to it.
     pub existing: bool,
+    /// Whether a member that has data forgets all others.
+    pub forgets_others: bool,
     /// Members to join, as `host:port` or URL.
     pub join: Vec<String>,
     /// Members to join when they are reached, likewise.
@@ -55,11 +57,17 @@ impl Settings {
         let (join, seek) = (self.list("join"), self.list("seek"));
         let discovery_srv =
             Some(self.text("discovery-srv").to_owned()).filter(|domain| !domain.is_empty());
+        if !initial.is_empty() && discovery_srv.is_some() {
+            let text = "multiple discovery or bootstrap flags are set. \
+                        Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"";
+            return Err(UsageError::config(text.to_owned()));
+        }
         // etcd always listens for peers. A member that nobody said anything about peers to has none.
         let wants_peers = initial.len() > 1
             || !join.is_empty()
             || !seek.is_empty()
             || discovery_srv.is_some()
+            || self.is_on("force-new-cluster")
             || self.is_set("listen-peer-urls")
             || self.is_set("initial-advertise-peer-urls");
         let listen_peer_urls =
@@ -73,6 +81,7 @@ impl Settings {
         Ok(ClusterConfig {
             listen_peer_urls,
             existing: self.text("initial-cluster-state") == "existing",
+            forgets_others: self.is_on("force-new-cluster"),
             initial,
             join,
             seek,

@@ -57,8 +57,6 @@ const NO_RAFT: Effect = Ignored("there is no raft");
 const NO_BBOLT: Effect = Ignored("the store is not bbolt");
 const NO_QUORUM: Effect = Ignored("there is no quorum to lose");
 const LATER: Effect = Ignored("not supported yet");
-const NO_SAN_CHECK: Effect =
-    Ignored("where a peer comes from is not compared with its certificate");
 const NO_DISCOVERY: Effect = Refused("discovery is not supported yet");
 const REMOVED: Effect = Ignored("etcd has removed it, too");
 
@@ -78,7 +76,7 @@ pub const GROUPS: &[Group] = &[
     Group { title: "Member", flags: &[
         flag("name", Text, "default", Honoured, "name of this member, for people"),
         flag("data-dir", Text, "${name}.starling", Honoured, "directory of the data (${name}.etcd if the program is called etcd)"),
-        flag("listen-client-urls", Text, "http://localhost:2379", Honoured, "where to listen for clients, separated by commas; http://, https:// or unix://"),
+        flag("listen-client-urls", Text, "http://localhost:2379", Honoured, "where to listen for clients, separated by commas; http://, https://, unix:// or unixs://"),
         flag("listen-client-http-urls", Text, "", Honoured, "where to listen for plain HTTP only, besides"),
         flag("listen-peer-urls", Text, "http://localhost:2380", Honoured, "where to listen for peers; nowhere, unless any flag about peers is given"),
         flag("quota-backend-bytes", Int, "0", Honoured, "bytes that the data may take; 0 is 2 GiB, less is no limit"),
@@ -95,7 +93,7 @@ pub const GROUPS: &[Group] = &[
         flag("http-faces", Text, "", Honoured, "(starling) HTTP interfaces of earlier systems to serve: gossipcar, mehdb, chain, yzma or all; see docs/faces.md"),
         flag("listen-http-urls", Text, "", Honoured, "(starling) where to serve those, in place of the ports for clients"),
         flag("enable-grpc-gateway", Bool, "true", Honoured, "serve the JSON gateway"),
-        flag("feature-gates", Text, "", LATER, "switches of etcd's experimental features"),
+        flag("feature-gates", Text, "", Ignored("what these features change does not exist here"), "switches of etcd's experimental features"),
         flag("wal-dir", Text, "", Ignored("there is no separate log"), "directory of etcd's log"),
         flag("snapshot-count", Uint, "10000", NO_RAFT, "transactions between snapshots"),
         flag("snapshot-catchup-entries", Uint, "5000", NO_RAFT, "entries kept for slow followers"),
@@ -107,8 +105,8 @@ pub const GROUPS: &[Group] = &[
         flag("backend-bbolt-freelist-type", Text, "map", NO_BBOLT, "bbolt's free list"),
         flag("backend-batch-interval", Duration, "0s", NO_BBOLT, "time between bbolt's commits"),
         flag("backend-batch-limit", Int, "0", NO_BBOLT, "operations between bbolt's commits"),
-        flag("socket-reuse-port", Bool, "false", LATER, "share a port with another process"),
-        flag("socket-reuse-address", Bool, "false", LATER, "bind an address that lingers"),
+        flag("socket-reuse-port", Bool, "false", Honoured, "share ports with other processes"),
+        flag("socket-reuse-address", Bool, "false", Honoured, "bind an address that lingers, as is always done here"),
         flag("raft-read-timeout", Duration, "5s", NO_RAFT, "timeout of peer connections"),
         flag("raft-write-timeout", Duration, "5s", NO_RAFT, "timeout of peer connections"),
     ] },
@@ -160,8 +158,8 @@ pub const GROUPS: &[Group] = &[
         flag("cert-file", Text, "", Honoured, "certificate of the client port"),
         flag("key-file", Text, "", Honoured, "its key"),
         flag("client-cert-auth", Bool, "false", Honoured, "demand certificates of clients, whose common name is a user"),
-        flag("client-cert-file", Text, "", Ignored("the gateway needs no connection of its own"), "certificate to use as a client"),
-        flag("client-key-file", Text, "", Ignored("the gateway needs no connection of its own"), "its key"),
+        flag("client-cert-file", Text, "", Honoured, "certificate to use as a client; checked, and never used: the gateway needs no connection"),
+        flag("client-key-file", Text, "", Honoured, "its key"),
         flag("client-crl-file", Text, "", Honoured, "revoked certificates of clients"),
         flag("client-cert-allowed-hostname", Text, "", Honoured, "host names of which certificates of clients must have one"),
         flag("trusted-ca-file", Text, "", Honoured, "who may sign certificates of clients"),
@@ -176,7 +174,7 @@ pub const GROUPS: &[Group] = &[
         flag("peer-cert-allowed-hostname", Text, "", Honoured, "host names of which certificates of peers must have one"),
         flag("peer-auto-tls", Bool, "false", Honoured, "make a certificate, in fixtures/peer; nobody's is checked then"),
         flag("peer-crl-file", Text, "", Honoured, "revoked certificates of peers"),
-        flag("peer-skip-client-san-verification", Bool, "false", NO_SAN_CHECK, "do not check the names of peers"),
+        flag("peer-skip-client-san-verification", Bool, "false", Honoured, "do not check that peers come from where their certificates say"),
         flag("self-signed-cert-validity", Uint, "1", Honoured, "years that made certificates are valid"),
         flag("cipher-suites", Text, "", Honoured, "cipher suites of TLS 1.2, by Go's names, separated by commas"),
         flag("tls-min-version", Text, "TLS1.2", Honoured, "oldest version of TLS"),
@@ -217,7 +215,7 @@ pub const GROUPS: &[Group] = &[
         flag("downgrade-check-time", Duration, "5s", LATER, "time between checks of a downgrade"),
     ] },
     Group { title: "Unsafe", flags: &[
-        flag("force-new-cluster", Bool, "false", LATER, "forget all other members"),
+        flag("force-new-cluster", Bool, "false", Honoured, "remove all other members, and go on alone with the data"),
         flag("unsafe-no-fsync", Bool, "false", Ignored("every write is synced"), "lose writes when the power fails"),
     ] },
     Group { title: "Of older releases", flags: &[
@@ -239,7 +237,7 @@ pub const GROUPS: &[Group] = &[
         flag("experimental-initial-corrupt-check", Bool, "false", REMOVED, ""),
         flag("experimental-max-learners", Int, "1", REMOVED, ""),
         flag("experimental-memory-mlock", Bool, "false", REMOVED, ""),
-        flag("experimental-peer-skip-client-san-verification", Bool, "false", NO_SAN_CHECK, ""),
+        flag("experimental-peer-skip-client-san-verification", Bool, "false", Honoured, "the name of peer-skip-client-san-verification up to 3.5"),
         flag("experimental-set-member-localaddr", Bool, "false", REMOVED, ""),
         flag("experimental-snapshot-catchup-entries", Uint, "5000", REMOVED, ""),
         flag("experimental-stop-grpc-service-on-defrag", Bool, "false", REMOVED, ""),

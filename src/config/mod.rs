@@ -104,6 +104,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Whether the JSON gateway is served.
     pub gateway: bool,
+    /// Whether other processes may listen on the same ports.
+    pub shares_ports: bool,
     /// The origins of pages that may read answers; `None` for all.
     pub origins: Option<Vec<String>>,
     /// The hosts that plain HTTP may name; `None` for all.
@@ -342,6 +344,10 @@ fn from_file(text: &str, warnings: &mut Vec<String>) -> Result<Values, UsageErro
             values.extend(security(name, &value)?);
             continue;
         }
+        if name == "socket-options" {
+            values.extend(block(name, &value, |field| format!("socket-{field}"))?);
+            continue;
+        }
         match flags::find(name) {
             Some(flag) => {
                 let value = from_yaml(flag.kind, &value);
@@ -377,19 +383,27 @@ fn from_yaml(kind: Kind, value: &serde_norway::Value) -> Option<String> {
 
 /// A block of TLS settings, whose fields are flags but for the beginnings of their names.
 fn security(name: &str, value: &serde_norway::Value) -> Result<Values, UsageError> {
-    let serde_norway::Value::Mapping(fields) = value else { return Ok(Values::new()) };
     let is_peer = name.starts_with("peer-");
+    block(name, value, |field| match field {
+        "allowed-cn" | "allowed-hostname" if is_peer => format!("peer-cert-{field}"),
+        "allowed-hostname" => format!("client-cert-{field}"),
+        _ if is_peer => format!("peer-{field}"),
+        _ => field.to_owned(),
+    })
+}
+
+/// A block of settings, each of which is a flag.
+fn block(
+    name: &str,
+    value: &serde_norway::Value,
+    flag_of: impl Fn(&str) -> String,
+) -> Result<Values, UsageError> {
+    let serde_norway::Value::Mapping(fields) = value else { return Ok(Values::new()) };
     let mut values = Values::new();
     for (field, value) in fields {
         let field = field.as_str().unwrap_or_default();
         let unknown = || UsageError::config(format!("cannot read {name}.{field}"));
-        let flag = match field {
-            "allowed-cn" | "allowed-hostname" if is_peer => format!("peer-cert-{field}"),
-            "allowed-hostname" => format!("client-cert-{field}"),
-            _ if is_peer => format!("peer-{field}"),
-            _ => field.to_owned(),
-        };
-        let Some(flag) = flags::find(&flag) else { return Err(unknown()) };
+        let Some(flag) = flags::find(&flag_of(field)) else { return Err(unknown()) };
         let value = from_yaml(flag.kind, value).ok_or_else(unknown)?;
         if !value.is_empty() {
             parse::check(flag, &value)?;
@@ -456,13 +470,13 @@ impl Settings {
     }
 
     fn listen_urls(&self, name: &str) -> Result<Vec<ListenUrl>, UsageError> {
-        self.urls(name)?.iter().map(|url| parse::listen_url(name, url)).collect()
+        self.urls(name)?.iter().map(|url| parse::listen_url(url)).collect()
     }
 
     /// Where TLS is to be, there have to be certificates.
     fn check_has_tls(&self, name: &str, has: bool) -> Result<(), UsageError> {
         let urls = self.urls(name)?;
-        match urls.into_iter().find(|url| url.starts_with("https") && !has) {
+        match urls.into_iter().find(|url| parse::is_secure(url) && !has) {
             Some(url) => Err(UsageError::config(format!(
                 "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
             ))),
@@ -493,6 +507,7 @@ impl Settings {
                 "--advertise-client-urls is required when --listen-client-urls is set explicitly";
             return Err(UsageError::config(text.to_owned()));
         }
+        self.check_feature_gates()?;
         let quota_bytes = match self.int("quota-backend-bytes") {
             0 => Some(QUOTA_BYTES_DEFAULT),
             bytes => u64::try_from(bytes).ok(),
@@ -519,6 +534,7 @@ impl Settings {
             tls,
             auth: self.auth()?,
             gateway: self.is_on("enable-grpc-gateway"),
+            shares_ports: self.is_on("socket-reuse-port"),
             origins: parse::origins("cors", self.text("cors"))?,
             hosts: parse::names(self.text("host-whitelist")),
             retention: self.retention()?,
@@ -542,6 +558,17 @@ impl Settings {
             traces: self.traces()?,
             name,
         })
+    }
+
+    /// One of etcd's features is nothing without another one.
+    fn check_feature_gates(&self) -> Result<(), UsageError> {
+        let gates = parse::feature_gates(self.text("feature-gates")).map_err(UsageError::config)?;
+        let is_on = |name| gates.get(name).or_else(|| gates.get("AllAlpha")).is_some_and(|on| *on);
+        if is_on("LeaseCheckpointPersist") && !is_on("LeaseCheckpoint") {
+            let text = "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint";
+            return Err(UsageError::config(text.to_owned()));
+        }
+        Ok(())
     }
 
     fn traces(&self) -> Result<traces::Options, UsageError> {

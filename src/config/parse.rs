@@ -21,7 +21,12 @@ pub enum ListenUrl {
         tls: bool,
     },
     /// A Unix socket.
-    Unix(PathBuf),
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// By TLS.
+        tls: bool,
+    },
 }
 
 /// The values of flags that were set, by name.
@@ -136,16 +141,30 @@ fn fault(flag: &Flag, value: &str) -> Option<String> {
 
 /// Names with a bool each.
 fn feature_gates_fault(value: &str) -> Option<String> {
-    value.split(',').map(str::trim).filter(|gate| !gate.is_empty()).find_map(|gate| {
-        let Some((name, value)) = gate.split_once('=') else {
-            return Some(format!("missing bool value for {gate}"));
-        };
-        if parse_bool(value.trim()).is_none() {
-            return Some(format!("invalid value of {name}={value}"));
+    match feature_gates(value) {
+        Err(fault) => Some(fault),
+        Ok(gates) => {
+            let mut names = gates.into_keys();
+            let unknown = names.find(|name| !flags::FEATURE_GATES.contains(&name.as_str()))?;
+            Some(format!("unrecognized feature gate: {unknown}"))
         }
-        let is_known = flags::FEATURE_GATES.contains(&name.trim());
-        (!is_known).then(|| format!("unrecognized feature gate: {name}"))
-    })
+    }
+}
+
+/// The features that are switched on or off, known or not. The last one of a name counts.
+pub(super) fn feature_gates(value: &str) -> Result<BTreeMap<String, bool>, String> {
+    let gates = value.split(',').filter(|gate| !gate.is_empty()).map(|gate| {
+        let (name, value) = gate.split_once('=').map_or((gate, None), |(a, b)| (a, Some(b)));
+        let name = name.trim();
+        let value = value.ok_or_else(|| format!("missing bool value for {name}"))?.trim();
+        let is_on = parse_bool(value).ok_or_else(|| {
+            format!(
+                "invalid value of {name}={value}, err: strconv.ParseBool: parsing {value:?}: invalid syntax"
+            )
+        })?;
+        Ok((name.to_owned(), is_on))
+    });
+    gates.collect()
 }
 
 /// Whether two values that were checked mean the same.
@@ -231,9 +250,8 @@ pub(super) fn urls(name: &str, value: &str) -> Result<Vec<String>, UsageError> {
         let wrong = |what: String| {
             UsageError::syntax(format!("invalid value {value:?} for flag -{name}: {what}"))
         };
-        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-        match scheme {
-            Some("http" | "https") => {
+        match scheme(url) {
+            Some("http" | "https") if url.contains("://") => {
                 let rest = url.split_once("://").map_or("", |(_, rest)| rest);
                 let (authority, path) =
                     rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
@@ -282,24 +300,28 @@ pub(super) fn origins(flag: &str, value: &str) -> Result<Option<Vec<String>>, Us
 }
 
 /// Where a URL that was checked by [`urls`] listens.
-pub(super) fn listen_url(name: &str, url: &str) -> Result<ListenUrl, UsageError> {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    match scheme {
-        "unix" => Ok(ListenUrl::Unix(PathBuf::from(rest))),
-        "http" | "https" => {
-            let (host, port) = rest.rsplit_once(':').unwrap_or((rest, "0"));
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            let is_bindable =
-                host.is_empty() || host == "localhost" || host.parse::<IpAddr>().is_ok();
-            if !is_bindable {
-                return Err(UsageError::config(format!("expected IP in URL for binding ({url})")));
-            }
-            let host = if host.is_empty() { "0.0.0.0" } else { host };
-            let (port, tls) = (port.parse().unwrap_or(0), scheme == "https");
-            Ok(ListenUrl::Tcp { host: host.to_owned(), port, tls })
-        }
-        _ => Err(UsageError::config(format!(
-            "TLS on a Unix socket is not supported: --{name}={url}"
-        ))),
+pub(super) fn listen_url(url: &str) -> Result<ListenUrl, UsageError> {
+    let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
+    let rest = rest.strip_prefix("//").unwrap_or(rest);
+    if matches!(scheme, "unix" | "unixs") {
+        return Ok(ListenUrl::Unix { path: PathBuf::from(rest), tls: scheme == "unixs" });
     }
+    let (host, port) = rest.rsplit_once(':').unwrap_or((rest, "0"));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_bindable = host.is_empty() || host == "localhost" || host.parse::<IpAddr>().is_ok();
+    if !is_bindable {
+        return Err(UsageError::config(format!("expected IP in URL for binding ({url})")));
+    }
+    let host = if host.is_empty() { "0.0.0.0" } else { host };
+    let (port, tls) = (port.parse().unwrap_or(0), scheme == "https");
+    Ok(ListenUrl::Tcp { host: host.to_owned(), port, tls })
+}
+
+/// Whether a URL is of a port with TLS.
+pub(super) fn is_secure(url: &str) -> bool {
+    matches!(scheme(url), Some("https" | "unixs"))
+}
+
+fn scheme(url: &str) -> Option<&str> {
+    url.split_once(':').map(|(scheme, _)| scheme)
 }

@@ -43,6 +43,30 @@ fn without_flags_it_serves_on_localhost() {
 }
 
 #[test]
+fn sockets_have_urls_of_their_own() {
+    let line = "--listen-client-urls unix://localhost:m1,unixs:///run/s,unix:/run/t --advertise-client-urls http://x:1 \
+                --cert-file a --key-file b";
+    let expected = [("/run/t", false), ("localhost:m1", false), ("/run/s", true)];
+    let expected = expected.map(|(path, tls)| ListenUrl::Unix { path: path.into(), tls });
+    assert_eq!(config(line).listen_client_urls, expected);
+}
+
+#[test]
+fn peers_come_from_where_their_certificates_say_unless_nobody_is_to_look() {
+    let rules = |line: &str, of: fn(&Config) -> &Option<TlsConfig>| match of(&config(line)) {
+        Some(TlsConfig::Files(files)) => files.rules.check_sans,
+        other => panic!("{other:?}"),
+    };
+    let peer = "--peer-cert-file a --peer-key-file b";
+    let of_peers: fn(&Config) -> &Option<TlsConfig> = |config| &config.cluster.tls;
+    assert!(rules(peer, of_peers));
+    assert!(!rules(&format!("{peer} --peer-skip-client-san-verification"), of_peers));
+    let former = format!("{peer} --experimental-peer-skip-client-san-verification");
+    assert!(!rules(&former, of_peers));
+    assert!(!rules("--cert-file a --key-file b", |config| &config.tls));
+}
+
+#[test]
 fn flags_have_go_syntax() {
     for line in ["-name a", "--name a", "-name=a", "--name=a", "--name b --name a", "--name a -- x"]
     {
@@ -72,6 +96,10 @@ fn bad_lines_are_refused_in_gos_words() {
         (
             "--feature-gates=Foo=true",
             "invalid value \"Foo=true\" for flag -feature-gates: unrecognized feature gate: Foo",
+        ),
+        (
+            "--feature-gates=AllAlpha=2",
+            "invalid value \"AllAlpha=2\" for flag -feature-gates: invalid value of AllAlpha=2, err: strconv.ParseBool: parsing \"2\": invalid syntax",
         ),
         (
             "--feature-gates=LeaseCheckpoint=true,AllBeta",
@@ -120,6 +148,22 @@ fn settings_that_cannot_be_are_refused() {
             "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
         ),
         ("--cert-file a.pem", "KeyFile and CertFile must both be present[key: , cert: a.pem]"),
+        (
+            "--listen-client-urls unixs:///a --advertise-client-urls http://x:1",
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url unixs:///a with HTTPS scheme",
+        ),
+        (
+            "--cert-file a.pem --key-file a.key --client-cert-file b.pem",
+            "ClientKeyFile and ClientCertFile must both be present or both absent: key: , cert: b.pem]",
+        ),
+        (
+            "--discovery-srv example.com --initial-cluster default=http://localhost:2380",
+            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
+        ),
+        (
+            "--feature-gates LeaseCheckpointPersist=true",
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
+        ),
         ("--client-cert-auth", "--client-cert-auth needs --cert-file and --key-file"),
         (
             "--tls-min-version TLS1.1",
@@ -207,6 +251,9 @@ advertise-client-urls: http://127.0.0.1:1
 client-transport-security:
   cert-file: ''
   auto-tls: false
+socket-options:
+  reuse-port: true
+  reuse-address: true
 typo: 1
 ";
     let Ok(Invocation::Run(config, warnings)) =
@@ -215,6 +262,7 @@ typo: 1
         panic!("refused")
     };
     assert_eq!(config.name, "from-file");
+    assert!(config.shares_ports);
     assert_eq!((config.quota_bytes, config.log_bytes_max), (None, None));
     assert_eq!(config.keepalive_interval, Some(Duration::from_secs(60)));
     assert_eq!(

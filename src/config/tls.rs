@@ -31,6 +31,8 @@ pub(super) struct Names {
     allowed_names: &'static str,
     allowed_hosts: &'static str,
     auto_tls: &'static str,
+    /// Under any of which nobody is asked to come from where the certificate says; none if nobody is in any case.
+    skip_san_check: &'static [&'static str],
 }
 
 pub(super) const CLIENT: Names = Names {
@@ -39,11 +41,12 @@ pub(super) const CLIENT: Names = Names {
     ca_file: "trusted-ca-file",
     crl_file: "client-crl-file",
     client_cert_auth: "client-cert-auth",
-    client_cert_file: "",
-    client_key_file: "",
+    client_cert_file: "client-cert-file",
+    client_key_file: "client-key-file",
     allowed_names: "",
     allowed_hosts: "client-cert-allowed-hostname",
     auto_tls: "auto-tls",
+    skip_san_check: &[],
 };
 
 pub(super) const PEER: Names = Names {
@@ -57,17 +60,22 @@ pub(super) const PEER: Names = Names {
     allowed_names: "peer-cert-allowed-cn",
     allowed_hosts: "peer-cert-allowed-hostname",
     auto_tls: "peer-auto-tls",
+    skip_san_check: &[
+        "peer-skip-client-san-verification",
+        "experimental-peer-skip-client-san-verification",
+    ],
 };
 
 impl Settings {
     pub(super) fn tls(&self, names: &Names) -> Result<Option<TlsConfig>, UsageError> {
         let rules = self.tls_rules(names)?;
+        let client = self.client_pair(names)?;
         if let Some((cert, key)) = self.pair(names.cert_file, names.key_file)? {
             return Ok(Some(TlsConfig::Files(TlsFiles {
                 cert,
                 key,
                 ca: self.file(names.ca_file),
-                client: self.pair(names.client_cert_file, names.client_key_file)?,
+                client,
                 crl: self.file(names.crl_file),
                 rules,
             })));
@@ -108,6 +116,18 @@ impl Settings {
         }
     }
 
+    /// The same, in the words that etcd has for those that are used as a client.
+    fn client_pair(&self, names: &Names) -> Result<Option<(PathBuf, PathBuf)>, UsageError> {
+        let Names { client_cert_file: cert, client_key_file: key, .. } = names;
+        self.pair(cert, key).map_err(|_| {
+            UsageError::config(format!(
+                "ClientKeyFile and ClientCertFile must both be present or both absent: key: {}, cert: {}]",
+                self.text(key),
+                self.text(cert)
+            ))
+        })
+    }
+
     fn file(&self, name: &str) -> Option<PathBuf> {
         Some(self.text(name)).filter(|path| !path.is_empty()).map(PathBuf::from)
     }
@@ -138,9 +158,12 @@ impl Settings {
         }
         let demand_certificates = self.is_on(names.client_cert_auth);
         let trust_anybody = false;
+        let skips = names.skip_san_check;
+        let check_sans = !skips.is_empty() && !skips.iter().any(|name| self.is_on(name));
         Ok(TlsRules {
             demand_certificates,
             trust_anybody,
+            check_sans,
             allowed_names,
             allowed_hosts,
             min,

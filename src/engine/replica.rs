@@ -128,6 +128,8 @@ pub struct ClusterOptions {
     pub joins: bool,
     /// Whether it was told so while it ran. Where a store has left a cluster only that counts, and not its settings.
     pub is_called: bool,
+    /// Whether it removes all others when it is opened, and goes on alone.
+    pub forgets_others: bool,
     /// Whom it asks before it ends a lease.
     pub lease_expiry: LeaseExpiry,
     /// Everything that is left to chance follows from it.
@@ -234,7 +236,12 @@ impl Replica {
         let mut replica = Self { writer, options, dice, cluster, effects, duty };
         replica.start_clock(now);
         if replica.writer.is_peered() {
-            replica.enter(Timestamp::default(), true, now)?;
+            // Of those that are to be removed none is waited for.
+            let forgets_others = replica.options.forgets_others;
+            replica.enter(Timestamp::default(), !forgets_others, now)?;
+            if forgets_others {
+                replica.forget_others(now)?;
+            }
         } else if !replica.options.initial.is_empty() {
             replica.found(now)?;
         }
@@ -259,6 +266,24 @@ impl Replica {
         }
         self.write(writes, now)?;
         self.enter(Timestamp::default(), false, now)
+    }
+
+    /// Does the same later: for a member that was opened to join, and finds nobody to join, but others that are as new.
+    pub fn found_as(
+        &mut self,
+        cluster: ClusterId,
+        record: MemberRecord,
+        others: Vec<Vec<String>>,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        // Somebody may have let it in meanwhile.
+        if self.cluster.is_some() {
+            return Ok(());
+        }
+        self.writer.set_cluster(cluster);
+        (self.options.record, self.options.initial) = (record, others);
+        self.options.joins = false;
+        self.found(now)
     }
 
     /// Writes internal records, as an entry.
@@ -600,6 +625,23 @@ impl Replica {
             self.meet(peer, now)?;
         }
         self.step(Input::CatchUpFrom(contact), now)
+    }
+
+    /// Removes all other members, those too that never came: what they have not sent so far does not count any more.
+    fn forget_others(&mut self, now: Now) -> Result<(), StoreError> {
+        let me = self.writer.identity().member;
+        let Some(directory) = self.directory() else { return Ok(()) };
+        let Directory { members, arrived, .. } = directory;
+        let others: Vec<_> = members.keys().chain(arrived.keys()).copied().collect();
+        // Nobody is left who could promote it.
+        let learner = members.get(&me).filter(|own| own.learner).cloned();
+        let others = others.into_iter().filter(|id| *id != me);
+        let mut writes: Vec<_> = others.flat_map(|id| self.removal_of(id)).collect();
+        if let Some(own) = learner {
+            let own = MemberRecord { learner: false, ..own };
+            writes.push(put(Table::Member, MemberRecord::key(me), own.value()));
+        }
+        if writes.is_empty() { Ok(()) } else { self.write(writes, now) }
     }
 
     /// Changes the records of members, by one entry in the open batch; `None` removes a member.

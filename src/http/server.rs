@@ -140,6 +140,9 @@ impl Server {
         metrics: Arc<Metrics>,
         listeners: Vec<Listener>,
     ) -> io::Result<Self> {
+        for listener in &listeners {
+            listener.listen()?;
+        }
         let (closing, closing_receiver) = watch::channel(false);
         let (running, ended) = mpsc::channel(1);
         let max_request_bytes = options.max_request_bytes;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use std::time::Duration;
 use std::{fs, net};
 
 use bytes::{Buf, BytesMut};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
@@ -28,7 +30,8 @@ const HELD_BYTES_MAX: usize = 4096;
 /// After so many bytes a client has said whether it speaks HTTP/1 or HTTP/2: the shortest possible request line.
 const FIRST_WORDS_BYTES: usize = 16;
 
-/// A socket that listens.
+/// A socket with an address of its own. Others are let in from [`Listener::listen`] on: a member takes its addresses before it
+/// opens its store, and whoever comes meanwhile is refused, and can go to another member, instead of waiting for an answer.
 #[derive(Debug)]
 pub enum Listener {
     /// On TCP.
@@ -40,24 +43,47 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Listens on a host and port; port 0 takes a free one.
+    /// Takes a host and port; port 0 takes a free one.
     pub fn tcp(address: impl ToSocketAddrs) -> io::Result<Self> {
-        let listener = net::TcpListener::bind(address)?;
-        listen(&listener)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self::Tcp(listener))
+        Self::tcp_at(address, false)
     }
 
-    /// Listens on a path. What a former server left there is removed.
+    /// The same, where other processes may listen, too: the system deals connections out among them.
+    pub fn tcp_shared(address: impl ToSocketAddrs) -> io::Result<Self> {
+        Self::tcp_at(address, true)
+    }
+
+    fn tcp_at(address: impl ToSocketAddrs, is_shared: bool) -> io::Result<Self> {
+        let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in address.to_socket_addrs()? {
+            match bind_tcp(address, is_shared) {
+                Ok(listener) => return Ok(Self::Tcp(listener)),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Takes a path. What a former server left there is removed.
     pub fn unix(path: &Path) -> io::Result<Self> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = std::os::unix::net::UnixListener::bind(path)?;
-        listen(&listener)?;
+        let socket = socket(AddressFamily::UNIX)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+        let listener = std::os::unix::net::UnixListener::from(socket);
         listener.set_nonblocking(true)?;
         Ok(Self::Unix(listener, path.to_owned()))
+    }
+
+    /// Lets others in. Fails if somebody else has come to listen there first.
+    pub fn listen(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => Ok(rustix::net::listen(listener, BACKLOG)?),
+            Self::Unix(listener, _) => Ok(rustix::net::listen(listener, BACKLOG)?),
+            Self::Tls(listener, _) => listener.listen(),
+        }
     }
 
     /// The same once more, for a server that follows another one. On TCP nobody who connects in between is turned away.
@@ -99,9 +125,24 @@ impl Listener {
     }
 }
 
-/// Listening a second time changes the backlog.
-fn listen(listener: &impl AsFd) -> io::Result<()> {
-    Ok(rustix::net::listen(listener, BACKLOG)?)
+fn bind_tcp(address: SocketAddr, is_shared: bool) -> io::Result<net::TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family)?;
+    // As ever: connections of a former process may linger.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if is_shared {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    let listener = net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    Ok(socket)
 }
 
 /// Removes the file of a Unix socket in the end.
@@ -328,6 +369,43 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[test]
+    fn nobody_is_kept_waiting_by_who_does_not_listen_yet() {
+        let listener = Listener::tcp("127.0.0.1:0").expect("there is a free port");
+        let address = listener.address().expect("it has one");
+        let refused = net::TcpStream::connect(address).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(io::ErrorKind::ConnectionRefused));
+        listener.listen().expect("nobody else does");
+        net::TcpStream::connect(address).expect("it listens");
+        let taken = Listener::tcp(address).map_err(|error| error.kind());
+        assert_eq!(taken.err(), Some(io::ErrorKind::AddrInUse));
+
+        let directory = tempfile::tempdir().expect("there is room");
+        let path = directory.path().join("socket");
+        let listener = Listener::unix(&path).expect("the directory is ours");
+        let connect = || std::os::unix::net::UnixStream::connect(&path);
+        let refused = connect().map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(io::ErrorKind::ConnectionRefused));
+        listener.listen().expect("nobody else does");
+        connect().expect("it listens");
+    }
+
+    #[test]
+    fn whoever_follows_listens_where_another_did() {
+        let first = Listener::tcp("127.0.0.1:0").expect("there is a free port");
+        let address = first.address().expect("it has one");
+        let connect = || net::TcpStream::connect(address).map_err(|error| error.kind());
+        let server = first.again().expect("it is open");
+        assert_eq!(connect().err(), Some(io::ErrorKind::ConnectionRefused));
+        server.listen().expect("nobody else does");
+        connect().expect("it listens");
+        drop(server);
+        connect().expect("the next server has it");
+        let next = first.again().expect("it is open");
+        next.listen().expect("nobody else does");
+        connect().expect("it listens");
+    }
 
     fn pair() -> (Socket, tokio::net::UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");

@@ -33,7 +33,7 @@ use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
-use crate::types::{MemberId, Origin, Revision, WriteAck};
+use crate::types::{ClusterId, MemberId, Origin, Revision, WriteAck};
 
 /// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
 pub(super) const QUEUE_MAX: usize = 8192;
@@ -107,6 +107,17 @@ pub(super) enum Task {
         /// Tells when it is done.
         done: oneshot::Sender<()>,
     },
+    /// Found a cluster together with others that do the same.
+    Found {
+        /// Which.
+        cluster: ClusterId,
+        /// Who this member is in it.
+        record: Box<MemberRecord>,
+        /// Where the others are expected.
+        others: Vec<Vec<String>>,
+        /// Tells when it is on disk.
+        done: oneshot::Sender<()>,
+    },
     /// Tell of so many conflicts, the newest first, and how many there were.
     Conflicts(usize, oneshot::Sender<(Vec<Noted>, u64)>),
     /// Tell when everything is here that a majority of the members holds now.
@@ -114,7 +125,7 @@ pub(super) enum Task {
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
     /// There is nobody to join: this member begins a cluster.
-    Found,
+    StandAlone,
     /// This member leaves; tell when another one knows, or, of one that is alone, when that is on record.
     Leave {
         /// Whether there are no others.
@@ -452,6 +463,10 @@ impl Driver {
                 self.replica.adopt(&admission, contact, now)?;
                 let _ = done.send(());
             }
+            Task::Found { cluster, record, others, done } => {
+                self.replica.found_as(cluster, *record, others, now)?;
+                self.membership_changes.push(done);
+            }
             Task::Conflicts(max, reply) => {
                 let conflicts = self.replica.conflicts();
                 let newest = conflicts.into_iter().flat_map(|conflicts| conflicts.newest());
@@ -475,7 +490,7 @@ impl Driver {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
             }
-            Task::Found => self.replica.stand_alone(),
+            Task::StandAlone => self.replica.stand_alone(),
             Task::Leave { is_alone, done } => match self.replica.leave(now)? {
                 Some(seq) if !is_alone => self.leaving = Some((seq, done)),
                 _ => self.membership_changes.push(done),

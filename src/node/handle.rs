@@ -40,6 +40,7 @@ use crate::metrics::{Metrics, Seconds};
 use crate::storage::schema::member::MemberRecord;
 use crate::traces::{RequestSpan, Traces};
 use crate::transport::Transport;
+use crate::transport::resolve::PeerUrl;
 use crate::types::{
     Alarm, AlarmKind, ClusterId, KeyRange, LeaseId, MemberId, ReadLevel, Revision, WriteAck,
 };
@@ -349,6 +350,14 @@ impl Shared {
     /// Whether there are founders that nobody has met.
     pub(super) fn awaits(&self) -> bool {
         self.directory.read().as_ref().is_some_and(|directory| directory.membership.awaits)
+    }
+
+    /// Where they are awaited.
+    pub(super) fn awaited(&self) -> Vec<PeerUrl> {
+        let directory = self.directory.read();
+        let records = directory.iter().flat_map(|directory| directory.members.values());
+        let awaited = records.filter(|record| record.initial && !record.is_started());
+        awaited.flat_map(|record| &record.peer_urls).filter_map(|url| url.parse().ok()).collect()
     }
 
     /// Whether this member has been admitted, but has not got the data yet.

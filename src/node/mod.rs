@@ -15,6 +15,7 @@ mod blocked;
 mod clock;
 mod compactor;
 mod contacts;
+mod discovery;
 mod driver;
 mod forward;
 mod handle;
@@ -45,6 +46,7 @@ pub use auth::AuthOptions;
 pub use blocked::{BLOCKED_MAX, BlockChange, BlockRefused};
 pub use clock::SystemClock;
 pub use compactor::Retention;
+pub use discovery::Discovery;
 pub use forward::{
     FORWARDED, FORWARDED_ANSWERED, FORWARDED_BY, FORWARDED_REFUSED, FORWARDED_TO, Forward, READ,
     Services, WRITE_ACK,

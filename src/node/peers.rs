@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status};
 
 use super::blocked::BlockChange;
+use super::discovery::{Discovery, Plan, Step};
 use super::driver::{Queue, Task, step_back};
 use super::forward::Services;
 use super::handle::{Handle, Shared};
@@ -66,8 +67,8 @@ pub struct PeerOptions {
     pub cluster: ClusterOptions,
     /// Addresses of members to join.
     pub join: Vec<PeerUrl>,
-    /// A domain, and the end of a service name, whose SRV records name members to join.
-    pub discovery: Option<(String, String)>,
+    /// Whose SRV records name members.
+    pub discovery: Option<Discovery>,
     /// Addresses of members to join when they are reached. Until then this one serves alone.
     pub seek: Vec<PeerUrl>,
     /// Names of members not to talk to.
@@ -83,6 +84,8 @@ impl PeerOptions {
         let is_called = !called.is_empty();
         if replica.writer().has_parted() || is_called {
             self.cluster.initial.clear();
+            // It joins, and founds nothing.
+            self.discovery.iter_mut().for_each(|discovery| discovery.token = None);
         }
         if replica.writer().has_parted() {
             self.join.clear();
@@ -428,12 +431,12 @@ pub(super) struct Search {
     pub(super) seek: Vec<PeerUrl>,
     /// Where members were that a former owner of the store knew.
     former: Vec<PeerUrl>,
-    discovery: Option<(String, String)>,
+    discovery: Option<Discovery>,
     record: MemberRecord,
 }
 
 impl Search {
-    async fn run(self, mut calls: mpsc::Receiver<Call>) {
+    async fn run(mut self, mut calls: mpsc::Receiver<Call>) {
         let mut told = BTreeSet::new();
         let mut is_admitted = false;
         let (mut in_vain, mut looks) = (0, 0_u32);
@@ -446,7 +449,7 @@ impl Search {
                 if in_vain >= FOUNDING_LOOKS {
                     tracing::info!("nobody here is in a cluster: this member begins one");
                     in_vain = 0;
-                    let _ = self.queue.try_send(Task::Found);
+                    let _ = self.queue.try_send(Task::StandAlone);
                 }
             } else if !self.join.is_empty() && looks.is_multiple_of(REUNION_LOOKS) {
                 self.look_for_reunion().await;
@@ -512,7 +515,12 @@ impl Search {
     /// since long, without this member: it has lost its disk, it seems.
     async fn look_for_founders(&self, told: &mut BTreeSet<String>) -> Vec<Candidate> {
         let mut contacts = Vec::new();
-        let found = join_all(self.founders.iter().map(|url| self.who_is_at(url))).await;
+        // Those whom DNS named are known by the records that await them.
+        let mut founders = self.shared.awaited();
+        founders.extend(self.founders.iter().cloned());
+        founders.sort();
+        founders.dedup();
+        let found = join_all(founders.iter().map(|url| self.who_is_at(url))).await;
         for (candidate, reply) in found.into_iter().flatten() {
             if reply.cluster_id != self.shared.cluster().0 {
                 if told.insert(candidate.url.to_string()) {
@@ -567,29 +575,27 @@ impl Search {
 
     /// Answers whether it is for this member to begin a cluster: it has been called by a name that stands for itself, too, and of
     /// those that answer there none is in one, nor is any before it.
-    async fn look_for_contact(&self, told: &mut BTreeSet<String>) -> bool {
+    async fn look_for_contact(&mut self, told: &mut BTreeSet<String>) -> bool {
         let mut urls = self.join.clone();
         urls.extend(self.former.iter().cloned());
         if !self.former.is_empty() {
             urls.extend(self.founders.iter().cloned());
         }
-        if let Some((domain, name)) = &self.discovery {
-            match self.transport.resolver().members_of(domain, name).await {
-                Ok(found) => urls.extend(found),
-                Err(error) if told.insert(domain.clone()) => {
-                    tracing::warn!(domain, %error, "cannot discover members");
-                }
-                Err(_) => {}
-            }
-        }
+        let named = self.named_by_dns(told).await;
         if self.shared.is_joining() {
             return false;
         }
+        if let Some(plan) = self.plan(&named, told).await {
+            self.follow(&plan, told).await;
+            return false;
+        }
+        urls.extend(named);
         let (me, mut is_called, mut is_first) = (self.shared.member.id.0, false, true);
         for candidate in self.candidates(&urls).await {
             let Some(reply) = self.hello_to_any(&candidate).await else { continue };
             if reply.member_id == me {
-                is_called = true;
+                // What SRV records name is founded by a plan, or not at all.
+                is_called |= self.join.contains(&candidate.url);
             } else if reply.in_cluster {
                 is_first = false;
                 if self.ask_to_join(&candidate, told).await {
@@ -620,6 +626,94 @@ impl Search {
                 }
             }
         }
+    }
+
+    /// The members that SRV records name now.
+    async fn named_by_dns(&self, told: &mut BTreeSet<String>) -> Vec<PeerUrl> {
+        let Some(Discovery { domain, service, .. }) = &self.discovery else { return Vec::new() };
+        match self.transport.resolver().members_of(domain, service).await {
+            Ok(named) => named,
+            Err(error) => {
+                if told.insert(domain.clone()) {
+                    tracing::warn!(domain, %error, "cannot discover members");
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// The cluster that is to be founded by the records, unless this member is only to join one.
+    async fn plan(&self, named: &[PeerUrl], told: &mut BTreeSet<String>) -> Option<Plan> {
+        let token = self.discovery.as_ref()?.token.as_ref()?;
+        if named.is_empty() || !self.former.is_empty() {
+            return None;
+        }
+        let advertised = parse_all(self.record.peer_urls.iter());
+        let plan = Plan::new(token, named, |url| advertised.contains(url));
+        if plan.is_some() {
+            return plan;
+        }
+        // The records may name it otherwise: by a name instead of an address.
+        let mine: BTreeSet<_> =
+            self.candidates(&advertised).await.into_iter().map(|it| it.address).collect();
+        let mut own = Vec::new();
+        for candidate in self.candidates(named).await {
+            if mine.contains(&candidate.address) && !own.contains(&candidate.url) {
+                own.push(candidate.url);
+            }
+        }
+        let is_secure = |url: &PeerUrl| advertised.iter().any(|it| it.tls == url.tls);
+        if let Some(url) = own.iter().find(|url| !is_secure(url)) {
+            if told.insert(url.to_string()) {
+                tracing::warn!(%url, "the records name this member with another scheme than its own");
+            }
+            return None;
+        }
+        let plan = Plan::new(token, named, |url| own.contains(url));
+        if plan.is_none() && told.insert("no record".to_owned()) {
+            tracing::warn!("the SRV records do not name this member: it can join, but not found");
+        }
+        plan
+    }
+
+    /// Founds a cluster with others that are as new, or joins the one that is there.
+    async fn follow(&mut self, plan: &Plan, told: &mut BTreeSet<String>) {
+        // By this the others see that they are after the same cluster.
+        self.shared.set_cluster(plan.cluster);
+        for url in plan.own.iter().map(PeerUrl::to_string) {
+            if !self.record.peer_urls.contains(&url) {
+                self.record.peer_urls.push(url);
+            }
+        }
+        let seen = join_all(plan.others.iter().map(|url| self.who_is_at(url))).await;
+        match plan.step(&seen) {
+            Step::Wait if told.insert(plan.cluster.to_string()) => tracing::info!(
+                founders = plan.others.len() + 1,
+                "the cluster is founded when a majority of those named is there"
+            ),
+            Step::Wait => {}
+            Step::Found => self.found(plan).await,
+            Step::Join(contacts) => _ = self.ask_any_to_join(&contacts, told).await,
+        }
+    }
+
+    async fn found(&self, plan: &Plan) {
+        let (done, wait) = oneshot::channel();
+        let task = Task::Found {
+            cluster: plan.cluster,
+            record: Box::new(self.record.clone()),
+            others: plan.others.iter().map(|url| vec![url.to_string()]).collect(),
+            done,
+        };
+        if self.queue.try_send(task).is_err() || wait.await.is_err() {
+            return;
+        }
+        tracing::info!(cluster = %plan.cluster, founders = plan.others.len() + 1, "founded");
+        self.transport.set_identity(Identity {
+            cluster: Some(plan.cluster),
+            member: self.shared.member.id,
+            run: self.shared.run,
+        });
     }
 
     /// What this member asks for when it wants to join.

@@ -22,6 +22,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+pub(crate) use names::SubjectNames;
 pub use rules::{TlsRules, Version, suite};
 pub use self_signed::self_signed;
 
@@ -39,7 +40,8 @@ pub struct TlsFiles {
     /// Whoever signed the certificates of those who connect, in PEM. Then each has to show one that these have signed.
     /// Without this, those that the system trusts may have signed certificates of servers, and clients need none.
     pub ca: Option<PathBuf>,
-    /// Another certificate and its key, for when this member connects to others.
+    /// Another certificate and its key, for when this member connects to others. On the port for clients it is looked at, as
+    /// in etcd, and not used.
     pub client: Option<(PathBuf, PathBuf)>,
     /// Certificates that are not good any more, in PEM.
     pub crl: Option<PathBuf>,
@@ -171,6 +173,18 @@ impl Tls {
         names::common_name(certificates?.first()?).filter(|name| !name.is_empty())
     }
 
+    /// Where whoever shows a certificate has to come from: `None` if that does not matter, or the certificate does not say.
+    pub(crate) fn origins(
+        &self,
+        certificates: Option<&[CertificateDer<'_>]>,
+    ) -> Option<SubjectNames> {
+        if !self.files.rules.check_sans {
+            return None;
+        }
+        let names = names::subject_names(certificates?.first()?);
+        (names != SubjectNames::default()).then_some(names)
+    }
+
     fn check_names(&self, certificates: Option<&[CertificateDer<'_>]>) -> io::Result<()> {
         let TlsRules { allowed_names, allowed_hosts, .. } = &self.files.rules;
         if allowed_names.is_empty() && allowed_hosts.is_empty() {
@@ -221,8 +235,8 @@ impl Configs {
         };
         let trusted = Arc::new(trusted);
         let client = match purpose {
-            Purpose::Clients => None,
-            Purpose::Members => Some(Arc::new(files.client(&provider, &trusted)?)),
+            Purpose::Clients if files.client.is_none() => None,
+            _ => Some(Arc::new(files.client(&provider, &trusted)?)),
         };
         Ok(Self { server: Arc::new(files.server(&provider, &trusted)?), client })
     }
@@ -281,6 +295,26 @@ impl TlsFiles {
             .map_err(|error| unusable(cert)(error.into()))?;
         client.alpn_protocols = vec![HTTP2.to_vec()];
         Ok(client)
+    }
+}
+
+/// How a server is greeted that is no member: trusted is whom a CA has signed, or those whom the system trusts have.
+pub(crate) fn of_a_client(
+    ca: Option<&Path>,
+    pair: Option<&(PathBuf, PathBuf)>,
+) -> Result<ClientConfig, TlsError> {
+    let rules = TlsRules::default();
+    let trusted = ca.map_or_else(|| Ok(of_the_system()), named)?;
+    let file = ca.unwrap_or_else(|| Path::new("the certificates of the system"));
+    let config = ClientConfig::builder_with_provider(Arc::new(rules.provider()))
+        .with_protocol_versions(&rules.versions())
+        .map_err(|error| unusable(file)(error.into()))?
+        .with_root_certificates(trusted);
+    match pair {
+        None => Ok(config.with_no_client_auth()),
+        Some((cert, key)) => config
+            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
+            .map_err(|error| unusable(cert)(error.into())),
     }
 }
 

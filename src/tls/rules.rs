@@ -12,6 +12,8 @@ pub struct TlsRules {
     pub demand_certificates: bool,
     /// Nobody's certificate is looked at, since all make their own.
     pub trust_anybody: bool,
+    /// Whoever connects has to come from an address or a host that its certificate is for, unless it names none.
+    pub check_sans: bool,
     /// Common names of which a certificate must have one, ...
     pub allowed_names: Vec<String>,
     /// ... or hosts. All, if there are none of either.

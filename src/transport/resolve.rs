@@ -138,6 +138,7 @@ struct Service {
 trait Lookup: Send + Sync {
     fn addresses<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>>;
     fn services<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<Service>>>;
+    fn names(&self, address: IpAddr) -> BoxFuture<'_, io::Result<Vec<String>>>;
 }
 
 /// Names as the system resolves them; and SRV records, for which no system call asks, by its name servers.
@@ -153,6 +154,10 @@ impl Lookup for System {
 
     fn services<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<Service>>> {
         Box::pin(async move { dns::NameServers::of_system()?.services(name).await })
+    }
+
+    fn names(&self, address: IpAddr) -> BoxFuture<'_, io::Result<Vec<String>>> {
+        Box::pin(async move { dns::NameServers::of_system()?.names_of(address).await })
     }
 }
 
@@ -201,6 +206,22 @@ impl Resolver {
         }
         let found = timed(self.lookup.addresses(host)).await;
         found.map_err(|error| io::Error::new(error.kind(), format!("{host}: {error}")))
+    }
+
+    /// Whether an address is that of one of these hosts, by their addresses or, also for wildcards, by its own names.
+    pub(super) async fn is_of(&self, address: IpAddr, hosts: &[String]) -> bool {
+        for host in hosts.iter().filter(|host| !host.starts_with("*.")) {
+            let found = self.addresses(host).await.unwrap_or_default();
+            if found.iter().any(|it| it.to_canonical() == address) {
+                return true;
+            }
+        }
+        let names = timed(self.lookup.names(address)).await.unwrap_or_default();
+        let matches = |host: &String, name: &String| match host.strip_prefix('*') {
+            Some(end) => name.ends_with(end),
+            None => host == name,
+        };
+        names.iter().any(|name| hosts.iter().any(|host| matches(host, name)))
     }
 
     /// The members that SRV records of a domain name, as etcd's `--discovery-srv` and `--discovery-srv-name` have them.

@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::socket::Socket;
 use super::wire::{self, Assembler};
 use super::{Identity, Shared};
+use crate::tls::{SubjectNames, Tls};
 use crate::types::{ClusterId, MemberId};
 
 /// What a member may send on a stream, and on all of them, before it is read.
@@ -147,11 +148,33 @@ impl Port {
         super::set_up(&stream)?;
         match &self.shared.dialer.tls {
             Some(tls) if self.tls => {
-                let accepted = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
-                accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(Socket::new)
+                let accepted = timeout(HANDSHAKE_TIMEOUT, self.greet_by_tls(tls, stream)).await;
+                accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             }
             _ => Ok(Socket::new(stream)),
         }
+    }
+
+    async fn greet_by_tls(&self, tls: &Tls, stream: TcpStream) -> io::Result<Socket> {
+        let address = stream.peer_addr()?.ip().to_canonical();
+        let stream = tls.accept(stream).await?;
+        if let Some(origins) = tls.origins(stream.get_ref().1.peer_certificates()) {
+            let resolver = &self.shared.dialer.resolver;
+            if !origins.addresses.contains(&address)
+                && !resolver.is_of(address, &origins.hosts).await
+            {
+                let SubjectNames { addresses, hosts } = origins;
+                // Whoever comes so far has a certificate that somebody trusted has signed, so this is not everybody.
+                tracing::warn!(
+                    %address,
+                    ?addresses,
+                    ?hosts,
+                    "a peer does not come from where its certificate says"
+                );
+                return Err(io::Error::other("the address is not that of the certificate"));
+            }
+        }
+        Ok(Socket::new(stream))
     }
 
     async fn serve_http(

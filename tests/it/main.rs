@@ -19,6 +19,7 @@ mod leases;
 mod member;
 mod process;
 mod shell;
+mod sockets;
 mod tidy;
 mod tls;
 mod traces;

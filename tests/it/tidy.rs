@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("time", &["types"]),
     ("error", &["types"]),
     ("metrics", &[]),
-    ("traces", &["types"]),
+    ("traces", &["types", "tls"]),
     ("tls", &[]),
     ("storage", &["types", "time", "error"]),
     ("replication", &["types", "time", "error", "storage"]),

@@ -14,7 +14,7 @@ use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::auth_client::AuthClient;
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -33,20 +33,20 @@ use crate::process::{Process, free_port};
 static CAS: AtomicU64 = AtomicU64::new(0);
 
 /// Signs certificates into a directory.
-struct Ca {
+pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     directory: TempDir,
 }
 
 /// A certificate and its key.
 #[derive(Clone)]
-struct Pair {
-    cert: PathBuf,
-    key: PathBuf,
+pub(crate) struct Pair {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 impl Ca {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -60,12 +60,12 @@ impl Ca {
         Self { issuer: Issuer::new(params, key), directory }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// A certificate of a name, which is for this machine.
-    fn pair(&self, name: &str) -> Pair {
+    pub(crate) fn pair(&self, name: &str) -> Pair {
         self.pair_with(name, |_| {})
     }
 
@@ -125,47 +125,65 @@ impl Secured {
         pair: Option<&Pair>,
         versions: &[&'static SupportedProtocolVersion],
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(versions)
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match pair {
-            None => config.with_no_client_auth(),
-            Some(pair) => {
-                let chain = vec![CertificateDer::from_pem_file(&pair.cert).unwrap()];
-                let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
-                config.with_client_auth_cert(chain, key).unwrap()
-            }
-        };
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        let name = ServerName::try_from("127.0.0.1").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        greet(stream, ca, pair, versions).await
     }
 
     /// What `/health` answers by HTTP/1.1, or why there is no answer.
     async fn health(&self, ca: &Path, pair: Option<&Pair>) -> Result<String, String> {
-        let ask = async {
-            let mut stream = self.connect(ca, pair).await?;
-            let request = "GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            match stream.read_to_string(&mut answer).await {
-                // Whoever closes without a farewell has answered all the same.
-                Err(_) if answer.contains("\r\n\r\n") => Ok(answer),
-                Err(error) => Err(error),
-                Ok(_) => Ok(answer),
-            }
-        };
-        match ask.await {
-            Ok(answer) if answer.is_empty() => Err("closed".to_owned()),
-            answer => answer.map_err(|error: std::io::Error| error.to_string()),
-        }
+        let stream = self.connect(ca, pair).await.map_err(|error| error.to_string())?;
+        ask(stream, "/health").await
     }
 }
 
-fn is_healthy(answer: &Result<String, String>) -> bool {
+/// Greets a server that is to have a certificate for this machine.
+pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    ca: &Path,
+    pair: Option<&Pair>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> std::io::Result<TlsStream<S>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match pair {
+        None => config.with_no_client_auth(),
+        Some(pair) => {
+            let chain = vec![CertificateDer::from_pem_file(&pair.cert).unwrap()];
+            let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
+            config.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+/// What is answered by HTTP/1.1, or why there is no answer.
+pub(crate) async fn ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    path: &str,
+) -> Result<String, String> {
+    let ask = async {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        match stream.read_to_string(&mut answer).await {
+            // Whoever closes without a farewell has answered all the same.
+            Err(_) if answer.contains("\r\n\r\n") => Ok(answer),
+            Err(error) => Err(error),
+            Ok(_) => Ok(answer),
+        }
+    };
+    match ask.await {
+        Ok(answer) if answer.is_empty() => Err("closed".to_owned()),
+        answer => answer.map_err(|error: std::io::Error| error.to_string()),
+    }
+}
+
+pub(crate) fn is_healthy(answer: &Result<String, String>) -> bool {
     answer.as_ref().is_ok_and(|answer| answer.contains("\"health\":\"true\""))
 }
 
@@ -311,6 +329,79 @@ async fn a_member_makes_its_own_certificate() {
     let answer = member.health(&cert, None).await;
     assert!(is_healthy(&answer), "{answer:?}");
     assert!(member.directory.path().join("fixtures/client/key.pem").exists());
+}
+
+/// As etcd's port for peers does it.
+#[tokio::test]
+async fn peers_come_from_where_their_certificates_say() {
+    use rcgen::SanType;
+    let ca = Ca::new();
+    let ca_file = ca.file("ca.pem");
+    let server = ca.pair("server");
+    let named = |name: &str, hosts: &[SanType]| {
+        ca.pair_with(name, |params| params.subject_alt_names = hosts.to_vec())
+    };
+    let address = |last| SanType::IpAddress([127, 0, 0, last].into());
+    let localhost = SanType::DnsName("localhost".try_into().unwrap());
+    let cases = [
+        ("nobody", named("nobody", &[]), true),
+        ("here", named("here", &[address(2), address(1)]), true),
+        ("elsewhere", named("elsewhere", &[address(2)]), false),
+        ("by name", named("by name", &[localhost.clone()]), true),
+        ("by name after all", named("by name after all", &[address(2), localhost]), true),
+    ];
+    for is_looked_at in [true, false] {
+        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+        let url = format!("https://127.0.0.1:{port}");
+        let mut flags = vec!["--listen-peer-urls", &url, "--initial-advertise-peer-urls", &url];
+        flags.extend(["--peer-client-cert-auth", "--peer-trusted-ca-file"]);
+        flags.push(ca_file.to_str().unwrap());
+        flags.extend(["--peer-cert-file", server.cert.to_str().unwrap()]);
+        flags.extend(["--peer-key-file", server.key.to_str().unwrap()]);
+        if !is_looked_at {
+            flags.push("--peer-skip-client-san-verification");
+        }
+        let _member = Process::start(directory.path(), &flags);
+        for (name, pair, is_from_there) in &cases {
+            let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let versions: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
+            let stream = greet(stream, &ca_file, Some(pair), versions).await.unwrap();
+            let answer = ask(stream, "/").await;
+            let is_let_in = answer.as_ref().is_ok_and(|answer| answer.starts_with("HTTP/1.1"));
+            assert_eq!(is_let_in, *is_from_there || !is_looked_at, "{name}: {answer:?}");
+        }
+    }
+}
+
+/// It is never used: the member needs no connection to itself.
+#[test]
+fn the_certificate_of_the_member_as_a_client_has_to_be_there() {
+    let ca = Ca::new();
+    let (server, client, other) = (ca.pair("server"), ca.pair("client"), ca.pair("other"));
+    let directory = tempfile::tempdir().unwrap();
+    let flags = |cert: &Path, key: &Path| {
+        [
+            ("--cert-file", server.cert.as_path()),
+            ("--key-file", &server.key),
+            ("--client-cert-file", cert),
+            ("--client-key-file", key),
+        ]
+        .map(|(flag, path)| format!("{flag}={}", path.display()))
+    };
+    let start = |cert: &Path, key: &Path| {
+        let flags = flags(cert, key);
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        Process::try_start(directory.path(), &flags)
+    };
+    let refused = |cert: &Path, key: &Path| match start(cert, key) {
+        Ok(_) => panic!("it starts"),
+        Err(log) => log,
+    };
+    let log = refused(&ca.file("gone.pem"), &client.key);
+    assert!(log.contains("gone.pem for tls: No such file"), "{log}");
+    let log = refused(&client.cert, &other.key);
+    assert!(log.contains("client.pem for tls: "), "{log}");
+    assert!(start(&client.cert, &client.key).is_ok());
 }
 
 impl Secured {

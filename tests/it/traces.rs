@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -11,17 +17,24 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use prost::Message as _;
 use starling::traces::{Options, Traces};
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use starling_proto::etcdserverpb::{PutRequest, RangeRequest};
 use tokio::net::TcpListener;
-use tonic::transport::Server;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use crate::faces::ask;
 use crate::member::{Member, eventually};
 use crate::process::Process;
+use crate::tls::{Ca, Pair};
 
 const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
 const CLIENT_SPAN: u64 = 0x00f0_67aa_0ba9_02b7;
@@ -87,8 +100,15 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.take(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    fn take(&self, request: ExportTraceServiceRequest) {
         let mut seen = self.0.lock().unwrap();
-        for of_resource in request.into_inner().resource_spans {
+        for of_resource in request.resource_spans {
             let resource = texts(of_resource.resource.unwrap_or_default().attributes);
             for span in of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 seen.push(Seen {
@@ -103,7 +123,55 @@ impl TraceService for Collector {
                 });
             }
         }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+
+    /// By gRPC with TLS.
+    async fn start_secure(pair: &Pair) -> (Self, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let collector = Self::default();
+        let read = |path| std::fs::read(path).unwrap();
+        let identity = Identity::from_pem(read(&pair.cert), read(&pair.key));
+        let server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity));
+        let server = server.unwrap().add_service(TraceServiceServer::new(collector.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        (collector, address)
+    }
+
+    /// By HTTP/1.1 with TLS.
+    async fn start_secure_http(pair: &Pair) -> (Self, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let collector = Self::default();
+        let chain = vec![CertificateDer::from_pem_file(&pair.cert).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let taker = collector.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let collector = taker.clone();
+                let service = service_fn(move |request: http::Request<Incoming>| {
+                    let collector = collector.clone();
+                    async move {
+                        assert_eq!(request.uri().path(), "/v1/traces");
+                        let body = request.into_body().collect().await?.to_bytes();
+                        collector.take(ExportTraceServiceRequest::decode(body).unwrap());
+                        Ok::<_, hyper::Error>(http::Response::new(Full::<Bytes>::default()))
+                    }
+                });
+                let connection =
+                    http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(connection);
+            }
+        });
+        (collector, address)
     }
 }
 
@@ -269,4 +337,42 @@ async fn the_variables_of_opentelemetry_are_enough() {
     }
     let traces: Vec<_> = spans.iter().filter(|span| span.parent == 0).map(|it| it.trace).collect();
     assert_eq!(traces.len(), 3, "{spans:?}");
+}
+
+/// Who has signed the collector's certificate is said by OpenTelemetry's variable, or is known to the system.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn collectors_with_tls_are_sent_to_if_they_are_trusted() {
+    let (ca, stranger) = (Ca::new(), Ca::new());
+    let pair = ca.pair("collector");
+    let trusts = |ca: &Ca, variable| (variable, ca.file("ca.pem").display().to_string());
+    let of_the_system = "SSL_CERT_FILE";
+    let of_traces = "OTEL_EXPORTER_OTLP_CERTIFICATE";
+    let cases = [
+        ("grpc", trusts(&ca, of_traces), true),
+        ("grpc", trusts(&ca, of_the_system), true),
+        ("grpc", trusts(&stranger, of_the_system), false),
+        ("http/protobuf", trusts(&ca, of_traces), true),
+        ("http/protobuf", trusts(&ca, of_the_system), true),
+        ("http/protobuf", trusts(&stranger, of_traces), false),
+    ];
+    for (protocol, (variable, file), is_trusted) in cases {
+        let (collector, address) = if protocol == "grpc" {
+            Collector::start_secure(&pair).await
+        } else {
+            Collector::start_secure_http(&pair).await
+        };
+        let endpoint = format!("https://{address}");
+        let environment = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+            ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
+            (variable, &file),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process::try_start_in(dir.path(), &[], &environment).expect("it starts");
+        process.kv().await.put(put("k", None)).await.expect("it is put");
+        tokio::task::spawn_blocking(|| process.stop()).await.expect("it stops");
+        let has_come = collector.spans().iter().any(|span| span.name == "etcdserverpb.KV/Put");
+        assert_eq!(has_come, is_trusted, "{protocol}, {variable}");
+    }
 }

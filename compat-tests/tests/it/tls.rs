@@ -48,7 +48,8 @@ pub(crate) fn write_certificates(directory: &Path, names: &[&str]) {
     write("ca.pem", ca.pem());
     for name in names {
         let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+        let mut params =
+            CertificateParams::new(["127.0.0.1", "localhost"].map(str::to_owned)).expect("names");
         params.distinguished_name.push(DnType::CommonName, *name);
         let certificate = params.signed_by(&key, &issuer).expect("a certificate");
         write(&format!("{name}.pem"), certificate.pem());
@@ -99,5 +100,50 @@ fn etcdctl_prints_the_same_by_tls() {
     let etcd = record(Kind::Etcd, tools, directory.path());
     let starling = record(Kind::Starling, tools, directory.path());
     assert!(etcd.contains("permission denied"), "{etcd}");
+    assert_eq!(starling, etcd);
+}
+
+/// By sockets with a path. etcdctl takes the last part of that for the name of the server.
+fn record_by_sockets(kind: Kind, tools: &EtcdTools, directory: &Path) -> String {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let sockets = TempDir::new().expect("the temporary directory is writable");
+    let path = |name: &str| sockets.path().join(name).display().to_string();
+    fs::create_dir(path("secure")).expect("the directory is ours");
+    let (plain, secure) =
+        (format!("unix://{}", path("plain")), format!("unixs://{}", path("secure/localhost")));
+    let urls = format!("{plain},{secure}");
+    let (cert, key, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));
+    let flags = ["--listen-client-urls", &urls, "--advertise-client-urls", &urls];
+    let server =
+        Server::start(kind, &[&flags[..], &["--cert-file", &cert, "--key-file", &key]].concat());
+    let mut text = String::new();
+    for (endpoint, words) in [
+        (&plain, "put a 1"),
+        (&plain, "get a"),
+        (&secure, "put a 2"),
+        (&secure, "get a"),
+        (&plain, "endpoint health"),
+        (&secure, "endpoint health"),
+    ] {
+        let mut etcdctl = Command::new(&tools.etcdctl);
+        etcdctl.args(["--endpoints", endpoint, "--cacert", &ca]).args(words.split(' '));
+        let output = etcdctl.output().expect("etcdctl can be run");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let printed = printed.split(" took = ").next().unwrap_or_default();
+        let printed = printed.replace(&*sockets.path().to_string_lossy(), "DIR");
+        let _ = writeln!(text, "{words}: {:?}\n{printed}", output.status.code());
+    }
+    drop(server);
+    text
+}
+
+#[test]
+fn etcdctl_prints_the_same_by_sockets() {
+    let Some(tools) = tools::etcd() else { return };
+    let directory = TempDir::new().expect("the temporary directory is writable");
+    write_certificates(directory.path(), &["server"]);
+    let etcd = record_by_sockets(Kind::Etcd, tools, directory.path());
+    let starling = record_by_sockets(Kind::Starling, tools, directory.path());
+    assert!(etcd.contains("get a: Some(0)\na\n2\n"), "{etcd}");
     assert_eq!(starling, etcd);
 }

@@ -1,4 +1,4 @@
-//! Asks name servers for SRV records (RFC 2782), as resolv.conf has them.
+//! Asks name servers for SRV records (RFC 2782), and for the names of addresses (RFC 1035, 3.5), as resolv.conf has them.
 
 use std::fs;
 use std::io;
@@ -28,7 +28,7 @@ const SEARCH_MAX: usize = 32;
 /// The largest answer by UDP. Larger ones are asked for by TCP.
 const DATAGRAM_BYTES_MAX: usize = 4096;
 /// The most records that are taken of an answer.
-const SERVICES_MAX: usize = 1024;
+const RECORDS_MAX: usize = 1024;
 
 /// Whom to ask, and under which domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl NameServers {
     pub(super) async fn services(&self, name: &str) -> io::Result<Vec<Service>> {
         let mut failure = None;
         for name in self.names(name) {
-            match self.ask(&name).await {
+            match self.ask(&name, TYPE::SRV, services).await {
                 Ok(services) if services.is_empty() => {}
                 Ok(services) => return Ok(services),
                 Err(error) => failure = Some(error),
@@ -101,14 +101,19 @@ impl NameServers {
         failure.map_or_else(|| Ok(Vec::new()), Err)
     }
 
-    async fn ask(&self, name: &str) -> io::Result<Vec<Service>> {
-        let question = Query::new(name)?;
+    /// The names that an address has.
+    pub(super) async fn names_of(&self, address: IpAddr) -> io::Result<Vec<String>> {
+        self.ask(&reverse(address), TYPE::PTR, pointers).await
+    }
+
+    async fn ask<T>(&self, name: &str, kind: TYPE, take: Take<T>) -> io::Result<Vec<T>> {
+        let question = Query::new(name, kind, take)?;
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
         for _ in 0..TRIES {
             for server in &self.servers {
                 let answer = timeout(ANSWER_TIMEOUT, question.ask(*server)).await;
                 match answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                    Ok(services) => return Ok(services),
+                    Ok(records) => return Ok(records),
                     Err(error) => failure = error,
                 }
             }
@@ -122,32 +127,51 @@ fn parse_server(word: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, DNS_PORT))
 }
 
+/// The name under which the names of an address are.
+pub(super) fn reverse(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(address) => {
+            let nibbles = address.octets().into_iter().rev().flat_map(|it| [it & 0xf, it >> 4]);
+            let name: String = nibbles.map(|nibble| format!("{nibble:x}.")).collect();
+            format!("{name}ip6.arpa")
+        }
+    }
+}
+
+/// What is taken of an answer.
+type Take<T> = fn(&Packet<'_>) -> Vec<T>;
+
 /// A question, and how its answer is known.
-struct Query {
+struct Query<T> {
     id: u16,
     bytes: Vec<u8>,
+    take: Take<T>,
 }
 
 /// What a server says.
-enum Answer {
-    Services(Vec<Service>),
+enum Answer<T> {
+    Records(Vec<T>),
     /// It does not fit into a datagram.
     Truncated,
     /// It is an answer to something else.
     Other,
 }
 
-impl Query {
-    fn new(name: &str) -> io::Result<Self> {
+impl<T> Query<T> {
+    fn new(name: &str, kind: TYPE, take: Take<T>) -> io::Result<Self> {
         let id = rand::random();
         let mut packet = Packet::new_query(id);
         packet.set_flags(PacketFlag::RECURSION_DESIRED);
         let name = Name::new(name).map_err(invalid)?;
-        packet.questions.push(Question::new(name, TYPE::SRV.into(), CLASS::IN.into(), false));
-        Ok(Self { id, bytes: packet.build_bytes_vec().map_err(invalid)? })
+        packet.questions.push(Question::new(name, kind.into(), CLASS::IN.into(), false));
+        Ok(Self { id, bytes: packet.build_bytes_vec().map_err(invalid)?, take })
     }
 
-    async fn ask(&self, server: SocketAddr) -> io::Result<Vec<Service>> {
+    async fn ask(&self, server: SocketAddr) -> io::Result<Vec<T>> {
         let any = match server {
             SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
@@ -159,14 +183,14 @@ impl Query {
         loop {
             let length = socket.recv(&mut answer).await?;
             match self.read(&answer[..length])? {
-                Answer::Services(services) => return Ok(services),
+                Answer::Records(records) => return Ok(records),
                 Answer::Truncated => return self.ask_by_tcp(server).await,
                 Answer::Other => {}
             }
         }
     }
 
-    async fn ask_by_tcp(&self, server: SocketAddr) -> io::Result<Vec<Service>> {
+    async fn ask_by_tcp(&self, server: SocketAddr) -> io::Result<Vec<T>> {
         let mut stream = TcpStream::connect(server).await?;
         let length = u16::try_from(self.bytes.len()).map_err(invalid)?;
         stream.write_all(&[&length.to_be_bytes(), self.bytes.as_slice()].concat()).await?;
@@ -174,12 +198,12 @@ impl Query {
         let mut answer = vec![0; usize::from(length)];
         stream.read_exact(&mut answer).await?;
         match self.read(&answer)? {
-            Answer::Services(services) => Ok(services),
+            Answer::Records(records) => Ok(records),
             Answer::Truncated | Answer::Other => Err(invalid("an answer to something else")),
         }
     }
 
-    fn read(&self, bytes: &[u8]) -> io::Result<Answer> {
+    fn read(&self, bytes: &[u8]) -> io::Result<Answer<T>> {
         let Ok(packet) = Packet::parse(bytes) else {
             // The header is fixed, so a truncated answer can be known without the rest.
             return Ok(if self.is_truncated(bytes) { Answer::Truncated } else { Answer::Other });
@@ -191,8 +215,8 @@ impl Query {
             return Ok(Answer::Truncated);
         }
         match packet.rcode() {
-            RCODE::NoError => Ok(Answer::Services(services(&packet))),
-            RCODE::NameError => Ok(Answer::Services(Vec::new())),
+            RCODE::NoError => Ok(Answer::Records((self.take)(&packet))),
+            RCODE::NameError => Ok(Answer::Records(Vec::new())),
             code => Err(io::Error::other(format!("the name server answers {code:?}"))),
         }
     }
@@ -216,7 +240,15 @@ fn services(packet: &Packet<'_>) -> Vec<Service> {
         }),
         _ => None,
     });
-    services.filter(|service| !service.host.is_empty()).take(SERVICES_MAX).collect()
+    services.filter(|service| !service.host.is_empty()).take(RECORDS_MAX).collect()
+}
+
+fn pointers(packet: &Packet<'_>) -> Vec<String> {
+    let names = packet.answers.iter().filter_map(|record| match &record.rdata {
+        RData::PTR(name) => Some(name.0.to_string().trim_end_matches('.').to_owned()),
+        _ => None,
+    });
+    names.take(RECORDS_MAX).collect()
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use simple_dns::rdata::{RData, SRV};
+use simple_dns::rdata::{PTR, RData, SRV};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, RCODE, ResourceRecord};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
@@ -68,6 +68,7 @@ fn what_is_no_url_is_refused() {
 struct Known {
     addresses: BTreeMap<&'static str, Vec<IpAddr>>,
     services: BTreeMap<&'static str, Vec<Service>>,
+    names: BTreeMap<IpAddr, Vec<&'static str>>,
 }
 
 fn find<T: Clone>(known: &BTreeMap<&'static str, T>, name: &str) -> io::Result<T> {
@@ -81,6 +82,12 @@ impl Lookup for Known {
 
     fn services<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<Service>>> {
         Box::pin(async move { find(&self.services, name) })
+    }
+
+    fn names(&self, address: IpAddr) -> BoxFuture<'_, io::Result<Vec<String>>> {
+        let names = self.names.get(&address).into_iter().flatten();
+        let names = names.map(|&name| name.to_owned()).collect();
+        Box::pin(async move { Ok(names) })
     }
 }
 
@@ -133,6 +140,41 @@ async fn members_are_found_by_services_with_and_without_tls() {
     assert!(error.to_string().starts_with("_etcd-server-ssl._tcp.b.org: "), "{error}");
 }
 
+#[tokio::test]
+async fn an_address_is_of_a_host_by_the_addresses_of_that_or_by_its_own_names() {
+    let addresses = BTreeMap::from([("m1.a.org", vec![ip(1)]), ("*.b.org", vec![ip(1)])]);
+    let names = BTreeMap::from([(ip(2), vec!["x", "m2.b.org"])]);
+    let resolver = Known { addresses, names, ..Known::default() }.resolver();
+    let cases = [
+        (1, "m1.a.org", true),
+        (2, "m1.a.org", false),
+        (2, "m2.b.org", true),
+        (2, "*.b.org", true),
+        (2, "*.a.org", false),
+        (1, "*.b.org", false),
+        (3, "*.b.org", false),
+    ];
+    for (last, host, expected) in cases {
+        let hosts = ["gone".to_owned(), host.to_owned()];
+        assert_eq!(resolver.is_of(ip(last), &hosts).await, expected, "{last} {host}");
+    }
+    assert!(!resolver.is_of(ip(1), &[]).await);
+}
+
+#[test]
+fn addresses_are_turned_round_for_their_names() {
+    let cases = [
+        ("10.0.2.1", "1.2.0.10.in-addr.arpa"),
+        (
+            "2001:db8::567:89ab",
+            "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
+        ),
+    ];
+    for (address, name) in cases {
+        assert_eq!(dns::reverse(address.parse().unwrap()), name);
+    }
+}
+
 #[test]
 fn resolv_conf_is_read() {
     let text = "# me\nnameserver 10.0.0.1\nnameserver ::1 \nnameserver x\n\
@@ -153,7 +195,10 @@ fn answer(question: &[u8], truncated: bool) -> Vec<u8> {
     let question = Packet::parse(question).expect("a question");
     let mut reply = Packet::new_reply(question.id());
     let name = question.questions[0].qname.clone().into_owned();
-    if name.to_string() != "_s._tcp.a.org" {
+    if name.to_string() == "7.0.0.10.in-addr.arpa" {
+        let host = RData::PTR(PTR(Name::new("m7.a.org").expect("a name")));
+        reply.answers.push(ResourceRecord::new(name.clone(), CLASS::IN, 60, host));
+    } else if name.to_string() != "_s._tcp.a.org" {
         *reply.rcode_mut() = RCODE::NameError;
     } else if truncated {
         reply.set_flags(PacketFlag::TRUNCATION);
@@ -214,4 +259,13 @@ async fn name_servers_are_asked_for_services() {
         }
         assert_eq!(servers.services("_t._tcp.a.org.").await.expect("an answer"), []);
     }
+}
+
+#[tokio::test]
+async fn name_servers_are_asked_for_the_names_of_an_address() {
+    let servers = vec![name_server(false).await];
+    let servers = NameServers { servers, search: Vec::new(), ndots: 1 };
+    assert_eq!(servers.names_of(ip(7)).await.expect("an answer"), ["m7.a.org"]);
+    let nobody: [&str; 0] = [];
+    assert_eq!(servers.names_of(ip(8)).await.expect("an answer"), nobody);
 }

@@ -122,6 +122,16 @@ impl Member {
         self.child = Some(child);
     }
 
+    /// From its next start on it is told this, too.
+    pub(super) fn add_argument(&mut self, argument: &str) {
+        self.args.push(argument.to_owned());
+    }
+
+    /// From its next start on it is not told that any more.
+    pub(super) fn drop_argument(&mut self, argument: &str) {
+        self.args.retain(|it| it != argument);
+    }
+
     /// From its next start on it is at another address.
     pub(super) fn move_to(&mut self, host: &str) {
         assert!(self.child.is_none(), "it is at the old one");
@@ -341,10 +351,15 @@ impl Cluster {
 
     /// A member alone, which others can join.
     pub(super) async fn alone(program: &Path, place: Place) -> Self {
-        let mut cluster = Self::new(program, Vec::new(), &[]);
+        let mut cluster = Self::empty(program);
         let number = cluster.join_at(place, Vec::new());
         cluster.members[number].ready().await;
         cluster
+    }
+
+    /// Nobody yet.
+    pub(super) fn empty(program: &Path) -> Self {
+        Self::new(program, Vec::new(), &[])
     }
 
     fn new(program: &Path, places: Vec<Place>, extra: &[&str]) -> Self {

@@ -245,6 +245,59 @@ fn wiped_directory() {
     });
 }
 
+/// Of three members two are lost. The last one goes on without them and with all data; what comes back later is new.
+#[test]
+fn forced_to_be_new() {
+    run(async {
+        let mut report = Report::new("forced_to_be_new");
+        let mut cluster = Cluster::start(3, &["--write-ack", "majority"]).await;
+        let mut load = Load::new(33);
+        load.seed(&cluster, SEEDED).await;
+        let before = cluster.members[0].state().await.expect("it serves");
+        let former = cluster.members[1].id().await;
+        (0..3).for_each(|number| cluster.members[number].kill());
+
+        let force = "--force-new-cluster";
+        cluster.members[0].add_argument(force);
+        cluster.start_member(0);
+        cluster.members[0].ready().await;
+        let formed = cluster.formed(1).await;
+        report.check(formed.is_ok(), || formed.err().unwrap_or_default());
+        check_seeded(&mut report, &cluster, 0).await;
+        let ids = |state: &pb::RangeResponse| {
+            let header = state.header.clone().unwrap_or_default();
+            (header.cluster_id, header.member_id)
+        };
+        let after = cluster.members[0].state().await.expect("it serves");
+        report.check(ids(&before) == ids(&after), || "it is somebody else".to_owned());
+        // It is a majority by itself.
+        load.mark(&cluster, 0, "mark").await;
+        cluster.members[0].terminate();
+        cluster.members[0].drop_argument(force);
+        cluster.start_member(0);
+        cluster.members[0].ready().await;
+        let formed = cluster.formed(1).await;
+        report.check(formed.is_ok(), || formed.err().unwrap_or_default());
+        report.say("it goes on alone");
+
+        // Another one comes back with its disk: it was removed, and joins as somebody else.
+        cluster.start_member(1);
+        cluster.members[1].ready().await;
+        let formed = cluster.formed(2).await;
+        report.check(formed.is_ok(), || formed.err().unwrap_or_default());
+        let id = cluster.members[1].id().await;
+        report.check(id != former, || format!("the removed member is {id:x} again"));
+        let watchers = watch_all(&cluster).await;
+        load.on(&cluster, 0, CLIENTS);
+        load.on(&cluster, 1, CLIENTS);
+        load.answered(0, SOME).await;
+        load.answered(1, SOME).await;
+        check_own_reads(&mut report, &load);
+        check_no_resyncs(&mut report, &watchers);
+        finish(report, cluster, load, watchers).await;
+    });
+}
+
 /// A member is removed while a cut keeps it from hearing of it: it comes back as another one. What it had accepted alone has no
 /// effect any more, and is kept in a file.
 #[test]
