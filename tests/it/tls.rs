@@ -347,7 +347,7 @@ async fn peers_come_from_where_their_certificates_say() {
         ("nobody", named("nobody", &[]), true),
         ("here", named("here", &[address(2), address(1)]), true),
         ("elsewhere", named("elsewhere", &[address(2)]), false),
-        ("by name", named("by name", &[localhost.clone()]), true),
+        ("by name", named("by name", std::slice::from_ref(&localhost)), true),
         ("by name after all", named("by name after all", &[address(2), localhost]), true),
     ];
     for is_looked_at in [true, false] {

@@ -265,7 +265,7 @@ fn forced_to_be_new() {
         report.check(formed.is_ok(), || formed.err().unwrap_or_default());
         check_seeded(&mut report, &cluster, 0).await;
         let ids = |state: &pb::RangeResponse| {
-            let header = state.header.clone().unwrap_or_default();
+            let header = state.header.unwrap_or_default();
             (header.cluster_id, header.member_id)
         };
         let after = cluster.members[0].state().await.expect("it serves");
