@@ -46,7 +46,7 @@ fn without_flags_it_serves_on_localhost() {
 fn sockets_have_urls_of_their_own() {
     let line = "--listen-client-urls unix://localhost:m1,unixs:///run/s,unix:/run/t --advertise-client-urls http://x:1 \
                 --cert-file a --key-file b";
-    let expected = [("/run/t", false), ("localhost:m1", false), ("/run/s", true)];
+    let expected = [("localhost:m1", false), ("/run/t", false), ("/run/s", true)];
     let expected = expected.map(|(path, tls)| ListenUrl::Unix { path: path.into(), tls });
     assert_eq!(config(line).listen_client_urls, expected);
 }
