@@ -33,7 +33,7 @@ use crate::storage::schema::{
 use crate::storage::{Batch, Disk, DiskOptions, Durability, Memory, Space, Store};
 use crate::time::{Now, Timestamp};
 use crate::types::{
-    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Origin, Revision,
+    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision,
 };
 use crate::{api, config, http as server, storage};
 
@@ -270,7 +270,9 @@ fn any_record(choices: &mut Choices<'_>) -> (Table, Bytes, Bytes) {
 
 fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
     let key = choices.short(3);
-    let op = match choices.byte() % 8 {
+    let kind = choices.byte() % 8;
+    let media_type = if kind == 3 { MediaType::parse(b"a/b") } else { None };
+    let op = match kind {
         0..4 => Op::Put(KeyValue {
             key,
             create_revision: Revision(place.revision.0.saturating_sub(choices.number())),
@@ -278,6 +280,7 @@ fn any_row(choices: &mut Choices<'_>, place: Place) -> Row {
             version: choices.number(),
             value: choices.short(8),
             lease: LeaseId(choices.number().cast_signed()),
+            media_type: media_type.unwrap_or_default(),
         }),
         4..6 => Op::Delete { key, seen: any_stamp(choices) },
         6 => {
@@ -312,6 +315,7 @@ fn use_store(mut writer: Writer) {
         prev_kv: true,
         ignore_value: false,
         ignore_lease: false,
+        media_type: MediaType::NONE,
     };
     read(&writer, &everything());
     read(&writer, &Range { count_only: true, ..everything() });
@@ -388,6 +392,7 @@ fn sound_row(number: u64) -> (Bytes, Bytes) {
         version: 1,
         value: vec![b'v'; 600].into(),
         lease: LeaseId::NONE,
+        media_type: MediaType::NONE,
     };
     let stamp = RowStamp { time: Timestamp(number), origin: OriginIndex(0) };
     let row =
@@ -639,6 +644,7 @@ fn http_heads(input: &[u8]) {
         *request.uri_mut() = url;
     }
     server::paths::look(request.uri());
+    server::faces::look(request.uri());
     api::router::look(&request);
 }
 

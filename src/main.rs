@@ -1,5 +1,6 @@
 //! The `starling` binary: reads the settings, opens the store, serves until it is told to stop.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
@@ -12,7 +13,7 @@ use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
 use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
-use starling::http::{Allowed, Listener, Server, ServerOptions, Serves, forwarded};
+use starling::http::{Allowed, FaceOptions, Listener, Server, ServerOptions, Serves, forwarded};
 use starling::logging;
 use starling::metrics::Metrics;
 use starling::node::{
@@ -26,7 +27,7 @@ use starling::storage::{Disk, DiskOptions, Memory, Store};
 use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
 use starling::transport::resolve::PeerUrl;
-use starling::types::{ClusterId, MemberId};
+use starling::types::{ClusterId, Faces, MemberId};
 use tokio::signal::unix::{SignalKind, signal};
 
 // Requests come and go in small pieces on several threads, which this one is made for.
@@ -55,13 +56,17 @@ const EXIT_INTERRUPTED: i32 = 130;
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
-    let args: Result<Vec<String>, _> = args.map(std::ffi::OsString::into_string).collect();
+    let args: Result<Vec<String>, _> = args.map(OsString::into_string).collect();
     let args = match args {
         Ok(args) => args,
         Err(arg) => return refuse(&format!("{} is not UTF-8", arg.display()), 2),
     };
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    // Shells have this variable, but need not hand it on.
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let environment = std::iter::once(("HOSTNAME".into(), host.into())).chain(std::env::vars_os());
+    let environment = environment.filter_map(|(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    });
     let invocation =
         config::load(&program, &args, environment, |path| std::fs::read_to_string(path));
     match invocation {
@@ -221,6 +226,7 @@ struct Ports {
     clients: Vec<Listener>,
     http: Vec<Listener>,
     metrics: Vec<Listener>,
+    faces: Vec<Listener>,
     peers: Vec<Listener>,
 }
 
@@ -232,6 +238,7 @@ impl Ports {
             clients: listen(&config.listen_client_urls, tls, shares)?,
             http: listen(&config.listen_http_urls, tls, shares)?,
             metrics: listen(&config.listen_metrics_urls, tls, shares)?,
+            faces: listen(&config.listen_face_urls, tls, shares)?,
             peers: listen_for_peers(&config.cluster.listen_peer_urls, shares)?,
         })
     }
@@ -245,6 +252,7 @@ impl Ports {
             clients: again(&self.clients)?,
             http: again(&self.http)?,
             metrics: again(&self.metrics)?,
+            faces: again(&self.faces)?,
             peers: again(&self.peers)?,
         })
     }
@@ -266,8 +274,7 @@ fn serve_member(
     store: &Store,
     called: Vec<String>,
 ) -> Result<(End, Option<Ports>), String> {
-    let Ports { clients: listeners, http: http_listeners, metrics: metrics_listeners, peers } =
-        ports.again()?;
+    let Ports { clients, http, metrics: metrics_listeners, faces, peers } = ports.again()?;
     let metrics =
         Arc::new(if config.extensive_metrics { Metrics::extensive() } else { Metrics::new() });
     let peers = peer_options(config, peers, &metrics)?;
@@ -287,15 +294,23 @@ fn serve_member(
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let all_listeners = listeners.iter().chain(&http_listeners).chain(&metrics_listeners);
-    let addresses: Vec<String> = all_listeners.map(address).collect();
+    let all = [&clients, &http, &metrics_listeners, &faces];
+    let addresses: Vec<String> = all.into_iter().flatten().map(address).collect();
     let options = server_options(config);
     let besides = |serves| ServerOptions { serves, worker_threads: 1, ..options.clone() };
-    let (http, monitoring) = (besides(Serves::Http), besides(Serves::Monitoring));
+    let http_options = besides(Serves::Http);
+    // Whoever may look at figures may not write.
+    let monitoring = ServerOptions { faces: FaceOptions::default(), ..besides(Serves::Monitoring) };
+    let shown = FaceOptions { faces: config.faces, port: face_port(config) };
+    let faces_only =
+        ServerOptions { faces: shown, serves: Serves::Http, gateway: false, ..options.clone() };
     let mut servers = Vec::new();
-    for (options, listeners) in
-        [(options, listeners), (http, http_listeners), (monitoring, metrics_listeners)]
-    {
+    for (options, listeners) in [
+        (options, clients),
+        (http_options, http),
+        (monitoring, metrics_listeners),
+        (faces_only, faces),
+    ] {
         if !listeners.is_empty() {
             let server = Server::start(&options, node.handle(), Arc::clone(&metrics), listeners);
             servers.push(server.map_err(|error| format!("cannot serve: {error}"))?);
@@ -486,6 +501,9 @@ fn peer_options(
         let url = address.parse().map_err(|error| format!("--join={address}: {error}"))?;
         join.push(url);
     }
+    let parse =
+        |address: &String| address.parse().map_err(|error| format!("--seek={address}: {error}"));
+    let seek = cluster.seek.iter().map(parse).collect::<Result<_, _>>()?;
     // Whoever is told whom to join, or that there is a cluster, does not found one.
     let founds = join.is_empty() && !cluster.existing;
     let discovery = cluster.discovery_srv.clone().map(|domain| Discovery {
@@ -521,6 +539,7 @@ fn peer_options(
             ..ClusterOptions::default()
         },
         join,
+        seek,
         discovery,
         block: cluster.peer_block.clone(),
         services: Some(Services::new(move |handle| {
@@ -592,8 +611,20 @@ fn node_options(config: &Config) -> NodeOptions {
     }
 }
 
+/// Where the other members have their faces, if not on their ports for clients: all are set up alike.
+fn face_port(config: &Config) -> Option<u16> {
+    config.listen_face_urls.iter().find_map(|url| match url {
+        ListenUrl::Tcp { port, .. } => Some(*port),
+        ListenUrl::Unix { .. } => None,
+    })
+}
+
 fn server_options(config: &Config) -> ServerOptions {
+    // Where they have a port of their own, they are served there only.
+    let is_apart = !config.listen_face_urls.is_empty();
+    let faces = if is_apart { Faces::default() } else { config.faces };
     ServerOptions {
+        faces: FaceOptions { faces, port: None },
         max_request_bytes: config.request_bytes_max,
         max_concurrent_streams: config.concurrent_streams_max,
         keepalive_interval: config.keepalive_interval,

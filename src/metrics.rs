@@ -129,6 +129,7 @@ pub struct Metrics {
     pub received_bytes: Counter,
     /// Bytes that were sent to clients.
     pub sent_bytes: Counter,
+    face_requests: Family<[Label; 2], Counter>,
     /// Writes that wait for their answers.
     pub writes_pending: Gauge,
     /// Writes that were given up: whether they were done is not known.
@@ -254,6 +255,15 @@ impl RpcMetrics {
     }
 }
 
+/// The counters of an HTTP interface of an earlier system.
+#[derive(Clone, Debug)]
+pub struct FaceMetrics {
+    /// Requests that got what they wanted.
+    pub good: Counter,
+    /// Requests that did not.
+    pub bad: Counter,
+}
+
 /// What etcd calls a request, if it measures it.
 fn request_type(service: &str, method: &'static str) -> Option<&'static str> {
     if let Some((_, name)) = REQUEST_TYPES.iter().find(|(known, _)| *known == method) {
@@ -337,6 +347,7 @@ impl Metrics {
             )),
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
+            face_requests: Family::default(),
             writes_pending: Gauge::default(),
             writes_failed: Counter::default(),
             slow_requests: Counter::default(),
@@ -430,6 +441,11 @@ impl Metrics {
         {
             registry.register(name, "How long commits take", self.commit_seconds.clone());
         }
+        registry.register(
+            "starling_face_requests",
+            "Requests by the HTTP interfaces of earlier systems, by whether they got what they wanted",
+            self.face_requests.clone(),
+        );
         let help = "What leases were granted for, in seconds";
         registry.register("etcd_debugging_lease_ttl_total", help, self.lease_ttls.clone());
         for (name, help, seconds) in [
@@ -504,6 +520,19 @@ impl Metrics {
     pub fn compacted(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         self.compacted_at.store(shown(now), Ordering::Relaxed);
+    }
+
+    /// The counters of a face, which show from now on.
+    pub fn face(&self, face: &'static str) -> FaceMetrics {
+        let counter = |outcome| {
+            self.face_requests.get_or_create_owned(&[("face", face), ("outcome", outcome)])
+        };
+        FaceMetrics { good: counter("good"), bad: counter("bad") }
+    }
+
+    /// When this member began to count, in seconds since 1970.
+    pub fn started_seconds(&self) -> f64 {
+        self.started_seconds
     }
 
     /// The counters of an RPC, all of which show from now on.

@@ -128,15 +128,41 @@ impl Traces {
         headers: &HeaderMap,
         member: MemberId,
     ) -> Option<Arc<RequestSpan>> {
+        let what = [
+            Attribute::new("rpc.system", "grpc"),
+            Attribute::new("rpc.service", service),
+            Attribute::new("rpc.method", method),
+        ];
+        self.begin(format!("{service}/{method}"), what, headers, member)
+    }
+
+    /// The same of a request by plain HTTP, named by its method and the form of its path.
+    pub fn http_request(
+        &self,
+        (method, route): (&'static str, &'static str),
+        headers: &HeaderMap,
+        member: MemberId,
+    ) -> Option<Arc<RequestSpan>> {
+        let what = [
+            Attribute::new("http.request.method", method),
+            Attribute::new("http.route", route),
+            Attribute::new("network.protocol.name", "http"),
+        ];
+        self.begin(format!("{method} {route}"), what, headers, member)
+    }
+
+    fn begin(
+        &self,
+        name: String,
+        what: [Attribute; 3],
+        headers: &HeaderMap,
+        member: MemberId,
+    ) -> Option<Arc<RequestSpan>> {
         let parent = self.propagator.extract_with_context(&Context::new(), &Headers(headers));
-        let builder = SpanBuilder::from_name(format!("{service}/{method}"))
+        let member = Attribute::new("starling.member", member.to_string());
+        let builder = SpanBuilder::from_name(name)
             .with_kind(Kind::Server)
-            .with_attributes([
-                Attribute::new("rpc.system", "grpc"),
-                Attribute::new("rpc.service", service),
-                Attribute::new("rpc.method", method),
-                Attribute::new("starling.member", member.to_string()),
-            ]);
+            .with_attributes(what.into_iter().chain([member]));
         let span = self.tracer.build_with_context(builder, &parent);
         let context = span.span_context();
         if !context.is_sampled() {
@@ -251,6 +277,21 @@ impl RequestSpan {
         span.end();
     }
 }
+
+impl RequestSpan {
+    /// It has been answered, with this status of HTTP.
+    pub fn finish_http(&self, status: u16) {
+        let mut span = self.span.lock();
+        span.set_attribute(Attribute::new("http.response.status_code", i64::from(status)));
+        if status >= HTTP_FAULT {
+            span.set_status(Status::error(status.to_string()));
+        }
+        span.end();
+    }
+}
+
+/// From here on a status of HTTP says that it is the server that failed.
+const HTTP_FAULT: u16 = 500;
 
 /// Whether it is the server that failed, by the conventions for spans of servers.
 fn is_fault(code: Code) -> bool {

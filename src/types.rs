@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -152,6 +153,8 @@ pub enum WriteAck {
     Majority,
     /// All members that seem alive.
     All,
+    /// The same, and those too that keep nothing on disk: they hold it in memory. No setting, but what some faces promise.
+    Everybody,
 }
 
 impl WriteAck {
@@ -162,6 +165,7 @@ impl WriteAck {
             Self::One => "one",
             Self::Majority => "majority",
             Self::All => "all",
+            Self::Everybody => "everybody",
         }
     }
 }
@@ -231,6 +235,45 @@ impl std::str::FromStr for LeaseExpiry {
             "local" => Ok(Self::Local),
             _ => Err("expected majority or local".to_owned()),
         }
+    }
+}
+
+/// The HTTP interfaces of earlier systems, and which of them are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the names of those systems")]
+pub struct Faces {
+    pub gossipcar: bool,
+    pub mehdb: bool,
+    pub chain: bool,
+    pub yzma: bool,
+}
+
+impl Faces {
+    /// Every one.
+    pub const ALL: Self = Self { gossipcar: true, mehdb: true, chain: true, yzma: true };
+
+    /// Whether there is any.
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+}
+
+impl std::str::FromStr for Faces {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut faces = Self::default();
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match name {
+                "gossipcar" => faces.gossipcar = true,
+                "mehdb" => faces.mehdb = true,
+                "chain" => faces.chain = true,
+                "yzma" => faces.yzma = true,
+                "all" => faces = Self::ALL,
+                _ => return Err("expected gossipcar, mehdb, chain, yzma or all".to_owned()),
+            }
+        }
+        Ok(faces)
     }
 }
 
@@ -352,6 +395,38 @@ pub struct KeyValue {
     pub value: Bytes,
     /// Its lease, if any.
     pub lease: LeaseId,
+    /// What its value is, if whoever put it has said so. etcd's clients never see it.
+    pub media_type: MediaType,
+}
+
+/// What a value is, such as `text/plain; charset=utf-8`, in the words of whoever put it; mostly nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct MediaType(Option<Arc<str>>);
+
+impl MediaType {
+    /// That of a value of which nothing was said.
+    pub const NONE: Self = Self(None);
+
+    /// The longest there is, in bytes.
+    pub const BYTES_MAX: usize = 255;
+
+    /// Reads one, which is printable ASCII; none at all is [`Self::NONE`].
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let is_sound =
+            text.len() <= Self::BYTES_MAX && text.iter().all(|c| matches!(c, b' '..=b'~'));
+        let text = std::str::from_utf8(text).ok().filter(|_| is_sound)?;
+        Some(Self((!text.is_empty()).then(|| text.into())))
+    }
+
+    /// Its text, which is empty where nothing was said.
+    pub fn as_str(&self) -> &str {
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    /// Whether anything was said.
+    pub fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 #[cfg(test)]

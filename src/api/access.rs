@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{HeaderMap, header};
 use tonic::metadata::MetadataMap;
 
 use super::Context;
@@ -59,6 +62,19 @@ impl Access {
             (None, Some(CertificateUser(name))) => Ok(Self::user(&state, Arc::clone(name))),
             (None, None) => Ok(Self::Nobody),
         }
+    }
+
+    /// The same of a request by plain HTTP, which may have a user and a password in place of a token. Certificates say
+    /// nothing there, as by the gateway.
+    pub(crate) async fn of_http(context: &Context, headers: &HeaderMap) -> Result<Self, Error> {
+        let basic = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let basic = basic.and_then(basic_credentials);
+        let (user, password) = match basic {
+            Some(credentials) if context.node.auth().is_enabled() => credentials,
+            _ => return Self::of(context, &MetadataMap::from_headers(headers.clone()), None),
+        };
+        let state = context.node.check_password(&user, password).await?;
+        Ok(Self::user(&state, user.into()))
     }
 
     fn user(state: &AuthState, name: Arc<str>) -> Self {
@@ -175,6 +191,17 @@ impl Access {
         let keys = context.node.keys_of_lease(lease);
         keys.into_iter().try_for_each(|key| may(self, &KeyRange::single(key)))
     }
+}
+
+/// A user and a password, as HTTP's Basic has them.
+fn basic_credentials(value: &str) -> Option<(String, String)> {
+    let (scheme, rest) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let text = String::from_utf8(BASE64.decode(rest.trim()).ok()?).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
 }
 
 /// The token of a request.

@@ -16,7 +16,7 @@ use crate::engine::command::{
 };
 use crate::engine::watch::WatchCreate;
 use crate::error::Invalid;
-use crate::types::{Alarm, AlarmKind, KeyRange, KeyValue, LeaseId, MemberId, Revision};
+use crate::types::{Alarm, AlarmKind, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Revision};
 
 type Parsed<T> = Result<T, Invalid>;
 
@@ -87,6 +87,7 @@ pub(crate) fn put(request: pb::PutRequest) -> Parsed<Put> {
         prev_kv: request.prev_kv,
         ignore_value: request.ignore_value,
         ignore_lease: request.ignore_lease,
+        media_type: MediaType::NONE,
     })
 }
 

@@ -205,6 +205,7 @@ mod tests {
             version: 7,
             value: vec![b'v'; value_size].into(),
             lease: LeaseId(-9),
+            ..KeyValue::default()
         }
     }
 

@@ -338,6 +338,7 @@ mod tests {
             version: 3,
             value: value.to_vec().into(),
             lease: LeaseId(-1),
+            ..KeyValue::default()
         };
         let kvs = [kv(&[7; 300]), kv(b""), KeyValue::default()];
         let header = pb::ResponseHeader { revision: 300, member_id: 1, ..Default::default() };

@@ -51,10 +51,8 @@ use std::sync::Arc;
 use tokio::sync::watch as tokio_watch;
 use tonic::{Request, Status};
 
-pub(crate) use access::CertificateUser;
+pub(crate) use access::{Access, CertificateUser};
 pub use slow::SlowLimits;
-
-use access::Access;
 
 use crate::metrics::Metrics;
 use crate::node::Handle;

@@ -21,6 +21,8 @@ pub struct ClusterConfig {
     pub forgets_others: bool,
     /// Members to join, as `host:port` or URL.
     pub join: Vec<String>,
+    /// Members to join when they are reached, likewise.
+    pub seek: Vec<String>,
     /// A domain whose SRV records name the members.
     pub discovery_srv: Option<String>,
     /// What stands behind `etcd-server-` in the names of those records.
@@ -52,7 +54,7 @@ pub struct ClusterConfig {
 impl Settings {
     pub(super) fn cluster(&self, name: &str) -> Result<ClusterConfig, UsageError> {
         let initial = self.initial_cluster(name)?;
-        let join = self.list("join");
+        let (join, seek) = (self.list("join"), self.list("seek"));
         let discovery_srv =
             Some(self.text("discovery-srv").to_owned()).filter(|domain| !domain.is_empty());
         if !initial.is_empty() && discovery_srv.is_some() {
@@ -63,12 +65,18 @@ impl Settings {
         // etcd always listens for peers. A member that nobody said anything about peers to has none.
         let wants_peers = initial.len() > 1
             || !join.is_empty()
+            || !seek.is_empty()
             || discovery_srv.is_some()
             || self.is_on("force-new-cluster")
             || self.is_set("listen-peer-urls")
             || self.is_set("initial-advertise-peer-urls");
         let listen_peer_urls =
             if wants_peers { self.listen_urls("listen-peer-urls")? } else { Vec::new() };
+        if !seek.is_empty() && (initial.len() > 1 || !join.is_empty() || discovery_srv.is_some()) {
+            let text =
+                "--seek is for members that begin alone: give no other flag that names others";
+            return Err(UsageError::config(text.to_owned()));
+        }
         let remove_dead_after = self.duration("remove-dead-after");
         Ok(ClusterConfig {
             listen_peer_urls,
@@ -76,6 +84,7 @@ impl Settings {
             forgets_others: self.is_on("force-new-cluster"),
             initial,
             join,
+            seek,
             discovery_srv,
             discovery_srv_name: self.text("discovery-srv-name").to_owned(),
             write_ack: self.choice("write-ack")?,
@@ -130,7 +139,10 @@ impl Settings {
         items.filter(|item| !item.is_empty()).map(str::to_owned).collect()
     }
 
-    fn choice<T: std::str::FromStr<Err = String>>(&self, name: &str) -> Result<T, UsageError> {
+    pub(super) fn choice<T: std::str::FromStr<Err = String>>(
+        &self,
+        name: &str,
+    ) -> Result<T, UsageError> {
         self.text(name)
             .parse()
             .map_err(|what| UsageError::config(format!("--{name}={}: {what}", self.text(name))))

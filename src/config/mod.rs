@@ -7,6 +7,7 @@
 
 mod auth;
 mod cluster;
+mod earlier;
 pub mod flags;
 mod parse;
 mod tls;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cluster::ClusterConfig;
+use earlier::Earlier;
 use flags::{Effect, Flag, Kind};
 pub use parse::ListenUrl;
 use parse::Values;
@@ -26,6 +28,7 @@ pub use auth::{AuthConfig, TokenConfig};
 
 use crate::node::Retention;
 use crate::traces;
+use crate::types::Faces;
 
 /// The prefix of etcd's environment variables.
 const ENV_PREFIX: &str = "ETCD_";
@@ -73,6 +76,10 @@ pub struct Config {
     pub listen_http_urls: Vec<ListenUrl>,
     /// Where it listens for whoever watches over it.
     pub listen_metrics_urls: Vec<ListenUrl>,
+    /// Which HTTP interfaces of earlier systems it serves.
+    pub faces: Faces,
+    /// Where it serves those, if not where it serves clients.
+    pub listen_face_urls: Vec<ListenUrl>,
     /// Where clients reach it.
     pub advertise_client_urls: Vec<String>,
     /// Where peers reach it.
@@ -221,7 +228,7 @@ pub fn load(
     program: &str,
     args: &[String],
     environment: impl IntoIterator<Item = (String, String)>,
-    read: impl FnOnce(&str) -> std::io::Result<String>,
+    read: impl Fn(&str) -> std::io::Result<String>,
 ) -> Result<Invocation, UsageError> {
     let is_etcd = program.rsplit('/').next() == Some(ETCD);
     // etcd knows none of our commands, and so says whoever stands in for it.
@@ -231,7 +238,12 @@ pub fn load(
     {
         return Ok(Invocation::Command(*command, rest.to_vec()));
     }
-    let line = parse::command_line(args)?;
+    let mut line = parse::command_line(args)?;
+    let (yzma_file, yzma_join) = (line.yzma_file.take(), line.yzma_join.take());
+    if is_etcd && (yzma_file.is_some() || yzma_join.is_some()) {
+        let name = if yzma_file.is_some() { "c" } else { "j" };
+        return Err(UsageError::syntax(format!("flag provided but not defined: -{name}")));
+    }
     if line.version {
         return Ok(Invocation::Version);
     }
@@ -246,12 +258,11 @@ pub fn load(
         Some(word) => return Err(UsageError::config(format!("{word:?} is not a valid flag"))),
     }
     let mut warnings = Vec::new();
-    let mut environment: BTreeMap<String, String> = environment
-        .into_iter()
-        .filter(|(name, value)| name.starts_with(ENV_PREFIX) && !value.is_empty())
-        .collect();
+    let all: BTreeMap<String, String> = environment.into_iter().collect();
+    let mut environment = all.clone();
+    environment.retain(|name, value| name.starts_with(ENV_PREFIX) && !value.is_empty());
     let config_file = environment.remove(CONFIG_FILE_VARIABLE);
-    let values = match line.config_file.filter(|path| !path.is_empty()).or(config_file) {
+    let mut values = match line.config_file.filter(|path| !path.is_empty()).or(config_file) {
         Some(path) => {
             let text = read(&path)
                 .map_err(|error| UsageError::config(format!("cannot read {path}: {error}")))?;
@@ -270,6 +281,22 @@ pub fn load(
             values
         }
     };
+    if let Some(peers) = yzma_join {
+        values.insert("seek", peers);
+    }
+    if yzma_file.is_some() {
+        let faces = values.entry("http-faces").or_default();
+        *faces = format!("{faces},yzma");
+    }
+    let earlier = Earlier {
+        named: values.get("http-faces").map_or("", String::as_str),
+        environment: &all,
+        file: yzma_file.as_deref(),
+        read: &read,
+    };
+    for (name, value) in earlier.values(&mut warnings)? {
+        values.entry(name).or_insert(value);
+    }
     judge(&values, &mut warnings)?;
     let config = Settings { values }.config(is_etcd)?;
     Ok(Invocation::Run(Box::new(config), warnings))
@@ -459,9 +486,20 @@ impl Settings {
 
     fn config(&self, is_etcd: bool) -> Result<Config, UsageError> {
         let name = self.text("name").to_owned();
+        let faces: Faces = self.choice("http-faces")?;
+        let listen_face_urls = self.listen_urls("listen-http-urls")?;
+        if !listen_face_urls.is_empty() && !faces.any() {
+            let text = "--listen-http-urls is for --http-faces, which names none";
+            return Err(UsageError::config(text.to_owned()));
+        }
         let listen_client_urls = self.listen_urls("listen-client-urls")?;
         let tls = self.tls(&tls::CLIENT)?;
-        for name in ["listen-client-urls", "listen-client-http-urls", "listen-metrics-urls"] {
+        for name in [
+            "listen-client-urls",
+            "listen-client-http-urls",
+            "listen-metrics-urls",
+            "listen-http-urls",
+        ] {
             self.check_has_tls(name, tls.is_some())?;
         }
         if self.is_set("listen-client-urls") && !self.is_set("advertise-client-urls") {
@@ -479,6 +517,8 @@ impl Settings {
             listen_client_urls,
             listen_http_urls: self.listen_urls("listen-client-http-urls")?,
             listen_metrics_urls: self.listen_urls("listen-metrics-urls")?,
+            faces,
+            listen_face_urls,
             advertise_client_urls: self.urls("advertise-client-urls")?,
             advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
             cluster: self.cluster(&name)?,
@@ -675,6 +715,7 @@ Usage:
 
 Flags are etcd's own, as -flag value or --flag=value. Each can be set in the environment, too: --data-dir is ETCD_DATA_DIR.
   --config-file         a YAML or JSON file with these names; flags and environment are ignored then
+  -c                    a configuration file of YzmaDB's, whose HTTP interface is served; -j its members to join
 "
     .to_owned();
     for group in

@@ -39,6 +39,9 @@ pub(super) struct CommandLine {
     pub(super) help: bool,
     pub(super) version: bool,
     pub(super) config_file: Option<String>,
+    /// YzmaDB's configuration file, and the members that it was told to join.
+    pub(super) yzma_file: Option<String>,
+    pub(super) yzma_join: Option<String>,
     /// The first word that is no flag.
     pub(super) word: Option<String>,
 }
@@ -67,6 +70,8 @@ pub(super) fn command_line(args: &[String]) -> Result<CommandLine, UsageError> {
         match name {
             "h" | "help" => line.help = true,
             "version" => line.version = value.is_none_or(|value| parse_bool(&value) == Some(true)),
+            "c" => line.yzma_file = Some(with_value(name, value, &mut rest)?),
+            "j" => line.yzma_join = Some(with_value(name, value, &mut rest)?),
             "config-file" => line.config_file = Some(with_value(name, value, &mut rest)?),
             _ => {
                 let flag = flags::find(name).ok_or_else(|| {

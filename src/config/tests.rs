@@ -46,7 +46,7 @@ fn without_flags_it_serves_on_localhost() {
 fn sockets_have_urls_of_their_own() {
     let line = "--listen-client-urls unix://localhost:m1,unixs:///run/s,unix:/run/t --advertise-client-urls http://x:1 \
                 --cert-file a --key-file b";
-    let expected = [("/run/t", false), ("localhost:m1", false), ("/run/s", true)];
+    let expected = [("localhost:m1", false), ("/run/t", false), ("/run/s", true)];
     let expected = expected.map(|(path, tls)| ListenUrl::Unix { path: path.into(), tls });
     assert_eq!(config(line).listen_client_urls, expected);
 }
@@ -483,4 +483,155 @@ fn every_flag_of_etcd_is_known() {
     let unknown: Vec<&str> =
         ETCD_FLAGS.split_whitespace().filter(|name| flags::find(name).is_none()).collect();
     assert_eq!(unknown, Vec::<&str>::new());
+}
+
+/// The settings of a line in an environment where some files are.
+fn with_files(
+    line: &str,
+    environment: &[(&str, &str)],
+    files: &[(&str, &str)],
+) -> Result<(Config, Vec<String>), UsageError> {
+    let environment =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let read = |path: &str| {
+        let file = files.iter().find(|(name, _)| *name == path);
+        file.map(|(_, text)| (*text).to_owned())
+            .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))
+    };
+    match load("starling", &words(line), environment, read)? {
+        Invocation::Run(config, warnings) => Ok((*config, warnings)),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn tcp(host: &str, port: u16) -> Vec<ListenUrl> {
+    vec![ListenUrl::Tcp { host: host.to_owned(), port, tls: false }]
+}
+
+const GOSSIPCAR: &[(&str, &str)] = &[
+    ("CLIENT_PORT", "80"),
+    ("PEER_PORT", "x"),
+    ("SERVICE_DNS_NAME", "gossip.default.svc"),
+    ("MY_POD_NAME", "pod-1"),
+    ("MY_POD_IP", "10.0.0.7"),
+    ("MEHDB_PORT", "7000"),
+];
+const YZMA: &str = r#"{
+    "API": { "Bind": ":8080" },
+    "Peering": {
+        "Name": "n1", "BindPort": 37001, "BindAddr": "0.0.0.0", "AdvertisePort": 0, "AdvertiseAddress": "10.0.0.1",
+        "Federation": { "NodeName": "", "APIIngress": "" }, "Join": ["10.0.0.2:37001"], "Block": ["n3", "n4"]
+    },
+    "Server": { "DBPath": "/var/lib/yzma" }
+}"#;
+
+#[test]
+fn settings_of_earlier_systems_are_read_for_their_own_faces_only() {
+    let plain = config("");
+    for line in ["", "--http-faces=", "--http-faces=all", "--http-faces=chain"] {
+        let (read, _) = with_files(line, GOSSIPCAR, &[("yzma.json", YZMA)]).unwrap();
+        let faces = line.strip_prefix("--http-faces=").unwrap_or("").parse().unwrap();
+        assert_eq!(read, Config { faces, ..plain.clone() }, "{line}");
+    }
+}
+
+#[test]
+fn gossipcars_variables_configure_its_face() {
+    let (config, warnings) = with_files("--http-faces gossipcar", GOSSIPCAR, &[]).unwrap();
+    assert_eq!(config.name, "pod-1");
+    assert_eq!(config.listen_client_urls, tcp("0.0.0.0", 80));
+    assert_eq!(config.advertise_client_urls, ["http://10.0.0.7:80"]);
+    assert_eq!(config.cluster.listen_peer_urls, tcp("0.0.0.0", 46747));
+    assert_eq!(config.advertise_peer_urls, ["http://10.0.0.7:46747"]);
+    assert_eq!(config.cluster.seek, ["gossip.default.svc:46747"]);
+    assert!(config.cluster.volatile);
+    assert_eq!(warnings.len(), 2, "the port and the missing disk: {warnings:?}");
+    let line = "--http-faces gossipcar,chain --volatile=false --name a --seek b:1";
+    let (config, _) = with_files(line, GOSSIPCAR, &[]).unwrap();
+    assert!(!config.cluster.volatile && config.name == "a", "flags win");
+    assert_eq!(config.cluster.seek, ["b:1"]);
+    let (config, warnings) = with_files("--http-faces gossipcar", &[], &[]).unwrap();
+    assert_eq!((config.listen_client_urls, warnings.len()), (tcp("localhost", 2379), 0));
+}
+
+#[test]
+fn mehdbs_variables_configure_its_face() {
+    let faces = "--http-faces mehdb";
+    let environment = [("MEHDB_HOST", "mehdb-1"), ("MEHDB_NAMESPACE", "prod"), ("HOSTNAME", "x")];
+    let (config, _) = with_files(faces, &environment, &[]).unwrap();
+    assert_eq!((config.name.as_str(), config.data_dir), ("mehdb-1", PathBuf::from("data")));
+    assert_eq!(config.listen_client_urls, tcp("0.0.0.0", 9876));
+    assert_eq!(config.advertise_client_urls, ["http://mehdb-1.mehdb.prod:9876"]);
+    assert_eq!(config.advertise_peer_urls, ["http://mehdb-1.mehdb.prod:9877"]);
+    assert_eq!(config.cluster.join, ["mehdb.prod:9877"]);
+    let leader = [("MEHDB_LOCAL", "yes"), ("MEHDB_HOST", "mehdb-0"), ("MEHDB_PORT", "9999")];
+    let (config, _) = with_files(faces, &leader, &[]).unwrap();
+    assert_eq!(config.listen_client_urls, tcp("0.0.0.0", 9999));
+    assert_eq!(config.advertise_peer_urls, ["http://localhost:10000"]);
+    assert!(config.cluster.join.is_empty());
+    let follower = [("MEHDB_LOCAL", "yes"), ("MEHDB_DATADIR", "./f"), ("HOSTNAME", "laptop")];
+    let (config, _) = with_files(faces, &follower, &[]).unwrap();
+    assert_eq!((config.name.as_str(), config.data_dir), ("laptop", PathBuf::from("./f")));
+    assert_eq!(config.cluster.join, ["localhost:10000"]);
+    let (config, _) = with_files(faces, &[("HOSTNAME", "x")], &[]).unwrap();
+    assert_eq!(config.name, "default", "none of its variables is set");
+}
+
+#[test]
+fn yzmas_file_configures_its_face() {
+    let home = [("HOME", "/home/a")];
+    for (line, path) in [
+        ("-c /x.json", "/x.json"),
+        ("--http-faces yzma", "/etc/yzma/yzma.json"),
+        ("--http-faces yzma,chain", "yzma.json"),
+        ("--http-faces=yzma", "/home/a/.yzma/yzma.json"),
+    ] {
+        let (config, _) = with_files(line, &home, &[(path, YZMA)]).unwrap();
+        assert!(config.faces.yzma, "{line}");
+        assert_eq!(config.name, "n1", "{line}");
+        assert_eq!(config.listen_client_urls, tcp("0.0.0.0", 8080));
+        assert_eq!(config.advertise_client_urls, ["http://localhost:8080"]);
+        assert_eq!(config.cluster.listen_peer_urls, tcp("0.0.0.0", 37001));
+        assert_eq!(config.advertise_peer_urls, ["http://10.0.0.1:37001"]);
+        assert_eq!(config.cluster.seek, ["10.0.0.2:37001"]);
+        assert_eq!(config.cluster.peer_block, ["n3", "n4"]);
+        assert_eq!(config.data_dir, PathBuf::from("/var/lib/yzma"));
+    }
+    let (config, _) = with_files("--http-faces yzma -j 10.0.0.9:1", &[], &[]).unwrap();
+    assert_eq!(
+        (config.cluster.seek, config.name.as_str()),
+        (vec!["10.0.0.9:1".to_owned()], "default")
+    );
+    let (config, _) = with_files("-c f --http-faces chain", &[], &[("f", "{}")]).unwrap();
+    assert!(config.faces.yzma && config.faces.chain);
+
+    let federation = r#"{"Peering": {"Federation": {"NodeName": "a"}}}"#;
+    let token = r#"{"Federation": {"Token": "a"}}"#;
+    for (file, part) in [
+        (federation, "Federation is not supported"),
+        (token, "Federation is not supported"),
+        ("{", "EOF"),
+        (r#"{"Peering": {"Nmae": ""}}"#, "unknown field"),
+        (r#"{"API": {"Bind": "8080"}}"#, "API.Bind=8080"),
+    ] {
+        let error = with_files("-c f", &[], &[("f", file)]).unwrap_err();
+        assert!(error.text.contains(part) && error.code == 1, "{file}: {}", error.text);
+    }
+    let error = with_files("-c missing", &[], &[]).unwrap_err();
+    assert!(error.text.starts_with("cannot read missing: "), "{}", error.text);
+    let etcd = load("/bin/etcd", &words("-c f"), [], |_| Ok("{}".to_owned())).unwrap_err();
+    assert_eq!((etcd.text.as_str(), etcd.code), ("flag provided but not defined: -c", 2));
+}
+
+#[test]
+fn faces_and_their_port_are_checked() {
+    assert_eq!(config("--http-faces all").faces, Faces::ALL);
+    assert!(!config("").faces.any());
+    let (text, code) = error("--http-faces chain,foo");
+    assert!(text.contains("expected gossipcar, mehdb, chain, yzma or all"), "{text}");
+    assert_eq!(code, 1);
+    let (text, _) = error("--listen-http-urls http://localhost:1");
+    assert_eq!(text, "--listen-http-urls is for --http-faces, which names none");
+    let (text, _) = error("--seek a:1 --join b:1");
+    assert!(text.starts_with("--seek is for members that begin alone"), "{text}");
 }

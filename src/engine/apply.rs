@@ -17,14 +17,14 @@ use super::graves::Grave;
 use super::mvcc::{Latest, Standing};
 use super::records::{self, Effect};
 use super::restore::{COUNT_MAX, TIME_MAX};
-use super::writer::Visibility;
+use super::writer::{Visibility, Written};
 use super::{Failure, Writer};
 use crate::error::StoreError;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Dot, Head};
 use crate::storage::schema::{Op, OriginIndex, RowStamp, Table};
 use crate::time::{Now, Stamp, Timestamp};
-use crate::types::{KeyValue, LeaseId, Origin};
+use crate::types::{KeyValue, Origin};
 
 /// Two puts of different members that are no further apart had probably not seen each other. A guess: entries do not say
 /// what they had seen.
@@ -210,13 +210,13 @@ impl Writer {
             if self.mvcc.origins().read().stamp(latest.stamp) != dot.stamp() {
                 continue;
             }
-            let pair = match self.reader().fetch(latest.head.place()) {
-                Ok(pair) => KeyValue::from(&pair),
+            let kv = match self.reader().fetch_put(latest.head.place()) {
+                Ok((kv, _)) => kv,
                 Err(Failure::Broken(error)) => return Err(error),
                 // There is nothing to write anew.
                 Err(Failure::Refused(_)) => continue,
             };
-            self.put_version((pair.key, pair.value, pair.lease), Some(latest), stamp);
+            self.put_version(kv.into(), Some(latest), stamp);
         }
         let _ = self.end_entry_alone();
         Ok(())
@@ -280,14 +280,14 @@ impl Writer {
         now: Now,
     ) -> Result<(), StoreError> {
         let stamp = RowStamp { time: entry.time, origin: index };
-        if let [EntryOp::Put { key, value, lease }] = entry.ops.as_slice() {
+        if let [op @ EntryOp::Put { key, .. }] = entry.ops.as_slice() {
             let (standing, latest) = self.mvcc.standing(key);
             let verdict = self.judge_put(standing, stamp);
             let name = Stamp { time: entry.time, origin };
             conflicts.extend(self.conflict(key, name, verdict, latest));
             self.begin_remote_entry(entry);
             self.entry_ops = 0;
-            self.apply_put((key, value, *lease), verdict, latest, stamp, source);
+            self.apply_put(op, verdict, latest, stamp, source);
             self.end_remote_entry(index);
             return Ok(());
         }
@@ -300,11 +300,11 @@ impl Writer {
         for ((number, op), verdict) in (0..).zip(&entry.ops).zip(verdicts) {
             self.entry_ops = number;
             match op {
-                EntryOp::Put { key, value, lease } => {
+                EntryOp::Put { key, .. } => {
                     let latest = self.mvcc.latest(key);
                     let name = Stamp { time: entry.time, origin };
                     conflicts.extend(self.conflict(key, name, verdict, latest));
-                    self.apply_put((key, value, *lease), verdict, latest, stamp, source);
+                    self.apply_put(op, verdict, latest, stamp, source);
                 }
                 EntryOp::Delete { key, seen } => {
                     let seen = self.row_stamp(*seen);
@@ -400,15 +400,20 @@ impl Writer {
 
     fn apply_put(
         &mut self,
-        (key, value, lease): (&Bytes, &Bytes, LeaseId),
+        op: &EntryOp,
         verdict: Verdict,
         latest: Option<Latest>,
         stamp: RowStamp,
         source: Source,
     ) {
+        let EntryOp::Put { key, value, lease, media_type } = op else {
+            unreachable!("{op:?} is no put");
+        };
+        let lease = *lease;
         match verdict {
             Verdict::Wins => {
-                self.put_version((key.clone(), value.clone(), lease), latest, stamp);
+                let (key, value, media_type) = (key.clone(), value.clone(), media_type.clone());
+                self.put_version(Written { key, value, lease, media_type }, latest, stamp);
             }
             Verdict::Loses { .. } if source == Source::Segment => {
                 let kv = KeyValue {
@@ -418,6 +423,7 @@ impl Writer {
                     version: 1,
                     value: value.clone(),
                     lease,
+                    media_type: media_type.clone(),
                 };
                 self.append(Op::Put(kv), stamp, Visibility::Hidden);
             }

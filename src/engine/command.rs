@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::Pair;
 use super::auth::Permission;
-use crate::types::{Alarm, KeyRange, LeaseId, MemberId, Revision};
+use crate::types::{Alarm, KeyRange, LeaseId, MediaType, MemberId, Revision};
 
 /// A change that goes through the one writer.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,6 +114,8 @@ pub struct Put {
     pub ignore_value: bool,
     /// Keep the lease as it is. The key must exist.
     pub ignore_lease: bool,
+    /// What the value is, if that is said. It is gone with the next put.
+    pub media_type: MediaType,
 }
 
 /// Deletes the keys of a range.

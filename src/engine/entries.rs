@@ -8,7 +8,13 @@ use crate::storage::schema::Op;
 pub(super) fn entry_op(op: &Op, origins: &Origins) -> EntryOp {
     match op {
         Op::Put(kv) => {
-            EntryOp::Put { key: kv.key.clone(), value: kv.value.clone(), lease: kv.lease }
+            let (key, value, media_type) = (&kv.key, &kv.value, &kv.media_type);
+            EntryOp::Put {
+                key: key.clone(),
+                value: value.clone(),
+                lease: kv.lease,
+                media_type: media_type.clone(),
+            }
         }
         Op::Delete { key, seen } => {
             EntryOp::Delete { key: key.clone(), seen: origins.stamp(*seen) }

@@ -55,6 +55,7 @@ mod writer;
 use crate::error::{AuthError, Error, Invalid, StoreError};
 
 pub use apply::{Applied, Conflict, Outcome};
+pub use mvcc::KeyVersion;
 pub use pair::Pair;
 pub use records::RecordChange;
 pub use replicated::RecordWrite;

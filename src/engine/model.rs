@@ -177,6 +177,7 @@ impl Model {
             version: former.as_ref().map_or(0, |kv| kv.version) + 1,
             value: put.value.clone(),
             lease: put.lease,
+            media_type: put.media_type.clone(),
         };
         if put.ignore_value {
             kv.value = former.as_ref().map(|kv| kv.value.clone()).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::storage::schema::Identity;
 use crate::storage::{Memory, Store};
 use crate::time::Now;
-use crate::types::{ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Revision};
+use crate::types::{ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Revision};
 
 /// Few cases by default: this runs with every build.
 const CASES: u32 = 64;
@@ -89,6 +89,7 @@ fn put() -> impl Strategy<Value = Put> {
             prev_kv,
             ignore_value,
             ignore_lease,
+            media_type: MediaType::NONE,
         },
     )
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::types::{KeyValue, LeaseId, Revision};
+use crate::types::{KeyValue, LeaseId, MediaType, Revision};
 
 /// The fields of `mvccpb.KeyValue` as they begin: number and wire type, a byte for each.
 mod field {
@@ -199,7 +199,8 @@ impl From<&Pair> for KeyValue {
         let Fields { key, create_revision, mod_revision, version, value, lease } = pair.fields();
         let mut key_and_value = Bytes::from([key, value].concat());
         let key = key_and_value.split_to(key.len());
-        Self { key, create_revision, mod_revision, version, value: key_and_value, lease }
+        let (value, media_type) = (key_and_value, MediaType::NONE);
+        Self { key, create_revision, mod_revision, version, value, lease, media_type }
     }
 }
 
@@ -226,6 +227,7 @@ mod tests {
                 version,
                 value,
                 lease: LeaseId(lease),
+                media_type: MediaType::NONE,
             })
     }
 
@@ -251,6 +253,7 @@ mod tests {
             version: 0,
             value: "ab".into(),
             lease: LeaseId(-1),
+            media_type: MediaType::NONE,
         };
         let lease = [&[0x30][..], &[0xff; 9], &[1]].concat();
         let wire = [&b"\x0a\x01k\x10\xac\x02\x18\x01\x2a\x02ab"[..], &lease].concat();

@@ -26,7 +26,8 @@ pub(super) fn cost(command: &Command) -> u64 {
 }
 
 fn put_cost(put: &Put) -> u64 {
-    QUOTA_PAIR_OVERHEAD_BYTES + (put.key.len() + put.value.len()) as u64
+    QUOTA_PAIR_OVERHEAD_BYTES
+        + (put.key.len() + put.value.len() + put.media_type.as_str().len()) as u64
 }
 
 /// The dearer branch counts.

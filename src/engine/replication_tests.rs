@@ -17,7 +17,7 @@ use crate::storage::schema::{Identity, Table};
 use crate::storage::{Memory, Store};
 use crate::time::{Now, Stamp, Timestamp};
 use crate::types::{
-    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Origin, Revision,
+    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision,
 };
 
 const MEMBERS: usize = 3;
@@ -279,7 +279,7 @@ fn expected(log: &Log) -> Vec<(Bytes, Bytes, LeaseId)> {
             let stamp = Stamp { time: entry.time, origin: *origin };
             for op in &entry.ops {
                 match op {
-                    EntryOp::Put { key, value, lease } => {
+                    EntryOp::Put { key, value, lease, .. } => {
                         let new = (stamp, value.clone(), *lease);
                         let put = puts.entry(key.clone()).or_insert_with(|| new.clone());
                         if put.0 < stamp {
@@ -687,7 +687,8 @@ fn entry(seq: u64, time: u64, ops: Vec<EntryOp>) -> Arc<Entry> {
 }
 
 fn put_op(key: &'static str, value: &'static str) -> EntryOp {
-    EntryOp::Put { key: key.into(), value: value.into(), lease: LeaseId::NONE }
+    let (lease, media_type) = (LeaseId::NONE, MediaType::NONE);
+    EntryOp::Put { key: key.into(), value: value.into(), lease, media_type }
 }
 
 fn delete_op(key: &'static str, seen: Stamp) -> EntryOp {
@@ -857,6 +858,24 @@ fn what_was_set_aside_shows_in_order() {
     let none = (x, entry(0, 5, puts(&["d"])));
     let mut staged = member.writer.begin_staging();
     assert_eq!(member.writer.stage(&mut staged, &[none]).unwrap(), Outcome::Unsound);
+}
+
+/// What a put says of its value is set aside with it.
+#[test]
+fn what_was_set_aside_has_its_media_type() {
+    let mut member = Member::new(1);
+    let EntryOp::Put { key, value, lease, .. } = put_op("a", "value") else { unreachable!() };
+    let media_type = MediaType::parse(b"text/css").unwrap();
+    let typed = entry(1, 10, vec![EntryOp::Put { key, value, lease, media_type }]);
+    let mut staged = member.writer.begin_staging();
+    let part = [(stamp(0, 2).origin, typed)];
+    assert_eq!(member.writer.stage(&mut staged, &part).unwrap(), Outcome::Taken);
+    let mut staged = staged.in_order().unwrap();
+    while member.writer.apply_staged(&mut staged, at(0)).unwrap() != GroupApplied::None {
+        member.commit();
+    }
+    let whole = member.writer.mvcc().catch_up(&[], (None, None), usize::MAX).unwrap();
+    assert!(whole.entries.contains(&part[0]), "{whole:?}");
 }
 
 /// What came by catching up stands before entries of lower seqs. Those must not be passed over.

@@ -92,13 +92,14 @@ impl Writer {
 
     fn row_op(&mut self, op: &EntryOp) -> Op {
         match op {
-            EntryOp::Put { key, value, lease } => Op::Put(KeyValue {
+            EntryOp::Put { key, value, lease, media_type } => Op::Put(KeyValue {
                 key: key.clone(),
                 create_revision: NOWHERE.revision,
                 mod_revision: NOWHERE.revision,
                 version: 1,
                 value: value.clone(),
                 lease: *lease,
+                media_type: media_type.clone(),
             }),
             EntryOp::Delete { key, seen } => {
                 Op::Delete { key: key.clone(), seen: self.row_stamp(*seen) }

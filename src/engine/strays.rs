@@ -135,8 +135,7 @@ impl Writer {
         match op {
             Op::Put(kv) => {
                 let latest = self.mvcc.latest(&kv.key);
-                let version = (kv.key.clone(), kv.value.clone(), kv.lease);
-                self.put_version(version, latest, stamp);
+                self.put_version(kv.clone().into(), latest, stamp);
                 Ok(())
             }
             Op::InternalPut { table, key, value, .. } => {

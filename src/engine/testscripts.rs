@@ -46,7 +46,9 @@ use crate::replication::message::Head;
 use crate::storage::schema::{Identity, Op, Place, Row};
 use crate::storage::{Memory, Space, Store};
 use crate::time::{Now, Timestamp};
-use crate::types::{Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MemberId, Revision};
+use crate::types::{
+    Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Revision,
+};
 
 /// `--max-txn-ops`, small enough to be reached in a script.
 const TXN_OPS_MAX: usize = 4;
@@ -187,6 +189,7 @@ fn parse_put(mut words: Words) -> Result<Put> {
         lease: LeaseId(words.number("lease", 0)?),
         key: words.next()?.into(),
         value: words.next().unwrap_or_default().into(),
+        media_type: MediaType::NONE,
     };
     words.end()?;
     Ok(put)

@@ -43,7 +43,7 @@ use crate::storage::schema::{
 };
 use crate::storage::{Batch, DiskSpace, Durability, Ingest, Space, Store};
 use crate::time::{HybridClock, Now, Timestamp};
-use crate::types::{Alarm, KeyValue, LeaseId, MemberId, Origin, Revision, TAG_MAX};
+use crate::types::{Alarm, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision, TAG_MAX};
 
 /// NOSPACE ends when the store is at least this fraction below its quota again.
 const QUOTA_CLEAR_FRACTION: u64 = 100;
@@ -120,6 +120,21 @@ enum Room {
     },
     /// The disk is full.
     DiskFull,
+}
+
+/// What a put writes.
+pub(super) struct Written {
+    pub(super) key: Bytes,
+    pub(super) value: Bytes,
+    pub(super) lease: LeaseId,
+    pub(super) media_type: MediaType,
+}
+
+impl From<KeyValue> for Written {
+    fn from(kv: KeyValue) -> Self {
+        let KeyValue { key, value, lease, media_type, .. } = kv;
+        Self { key, value, lease, media_type }
+    }
 }
 
 /// The one writer of a member.
@@ -531,29 +546,30 @@ impl Writer {
 
     fn put(&mut self, put: Put, stamp: RowStamp) -> Result<PutReply, Failure> {
         let latest = self.mvcc.latest(&put.key);
-        let wants_before = put.prev_kv || put.ignore_value;
         let before = match latest {
-            Some(latest) if wants_before => Some(self.reader().fetch(latest.head.place())?),
+            Some(latest) if put.prev_kv => Some(self.reader().fetch(latest.head.place())?),
             _ => None,
         };
-        let value = if put.ignore_value {
-            before.as_ref().map(|pair| KeyValue::from(pair).value).unwrap_or_default()
-        } else {
-            put.value
+        let (value, media_type) = match latest {
+            Some(latest) if put.ignore_value => {
+                let (kept, _) = self.reader().fetch_put(latest.head.place())?;
+                (kept.value, kept.media_type)
+            }
+            _ => (put.value, put.media_type),
         };
         let lease = if put.ignore_lease {
             latest.map_or(LeaseId::NONE, |latest| latest.lease)
         } else {
             put.lease
         };
-        self.put_version((put.key, value, lease), latest, stamp);
-        Ok(PutReply { prev_kv: before.filter(|_| put.prev_kv) })
+        self.put_version(Written { key: put.key, value, lease, media_type }, latest, stamp);
+        Ok(PutReply { prev_kv: before })
     }
 
     /// Adds a version of a key, of which `latest` is the one before.
     pub(super) fn put_version(
         &mut self,
-        (key, value, lease): (Bytes, Bytes, LeaseId),
+        Written { key, value, lease, media_type }: Written,
         latest: Option<Latest>,
         stamp: RowStamp,
     ) {
@@ -568,6 +584,7 @@ impl Writer {
             version: latest.map_or(0, |latest| latest.version) + 1,
             value,
             lease,
+            media_type,
         });
         self.append(op, stamp, Visibility::Visible);
     }

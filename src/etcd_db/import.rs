@@ -19,7 +19,7 @@ use crate::storage::Store;
 use crate::storage::schema::auth::{AuthKey, AuthValue, PermissionType};
 use crate::storage::schema::{Identity, LeaseRecord};
 use crate::time::Timestamp;
-use crate::types::{KeyValue, LeaseId, Revision};
+use crate::types::{KeyValue, LeaseId, MediaType, Revision};
 
 /// The revision of etcd when nothing was ever written.
 const REVISION_FIRST: u64 = 1;
@@ -211,6 +211,7 @@ fn pair_of(pair: mvccpb::KeyValue, main: u64) -> Result<KeyValue, ImportError> {
         version: number(pair.version),
         value: pair.value,
         lease: LeaseId(pair.lease),
+        media_type: MediaType::NONE,
     })
 }
 

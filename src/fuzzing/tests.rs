@@ -261,12 +261,16 @@ fn ops() -> Vec<(&'static str, Op)> {
         version: 2,
         value: "value".into(),
         lease: LeaseId(-1),
+        media_type: MediaType::NONE,
     };
+    let typed =
+        KeyValue { media_type: MediaType::parse(b"a/b").expect("it is printable"), ..kv.clone() };
     let stamp = RowStamp { time: Timestamp(98), origin: OriginIndex(1) };
     let (table, key) = (Table::Lease, LeaseRecord::key(LeaseId(7)));
     let value = LeaseRecord { id: LeaseId(7), ttl_seconds: 60, owner: MemberId(1) }.value();
     vec![
         ("put", Op::Put(kv)),
+        ("put-typed", Op::Put(typed)),
         ("delete", Op::Delete { key: "key".into(), seen: stamp }),
         ("hidden", Op::Delete { key: "key".into(), seen: stamp }),
         (

@@ -3,7 +3,8 @@
 //! ```text
 //!                   +-> thread 0: connections -> App -+-> api::router  (HTTP/2, application/grpc)
 //!  sockets, dealt --+                                 +-> gateway      (HTTP/1, /v3/...: JSON for the router)
-//!  round-robin      +-> thread 1: ...                 +-> paths        (/health, /metrics, ...)
+//!  round-robin      +-> thread 1: ...                 +-> faces        (/map, /keys/...: what earlier systems had)
+//!                                                     +-> paths        (/health, /metrics, ...)
 //! ```
 //!
 //! What is no gRPC goes by [`access_control`] first.
@@ -13,6 +14,7 @@
 //! [`server`], and a client that is slow or silent only delays itself.
 
 mod access_control;
+pub(crate) mod faces;
 pub mod forwarded;
 pub(crate) mod gateway;
 pub(crate) mod limit;
@@ -28,6 +30,7 @@ use std::task::{self, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http::header::ACCESS_CONTROL_REQUEST_METHOD;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -35,11 +38,13 @@ use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
 pub use access_control::Allowed;
+pub use faces::FaceOptions;
 pub use server::{Server, ServerOptions, Serves};
 pub use socket::Listener;
 
 use crate::api::router::{self, Call, Router};
 use crate::api::{CertificateUser, Context};
+use faces::Faces;
 use gateway::Gateway;
 use limit::{Limits, MessageLimit};
 use paths::Paths;
@@ -58,6 +63,8 @@ pub(crate) type AnswerBody = tonic::body::Body;
 pub(crate) struct App {
     router: Arc<Router>,
     gateway: Option<Gateway>,
+    /// None where there are none.
+    faces: Option<Faces>,
     paths: Paths,
     serves: Serves,
     hosts: Allowed,
@@ -81,6 +88,7 @@ impl App {
         Self {
             router,
             gateway,
+            faces: Faces::new(context, options.faces, limits.max_time),
             paths: Paths::new(context.clone(), options.serves),
             serves: options.serves,
             hosts: options.hosts.clone(),
@@ -125,7 +133,7 @@ impl App {
             return Answer::Ready(Some(Response::new(AnswerBody::empty())));
         }
         let origin = self.origins.origin(&head.headers);
-        let answer = if head.method == Method::OPTIONS {
+        let answer = if head.method == Method::OPTIONS && !self.is_for_face(&head) {
             Answer::Ready(Some(Response::new(AnswerBody::empty())))
         } else {
             self.find(head, body)
@@ -141,6 +149,12 @@ impl App {
         let is_ignored = self.gateway.is_some() && Gateway::has(head.uri.path());
         (has_user && is_ignored && self.paths.knows_users())
             .then(|| paths::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED))
+    }
+
+    /// Whether a face has the path. What browsers ask before they ask is none of its business.
+    fn is_for_face(&self, head: &Parts) -> bool {
+        !head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+            && self.faces.as_ref().is_some_and(|faces| faces.find(head.uri.path()).is_some())
     }
 
     /// What is at a path.
@@ -166,6 +180,11 @@ impl App {
         }
         if let Some(gateway) = gateway.filter(|_| Gateway::has(head.uri.path())) {
             return gateway.call(Request::from_parts(head, body));
+        }
+        if let Some(faces) = &self.faces
+            && let Some(route) = faces.find(head.uri.path())
+        {
+            return faces.call(route, Request::from_parts(head, body));
         }
         match self.paths.find(&head) {
             Some(answer) => answer,

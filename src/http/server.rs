@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::faces::FaceOptions;
 use super::socket::{Accepted, AsyncListener, Socket, Stream};
 use super::{Allowed, Answer, AnswerBody, App, ByTls, Listener};
 use crate::api::{CertificateUser, Context, SlowLimits};
@@ -82,6 +83,8 @@ pub struct ServerOptions {
     pub gateway: bool,
     /// What else is served.
     pub serves: Serves,
+    /// The HTTP interfaces of earlier systems.
+    pub faces: FaceOptions,
     /// The hosts that plain HTTP without TLS may name.
     pub hosts: Allowed,
     /// The pages that may read answers.
@@ -102,6 +105,7 @@ impl Default for ServerOptions {
             request_timeout: REQUEST_TIMEOUT,
             gateway: true,
             serves: Serves::Everything,
+            faces: FaceOptions::default(),
             hosts: Allowed::Any,
             origins: Allowed::Any,
             slow: SlowLimits::default(),

@@ -16,6 +16,8 @@ pub(super) struct Voters {
     pub(super) peers: Vec<MemberId>,
     /// Those of them that seem alive.
     pub(super) live: Vec<MemberId>,
+    /// All other members that seem alive, those too that do not count because they keep nothing on disk.
+    pub(super) everybody: Vec<MemberId>,
     /// Whether this member counts itself.
     pub(super) counts_itself: bool,
 }
@@ -36,6 +38,7 @@ pub(super) struct Acks {
     one: VecDeque<Waiting>,
     majority: VecDeque<Waiting>,
     all: VecDeque<Waiting>,
+    everybody: VecDeque<Waiting>,
     /// How far the peers have our entries.
     heads: BTreeMap<MemberId, u64>,
     /// When each peer was last heard.
@@ -83,9 +86,11 @@ impl Acks {
 
     /// Who counts has changed.
     pub(super) fn set_voters(&mut self, voters: Voters) {
-        self.heads.retain(|peer, _| voters.peers.contains(peer));
-        self.heard.retain(|peer, _| voters.peers.contains(peer));
-        self.silent.retain(|peer| voters.peers.contains(peer));
+        let counts =
+            |peer: &MemberId| voters.peers.contains(peer) || voters.everybody.contains(peer);
+        self.heads.retain(|peer, _| counts(peer));
+        self.heard.retain(|peer, _| counts(peer));
+        self.silent.retain(counts);
         self.voters = voters;
     }
 
@@ -102,6 +107,7 @@ impl Acks {
             WriteAck::Local | WriteAck::One => &mut self.one,
             WriteAck::Majority => &mut self.majority,
             WriteAck::All => &mut self.all,
+            WriteAck::Everybody => &mut self.everybody,
         };
         let Period { since_millis, deadline_millis } = period;
         queue.push_back(Waiting { seq, since_millis, deadline_millis, home, answer });
@@ -109,26 +115,32 @@ impl Acks {
 
     /// Notes who has kept silent since the oldest write that waits.
     fn look_for_silence(&mut self, now_millis: u64) {
-        let oldest = [&self.one, &self.all].into_iter().filter_map(|queue| queue.front());
+        let oldest =
+            [&self.one, &self.all, &self.everybody].into_iter().filter_map(|queue| queue.front());
         let Some(since) = oldest.map(|waiting| waiting.since_millis).min() else { return };
         let from = since.max(now_millis.saturating_sub(SILENCE_MILLIS));
         if now_millis - since < SILENCE_MILLIS {
             return;
         }
         let is_silent = |peer: &&MemberId| self.heard.get(peer).is_none_or(|heard| *heard < from);
-        self.silent.extend(self.voters.live.iter().filter(is_silent));
+        let waited_for = self.voters.live.iter().chain(&self.voters.everybody);
+        self.silent.extend(waited_for.filter(is_silent));
     }
 
     /// Up to which of our entries a level is reached.
     fn reached(&self, level: WriteAck) -> u64 {
         let head = |peer: &MemberId| self.heads.get(peer).copied().unwrap_or(0);
-        let Voters { peers, live, counts_itself } = &self.voters;
-        let mut live = live.iter().filter(|peer| !self.silent.contains(peer)).peekable();
+        let Voters { peers, live, everybody, counts_itself } = &self.voters;
+        let speaks = |peer: &&MemberId| !self.silent.contains(peer);
+        let mut live = live.iter().filter(speaks).peekable();
         match level {
             WriteAck::Local => u64::MAX,
             WriteAck::One if live.peek().is_none() => u64::MAX,
             WriteAck::One => peers.iter().map(head).max().unwrap_or(u64::MAX),
             WriteAck::All => live.map(head).min().unwrap_or(u64::MAX),
+            WriteAck::Everybody => {
+                everybody.iter().filter(speaks).map(head).min().unwrap_or(u64::MAX)
+            }
             WriteAck::Majority => {
                 let others = (peers.len() + usize::from(*counts_itself)) / 2 + 1;
                 let Some(rank) = (others - usize::from(*counts_itself)).checked_sub(1) else {
@@ -144,10 +156,16 @@ impl Acks {
     /// The answers that need not wait any more, of our entries up to `durable`; those that have waited too long are dropped.
     pub(super) fn release(&mut self, durable: u64, now_millis: u64) -> Vec<(Home, Answer)> {
         self.look_for_silence(now_millis);
-        let reached = [WriteAck::One, WriteAck::Majority, WriteAck::All]
-            .map(|level| self.reached(level).min(durable));
+        let queues = [&self.one, &self.majority, &self.all, &self.everybody];
+        let levels = [WriteAck::One, WriteAck::Majority, WriteAck::All, WriteAck::Everybody];
+        let mut reached = [0; 4];
+        for ((reached, level), queue) in reached.iter_mut().zip(levels).zip(queues) {
+            if !queue.is_empty() {
+                *reached = self.reached(level).min(durable);
+            }
+        }
         let mut released = Vec::new();
-        let queues = [&mut self.one, &mut self.majority, &mut self.all];
+        let queues = [&mut self.one, &mut self.majority, &mut self.all, &mut self.everybody];
         for (queue, reached) in queues.into_iter().zip(reached) {
             while let Some(Waiting { home, answer, .. }) = queue.pop_front_if(|w| w.seq <= reached)
             {
@@ -160,14 +178,15 @@ impl Acks {
 
     /// How many wait for one other member, for a majority, and for all.
     pub(super) fn waiting(&self) -> AcksWaiting {
-        let [one, majority, all] =
-            [&self.one, &self.majority, &self.all].map(|queue| queue.len() as u64);
-        AcksWaiting { one, majority, all }
+        let [one, majority, all, everybody] =
+            [&self.one, &self.majority, &self.all, &self.everybody].map(|queue| queue.len() as u64);
+        AcksWaiting { one, majority, all: all + everybody }
     }
 
     /// Whether nobody waits.
     pub(super) fn is_idle(&self) -> bool {
-        self.one.is_empty() && self.majority.is_empty() && self.all.is_empty()
+        let queues = [&self.one, &self.majority, &self.all, &self.everybody];
+        queues.into_iter().all(VecDeque::is_empty)
     }
 }
 
@@ -179,7 +198,8 @@ mod tests {
     fn acks(peers: usize, live: usize, counts_itself: bool) -> Acks {
         let peers: Vec<_> = (1..=peers as u64).map(MemberId).collect();
         let live = peers[..live].to_vec();
-        Acks { voters: Voters { peers, live, counts_itself }, ..Acks::default() }
+        let everybody = live.clone();
+        Acks { voters: Voters { peers, live, everybody, counts_itself }, ..Acks::default() }
     }
 
     fn reached(acks: &Acks) -> [u64; 3] {
@@ -224,6 +244,28 @@ mod tests {
         three.lost(MemberId(1));
         three.lost(MemberId(2));
         assert_eq!(reached(&three), [u64::MAX, 7, u64::MAX]);
+    }
+
+    #[test]
+    fn everybody_is_more_than_those_who_count() {
+        let (voter, volatile) = (MemberId(1), MemberId(2));
+        let voters = |everybody: &[MemberId]| Voters {
+            peers: vec![voter],
+            live: vec![voter],
+            everybody: everybody.to_vec(),
+            counts_itself: true,
+        };
+        let mut two = Acks { voters: voters(&[voter, volatile]), ..Acks::default() };
+        two.acknowledged(voter, 7);
+        let reached = |acks: &Acks| [WriteAck::All, WriteAck::Everybody].map(|it| acks.reached(it));
+        assert_eq!(reached(&two), [7, 0]);
+        two.acknowledged(volatile, 6);
+        two.set_voters(voters(&[voter, volatile]));
+        assert_eq!(reached(&two), [7, 6], "what it holds is not forgotten");
+        two.lost(volatile);
+        assert_eq!(reached(&two), [7, 7]);
+        two.set_voters(voters(&[]));
+        assert_eq!(reached(&two), [7, u64::MAX]);
     }
 
     #[test]

@@ -60,15 +60,22 @@ impl Handle {
 
     /// A token for whoever knows this password.
     pub async fn authenticate(&self, user: String, password: String) -> Result<String> {
+        let state = self.check_password(&user, password).await?;
+        let wall_millis = self.shared.clock.now().wall_millis;
+        Ok(self.shared.tokens.issue(&user, &state, wall_millis)?)
+    }
+
+    /// Whether somebody knows the password of a user, as of the state that it answers. Costs a hash.
+    pub async fn check_password(&self, user: &str, password: String) -> Result<Arc<AuthState>> {
         let auth = self.auth();
         let hash = {
             let state = auth.state();
             if !state.is_enabled() {
                 return Err(AuthError::NotEnabled.into());
             }
-            match state.password(&user) {
+            match state.password(user) {
                 Some(hash) => hash.clone(),
-                None if state.has_user(&user) => return Err(AuthError::NoPasswordUser.into()),
+                None if state.has_user(user) => return Err(AuthError::NoPasswordUser.into()),
                 None => return Err(AuthError::Failed.into()),
             }
         };
@@ -77,11 +84,10 @@ impl Handle {
         }
         let state = auth.state();
         // It may have been changed while it was compared.
-        if state.password(&user) != Some(&hash) {
+        if state.password(user) != Some(&hash) {
             return Err(AuthError::Failed.into());
         }
-        let wall_millis = self.shared.clock.now().wall_millis;
-        Ok(self.shared.tokens.issue(&user, &state, wall_millis)?)
+        Ok(state)
     }
 
     /// Whose token this is.

@@ -611,8 +611,11 @@ impl Driver {
         let (me, live) = (self.shared.member.id, self.replica.live());
         let peers: Vec<_> = directory.voters().filter(|member| *member != me).collect();
         let counts_itself = directory.voters().any(|member| member == me);
-        let live = peers.iter().copied().filter(|peer| live.binary_search(peer).is_ok()).collect();
-        self.acks.set_voters(Voters { peers, live, counts_itself });
+        let is_live = |peer: &MemberId| *peer != me && live.binary_search(peer).is_ok();
+        let serves = directory.members.iter().filter(|(_, it)| it.is_started() && !it.learner);
+        let everybody = serves.map(|(member, _)| *member).filter(is_live).collect();
+        let live = peers.iter().copied().filter(is_live).collect();
+        self.acks.set_voters(Voters { peers, live, everybody, counts_itself });
     }
 
     /// Does what the replica wants done outside.

@@ -34,7 +34,7 @@ use crate::engine::mvcc::{Mvcc, Reader, StateHash};
 use crate::engine::replica::{Refusal, Replica};
 use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
-use crate::engine::{Failure, Writer, txn};
+use crate::engine::{Failure, KeyVersion, Writer, txn};
 use crate::error::{AuthError, Error, Result, StoreError};
 use crate::metrics::{Metrics, Seconds};
 use crate::storage::schema::member::MemberRecord;
@@ -798,6 +798,24 @@ impl Handle {
         let cost = self.shared.mvcc.cost(&range);
         self.read(cost, move |reader| {
             Ok(Reply { revision: reader.revision(), body: reader.range_in_chunks(&range)? })
+        })
+        .await
+    }
+
+    /// The puts of a key that are kept, newest first: see [`Reader::versions`]. `through` is `None` for the first of them.
+    pub async fn versions(
+        &self,
+        key: bytes::Bytes,
+        through: Option<Revision>,
+        count_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<KeyVersion>> {
+        if !self.shared.is_ready() {
+            return Err(Error::NotReady);
+        }
+        self.read(count_max as u64, move |reader| {
+            let through = through.unwrap_or_else(|| reader.revision());
+            reader.versions(&key, through, count_max, bytes_max)
         })
         .await
     }

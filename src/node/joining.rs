@@ -283,15 +283,18 @@ impl Search {
         if !contact.alone || !call.is_own {
             return Err(JoinError::BothHavePeers);
         }
-        let peer_urls = shared.member.peer_urls.clone();
+        self.have_join(candidate).await?;
+        tracing::info!(member = %MemberId(contact.member_id), "joins this member");
+        Ok(joined(Joining::Called))
+    }
+
+    /// Tells somebody to join this member.
+    pub(super) async fn have_join(&self, candidate: &Candidate) -> Result<(), JoinError> {
+        let peer_urls = self.shared.member.peer_urls.clone();
         let request = pb::CallRequest { protocol: PROTOCOL, peer_urls };
         let answer = self.transport.call(candidate.clone(), request).await;
         let answer = answer.map_err(|status| JoinError::Refused(status.message().to_owned()))?;
-        if answer.refusal.is_empty() {
-            tracing::info!(member = %MemberId(contact.member_id), "joins this member");
-            return Ok(joined(Joining::Called));
-        }
-        Err(JoinError::Refused(answer.refusal))
+        if answer.refusal.is_empty() { Ok(()) } else { Err(JoinError::Refused(answer.refusal)) }
     }
 
     /// Who is there, if anybody is.
@@ -307,6 +310,7 @@ impl Search {
         Err(JoinError::Unreachable(format!("{}: {why}", candidate.url)))
     }
 
+    /// Joins somebody, who may still refuse that: then nothing has changed.
     pub(super) async fn go_to_if_admitted(&self, candidate: &Candidate) -> Result<(), JoinError> {
         self.ask_first(candidate).await?;
         self.go_to(candidate).await

@@ -26,6 +26,7 @@ mod lost_and_found;
 mod passwords;
 mod peers;
 mod searches;
+mod seeking;
 mod snapshot;
 mod status;
 mod tags;

@@ -69,6 +69,8 @@ pub struct PeerOptions {
     pub join: Vec<PeerUrl>,
     /// Whose SRV records name members.
     pub discovery: Option<Discovery>,
+    /// Addresses of members to join when they are reached. Until then this one serves alone.
+    pub seek: Vec<PeerUrl>,
     /// Names of members not to talk to.
     pub block: Vec<String>,
     /// What answers requests that other members send on.
@@ -87,6 +89,7 @@ impl PeerOptions {
         }
         if replica.writer().has_parted() {
             self.join.clear();
+            self.seek.clear();
             self.discovery = None;
         }
         self.join.extend(parse_all(called.iter()));
@@ -347,6 +350,7 @@ impl Peers {
             addresses: Arc::clone(&addresses),
             founders,
             join: options.join,
+            seek: options.seek,
             former: parse_all(former.iter()),
             discovery: options.discovery,
             record: options.cluster.record,
@@ -423,6 +427,8 @@ pub(super) struct Search {
     addresses: Arc<Mutex<Addresses>>,
     founders: Vec<PeerUrl>,
     join: Vec<PeerUrl>,
+    /// Where those are that are joined when they are reached.
+    pub(super) seek: Vec<PeerUrl>,
     /// Where members were that a former owner of the store knew.
     former: Vec<PeerUrl>,
     discovery: Option<Discovery>,
@@ -450,6 +456,8 @@ impl Search {
             } else if self.shared.awaits() {
                 let contacts = self.look_for_founders(&mut told).await;
                 self.ask_any_to_join(&contacts, &mut told).await;
+            } else if !self.seek.is_empty() && self.shared.is_alone() {
+                self.seek().await;
             }
             tokio::select! {
                 () = tokio::time::sleep(SEARCH_INTERVAL) => {}
@@ -532,7 +540,7 @@ impl Search {
     }
 
     /// Those who answer, in time.
-    async fn who_is_at(&self, url: &PeerUrl) -> Vec<(Candidate, pb::HelloReply)> {
+    pub(super) async fn who_is_at(&self, url: &PeerUrl) -> Vec<(Candidate, pb::HelloReply)> {
         let mut found = Vec::new();
         for candidate in self.candidates(std::slice::from_ref(url)).await {
             let hello = tokio::time::timeout(HELLO_TIMEOUT, self.hello(&candidate)).await;
@@ -609,7 +617,8 @@ impl Search {
         let (me, cluster) = (self.shared.member.id.0, self.shared.cluster().0);
         for candidate in self.candidates(&self.join).await {
             let Some(reply) = self.hello(&candidate).await else { continue };
-            let goes = reply.in_cluster && reply.cluster_id != cluster;
+            let is_blocked = self.shared.blocked.has(|| Some(&reply.name));
+            let goes = reply.in_cluster && reply.cluster_id != cluster && !is_blocked;
             if goes && (!reply.alone || reply.member_id < me) {
                 match self.go_to_if_admitted(&candidate).await {
                     Ok(()) => return,
@@ -726,6 +735,9 @@ impl Search {
     /// Asks one member. Answers whether it has agreed.
     async fn ask_to_join(&self, candidate: &Candidate, told: &mut BTreeSet<String>) -> bool {
         let Some(contact) = self.hello(candidate).await else { return false };
+        if self.shared.blocked.has(|| Some(&contact.name)) {
+            return false;
+        }
         let answer = self.transport.join(candidate.clone(), self.wish()).await;
         let admission = answer.map_err(|status| status.message().to_owned()).and_then(from_reply);
         let admission = match admission {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::storage::schema::Table;
 use crate::time::{Stamp, Timestamp};
-use crate::types::{LeaseId, Origin};
+use crate::types::{LeaseId, MediaType, Origin};
 
 /// What an entry costs beyond its keys and values, in bytes, roughly: for budgets.
 const ENTRY_OVERHEAD_BYTES: usize = 24;
@@ -42,6 +42,8 @@ pub enum EntryOp {
         value: Bytes,
         /// Its lease, if any.
         lease: LeaseId,
+        /// What the value is, if that was said.
+        media_type: MediaType,
     },
     /// Removes a key, as far as it was seen.
     Delete {
@@ -74,9 +76,10 @@ impl EntryOp {
     /// What it takes in memory and in messages, in bytes, roughly.
     pub fn bytes(&self) -> usize {
         let payload = match self {
-            Self::Put { key, value, .. } | Self::InternalPut { key, value, .. } => {
-                key.len() + value.len()
+            Self::Put { key, value, media_type, .. } => {
+                key.len() + value.len() + media_type.as_str().len()
             }
+            Self::InternalPut { key, value, .. } => key.len() + value.len(),
             Self::Delete { key, .. } | Self::InternalDelete { key, .. } => key.len(),
         };
         payload + OP_OVERHEAD_BYTES

@@ -15,7 +15,7 @@ use crate::replication::gossip::{Input, Options, Output};
 use crate::replication::message::{Head, Message, Segments};
 use crate::replication::settled::{Frontier, Membership};
 use crate::time::{HybridClock, Timestamp};
-use crate::types::{LeaseId, MemberId, Origin};
+use crate::types::{LeaseId, MediaType, MemberId, Origin};
 
 /// The run of every light member, which is never started twice.
 pub(super) const RUN: u64 = 1;
@@ -118,7 +118,8 @@ impl Light {
         let time = self.clock.tick(now_at(micros));
         self.seq += 1;
         let key = Bytes::copy_from_slice(&self.seq.to_be_bytes());
-        let op = EntryOp::Put { key, value: value.clone(), lease: LeaseId::NONE };
+        let (lease, media_type) = (LeaseId::NONE, MediaType::NONE);
+        let op = EntryOp::Put { key, value: value.clone(), lease, media_type };
         let entry = Arc::new(Entry { seq: self.seq, time, ops: vec![op] });
         let mut everything = self.everything.borrow_mut();
         everything.entries.entry(self.me).or_default().push(Arc::clone(&entry));

@@ -20,7 +20,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::codec::{Reader, corrupt, put_bytes, put_varint, put_zigzag};
 use crate::error::StoreError;
 use crate::time::Timestamp;
-use crate::types::{Alarm, AlarmKind, ClusterId, KeyValue, LeaseId, MemberId, Origin, Revision};
+use crate::types::{
+    Alarm, AlarmKind, ClusterId, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision,
+};
 
 /// The version of everything in this file. A store of any other one is refused.
 pub const FORMAT_VERSION: u32 = 2;
@@ -181,6 +183,7 @@ const KIND_PUT: u8 = 1;
 const KIND_DELETE: u8 = 2;
 const KIND_INTERNAL_PUT: u8 = 3;
 const KIND_INTERNAL_DELETE: u8 = 4;
+const KIND_PUT_TYPED: u8 = 5;
 /// Set on the last op of an entry.
 const FLAG_LAST: u8 = 0x80;
 /// Set on what changed nothing when it came.
@@ -216,6 +219,7 @@ impl Row {
 impl Op {
     fn kind(&self) -> u8 {
         match self {
+            Self::Put(kv) if kv.media_type.is_some() => KIND_PUT_TYPED,
             Self::Put(_) => KIND_PUT,
             Self::Delete { .. } => KIND_DELETE,
             Self::InternalPut { .. } => KIND_INTERNAL_PUT,
@@ -225,7 +229,7 @@ impl Op {
 
     fn payload_bytes(&self) -> usize {
         match self {
-            Self::Put(kv) => kv.key.len() + kv.value.len(),
+            Self::Put(kv) => kv.key.len() + kv.value.len() + kv.media_type.as_str().len(),
             Self::Delete { key, .. } | Self::InternalDelete { key, .. } => key.len(),
             Self::InternalPut { key, value, .. } => key.len() + value.len(),
         }
@@ -238,6 +242,9 @@ impl Op {
                 put_varint(out, age.expect("a key is created before it is modified"));
                 put_varint(out, kv.version);
                 put_zigzag(out, kv.lease.0);
+                if kv.media_type.is_some() {
+                    put_bytes(out, kv.media_type.as_str().as_bytes());
+                }
                 put_bytes(out, &kv.key);
                 out.put_slice(&kv.value);
             }
@@ -260,12 +267,16 @@ impl Op {
 
     fn decode(kind: u8, place: Place, mut reader: Reader) -> Result<Self, StoreError> {
         match kind {
-            KIND_PUT => {
+            KIND_PUT | KIND_PUT_TYPED => {
                 let age = reader.varint()?;
                 let create = place.revision.0.checked_sub(age);
                 let create = create.ok_or_else(|| corrupt("key is older than the store"))?;
                 let version = reader.varint()?;
                 let lease = LeaseId(reader.zigzag()?);
+                let media_type = match kind {
+                    KIND_PUT_TYPED => take_media_type(&mut reader)?,
+                    _ => MediaType::NONE,
+                };
                 let key = reader.bytes()?;
                 Ok(Self::Put(KeyValue {
                     key,
@@ -274,6 +285,7 @@ impl Op {
                     version,
                     value: reader.rest(),
                     lease,
+                    media_type,
                 }))
             }
             KIND_DELETE => {
@@ -635,6 +647,11 @@ fn take_stamp(reader: &mut Reader) -> Result<RowStamp, StoreError> {
 
 fn take_u32(reader: &mut Reader) -> Result<u32, StoreError> {
     u32::try_from(reader.varint()?).map_err(|_| corrupt("number is out of range"))
+}
+
+fn take_media_type(reader: &mut Reader) -> Result<MediaType, StoreError> {
+    let media_type = MediaType::parse(&reader.bytes()?).filter(MediaType::is_some);
+    media_type.ok_or_else(|| corrupt("media type is none"))
 }
 
 fn take_table(reader: &mut Reader) -> Result<Table, StoreError> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::schema::{Op, OriginIndex, Place, Row, RowStamp};
 use super::*;
 use crate::time::Timestamp;
-use crate::types::{KeyValue, LeaseId, Revision};
+use crate::types::{KeyValue, LeaseId, MediaType, Revision};
 
 /// A kind of store, with a way to open it again as it is after the process was killed.
 struct Bench {
@@ -280,6 +280,7 @@ fn entry_row(revision: u64) -> (Place, Row) {
         version: 1,
         value: bytes(&"value ".repeat(50)),
         lease: LeaseId::NONE,
+        media_type: MediaType::NONE,
     };
     let stamp = RowStamp { time: Timestamp(revision), origin: OriginIndex(1) };
     let op = Op::Put(kv);

@@ -10,6 +10,7 @@ mod cluster;
 mod crash;
 mod deploy;
 mod disk;
+mod faces;
 mod floods;
 mod forwarding;
 mod gateway;

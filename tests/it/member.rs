@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use starling::engine::Options;
-use starling::http::{Listener, Server, ServerOptions, forwarded};
+use starling::http::{FaceOptions, Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
     AuthOptions, ClusterOptions, Handle, MemberRecord, Node, NodeOptions, PeerOptions,
@@ -14,7 +14,7 @@ use starling::node::{
 use starling::storage::schema::Identity;
 use starling::storage::{Memory, Store};
 use starling::traces::Traces;
-use starling::types::{ClusterId, MemberId, ReadLevel, WriteAck};
+use starling::types::{ClusterId, Faces, MemberId, ReadLevel, WriteAck};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long anything may take before a test fails; no test waits for it to pass.
@@ -37,7 +37,7 @@ impl Member {
     /// Serves on more listeners than the one on a free port.
     pub(crate) fn start_with(options: &ServerOptions, listeners: Vec<Listener>) -> Self {
         let identity = Identity { member: MemberId(MEMBER), cluster: ClusterId(CLUSTER) };
-        Self::start_node(options, listeners, node_options(identity), None)
+        Self::start_node(options, free(), listeners, node_options(identity), None)
     }
 
     /// The same with other options of the member.
@@ -46,7 +46,7 @@ impl Member {
         let mut node = node_options(identity);
         tune(&mut node);
         let options = ServerOptions { worker_threads: 2, ..ServerOptions::default() };
-        Self::start_node(&options, vec![], node, None)
+        Self::start_node(&options, free(), vec![], node, None)
     }
 
     /// Members that found a cluster together.
@@ -64,18 +64,23 @@ impl Member {
         let url = |socket: &TcpListener| format!("http://{}", socket.local_addr().expect("bound"));
         let urls: Vec<_> = sockets.iter().map(url).collect();
         let cluster = founding_cluster("test", &urls);
-        let options = ServerOptions { worker_threads: 1, ..ServerOptions::default() };
+        let faces = FaceOptions { faces: Faces::ALL, port: None };
+        let options = ServerOptions { worker_threads: 1, faces, ..ServerOptions::default() };
         let members = (1..).zip(sockets).map(|(member, socket)| {
             let identity = Identity { member: MemberId(member), cluster };
-            let peers = peer_options(member, socket, &urls);
+            let listener = free();
+            let mut peers = peer_options(member, socket, &urls);
+            let address = listener.address().expect("it listens on TCP");
+            peers.cluster.record.client_urls = vec![format!("http://{address}")];
             let node = NodeOptions { traces: traces(member), ..node_options(identity) };
-            Self::start_node(&options, vec![], node, Some(peers))
+            Self::start_node(&options, listener, vec![], node, Some(peers))
         });
         members.collect()
     }
 
     fn start_node(
         options: &ServerOptions,
+        listener: Listener,
         mut listeners: Vec<Listener>,
         node: NodeOptions,
         peers: Option<PeerOptions>,
@@ -84,7 +89,6 @@ impl Member {
         let store = Store::Memory(Memory::new());
         let node = Node::start(store, node, peers, Arc::clone(&metrics));
         let node = node.expect("an empty store opens");
-        let listener = Listener::tcp("127.0.0.1:0").expect("there is a free port");
         let address = listener.address().expect("it listens on TCP");
         listeners.push(listener);
         let server = Server::start(options, node.handle(), metrics, listeners);
@@ -118,6 +122,10 @@ impl Drop for Member {
     }
 }
 
+fn free() -> Listener {
+    Listener::tcp("127.0.0.1:0").expect("there is a free port")
+}
+
 fn peer_options(member: u64, socket: TcpListener, urls: &[String]) -> PeerOptions {
     let own = format!("http://{}", socket.local_addr().expect("bound"));
     let others = urls.iter().filter(|url| **url != own).map(|url| vec![url.clone()]);
@@ -137,6 +145,7 @@ fn peer_options(member: u64, socket: TcpListener, urls: &[String]) -> PeerOption
             ..ClusterOptions::default()
         },
         join: vec![],
+        seek: vec![],
         discovery: None,
         block: vec![],
         services: Some(Services::new(services)),

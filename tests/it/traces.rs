@@ -31,6 +31,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
+use crate::faces::ask;
 use crate::member::{Member, eventually};
 use crate::process::Process;
 use crate::tls::{Ca, Pair};
@@ -256,6 +257,35 @@ async fn a_put_on_its_way_to_every_member_is_one_trace() {
     peers.sort_unstable();
     appliers.sort_unstable();
     assert_eq!(peers, appliers, "those that have it are those that said so");
+}
+
+/// Rows C10 and C11.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_by_the_chains_interface_is_one_trace() {
+    let (collector, traces, members) = cluster().await;
+    let parent = format!("traceparent: 00-{TRACE:032x}-{CLIENT_SPAN:016x}-01\r\n");
+    let body = br#"{"key":"hidden","value":"secret"}"#;
+    let answer = ask(members[1].address, "POST /store/set", &parent, body).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, ""));
+    let name = "POST /store/set";
+    let wanted = [
+        ("m2", name, 1),
+        ("m2", "queue", 1),
+        ("m2", "commit", 1),
+        ("m2", "replicate", 2),
+        ("m1", "apply", 1),
+        ("m3", "apply", 1),
+    ];
+    collector.until(&traces, &wanted).await;
+    let spans = collector.spans();
+    let root = spans.iter().find(|span| span.name == name).expect("it was counted");
+    assert_eq!(root.parent, CLIENT_SPAN);
+    assert_eq!(root.attributes["http.response.status_code"], "200");
+    for span in &spans {
+        assert!(span.trace == TRACE && (span.id == root.id || span.parent == root.id), "{span:?}");
+        let text = format!("{span:?}");
+        assert!(!text.contains("hidden") && !text.contains("secret"), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

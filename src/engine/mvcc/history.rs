@@ -2,13 +2,15 @@
 
 use std::ops::Bound;
 
+use super::index::Version;
 use super::{Failure, Mvcc, Reader};
 use crate::engine::Pair;
 use crate::engine::watch::Change;
 use crate::error::StoreError;
 use crate::storage::Space;
 use crate::storage::schema::{Op, Place, Row};
-use crate::types::Revision;
+use crate::time::Stamp;
+use crate::types::{KeyValue, Revision};
 
 /// A stretch of history: every change in `(.., through]` from where it was asked for.
 #[derive(Debug)]
@@ -52,7 +54,47 @@ impl Mvcc {
     }
 }
 
+/// A put of a key, with what etcd's clients do not see of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyVersion {
+    /// What it has put. Its media type is there, too.
+    pub kv: KeyValue,
+    /// By which entry.
+    pub stamp: Stamp,
+}
+
 impl Reader<'_> {
+    /// The puts of a key up to a revision that are kept, newest first: so many, and after the first no more than that many
+    /// bytes. None if the key did not live at the reader's revision. Each costs a look at the disk.
+    pub fn versions(
+        &self,
+        key: &[u8],
+        through: Revision,
+        count_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<KeyVersion>, Failure> {
+        let found: Vec<_> = {
+            let guarded = self.index()?;
+            let Some(history) = guarded.index.find(key) else { return Ok(Vec::new()) };
+            if history.at(self.revision).is_none_or(Version::is_dead) {
+                return Ok(Vec::new());
+            }
+            let down = history.down_from(through.min(self.revision));
+            down.filter(|version| !version.is_dead()).take(count_max).collect()
+        };
+        let (mut versions, mut bytes) = (Vec::with_capacity(found.len()), 0);
+        for version in found {
+            let (kv, stamp) = self.fetch_put(version.place())?;
+            bytes += kv.value.len();
+            if bytes > bytes_max && !versions.is_empty() {
+                break;
+            }
+            let stamp = self.mvcc.origins.read().stamp(stamp);
+            versions.push(KeyVersion { kv, stamp });
+        }
+        Ok(versions)
+    }
+
     /// The pair that a change at `revision` has replaced, if that revision is kept and there was one.
     pub(in crate::engine) fn before(
         &self,

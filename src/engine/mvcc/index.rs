@@ -124,6 +124,13 @@ impl History {
         newer.checked_sub(1).map(|i| older[i])
     }
 
+    /// The versions up to `revision`, newest first, tombstones too.
+    pub(super) fn down_from(&self, revision: Revision) -> impl Iterator<Item = Version> {
+        let older = self.older.as_deref().into_iter().flatten().rev();
+        let all = std::iter::once(&self.latest.head).chain(older).copied();
+        all.skip_while(move |version| version.revision > revision)
+    }
+
     /// Whether the version at `place` is still kept.
     pub(super) fn holds(&self, place: Place) -> bool {
         let older = || {

@@ -63,6 +63,7 @@ pub(super) use compact::{Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY};
 use dead::DeadBytes;
 use doorkeeper::Doorkeeper;
 pub use hash::StateHash;
+pub use history::KeyVersion;
 pub(super) use index::Latest;
 use index::{Index, Version};
 use marks::Marks;
@@ -85,7 +86,7 @@ const SWEEP_GAP_MAX: u64 = 4;
 /// The bytes that a row counts for, against the quota and in `dbSizeInUse`.
 pub(super) fn row_bytes(op: &Op) -> u32 {
     let payload = match op {
-        Op::Put(kv) => kv.key.len() + kv.value.len(),
+        Op::Put(kv) => kv.key.len() + kv.value.len() + kv.media_type.as_str().len(),
         Op::Delete { key, .. } | Op::InternalDelete { key, .. } => key.len(),
         Op::InternalPut { key, value, .. } => key.len() + value.len(),
     };
@@ -767,9 +768,23 @@ impl<'a> Reader<'a> {
     }
 
     fn read(&self, place: Place) -> Result<Pair, Failure> {
-        let row =
-            self.mvcc.store.row(Space::Log, &place.encode())?.ok_or_else(|| missing(place))?;
-        Ok(pair_of(place, row)?)
+        Ok(pair_of(place, self.row(place)?)?)
+    }
+
+    fn row(&self, place: Place) -> Result<Bytes, StoreError> {
+        self.mvcc.store.row(Space::Log, &place.encode())?.ok_or_else(|| missing(place))
+    }
+
+    /// The put at `place` with all that its row says of it, which the cache does not know.
+    pub(super) fn fetch_put(&self, place: Place) -> Result<(KeyValue, RowStamp), Failure> {
+        let row = match self.open.binary_search_by_key(&place, |(place, _)| *place) {
+            Ok(i) => self.open[i].1.clone(),
+            Err(_) => Row::decode(place, self.row(place)?)?,
+        };
+        match row.op {
+            Op::Put(kv) => Ok((kv, row.stamp)),
+            _ => Err(not_a_put(place).into()),
+        }
     }
 
     /// The index, unless its revisions have been renumbered since this reader was made.
@@ -786,8 +801,12 @@ impl<'a> Reader<'a> {
 fn pair_of(place: Place, row: Bytes) -> Result<Pair, StoreError> {
     match Row::decode(place, row)?.op {
         Op::Put(kv) => Ok((&kv).into()),
-        _ => Err(StoreError::Corrupt(format!("the row at {place:?} is no put"))),
+        _ => Err(not_a_put(place)),
     }
+}
+
+fn not_a_put(place: Place) -> StoreError {
+    StoreError::Corrupt(format!("the row at {place:?} is no put"))
 }
 
 fn missing(place: Place) -> StoreError {

@@ -14,7 +14,7 @@ use crate::storage::schema::member::{self, MemberRecord};
 use crate::storage::schema::{LeaseRecord, Table};
 use crate::time::{Stamp, Timestamp};
 use crate::transport::wire;
-use crate::types::{LeaseId, MemberId, Origin};
+use crate::types::{LeaseId, MediaType, MemberId, Origin};
 
 /// Each kind of message twice, from both peers with some time between, and all of them one after the other.
 pub(in crate::fuzzing) fn all() -> Vec<(&'static str, Vec<u8>)> {
@@ -44,6 +44,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         key: key.into(),
         value: "value".into(),
         lease: LeaseId(7),
+        media_type: MediaType::NONE,
     };
     let record = |table, key, value| EntryOp::InternalPut { table, key, value, seen: None };
     let number = member::number_value;

@@ -5,7 +5,7 @@ use super::{CATCH_UP_PATIENCE_MILLIS, Gossip, Input, Options, Output};
 use crate::replication::entry::{Entry, EntryOp};
 use crate::replication::message::{CatchUpPart, Cursor, Head, Message};
 use crate::time::{Now, Timestamp};
-use crate::types::{LeaseId, MemberId, Origin};
+use crate::types::{LeaseId, MediaType, MemberId, Origin};
 
 const THEM: Origin = Origin { member: BROKEN, run: 1 };
 const END: Cursor = Cursor { revision: 1 << 40, n: 0 };
@@ -37,7 +37,7 @@ fn part(after: Option<u64>, next: Option<u64>) -> CatchUpPart {
 /// The same with so many bytes in it.
 fn full(part: CatchUpPart, bytes: usize) -> CatchUpPart {
     let (key, value) = (b"key".to_vec().into(), vec![0; bytes].into());
-    let ops = vec![EntryOp::Put { key, value, lease: LeaseId::NONE }];
+    let ops = vec![EntryOp::Put { key, value, lease: LeaseId::NONE, media_type: MediaType::NONE }];
     let entry = Arc::new(Entry { seq: 1, time: Timestamp(15), ops });
     CatchUpPart { entries: vec![(THEM, entry)], ..part }
 }

@@ -24,10 +24,20 @@ fn any_stamp() -> impl Strategy<Value = RowStamp> {
 
 fn any_put(place: Place) -> impl Strategy<Value = Op> {
     let create = (0..=place.revision.0).prop_map(Revision);
-    (any_bytes(), create, any::<u64>(), any_bytes(), any::<i64>()).prop_map(
-        move |(key, create_revision, version, value, lease)| {
+    let media_type = prop_oneof![Just(String::new()), "[ -~]{1,255}"];
+    (any_bytes(), create, any::<u64>(), any_bytes(), any::<i64>(), media_type).prop_map(
+        move |(key, create_revision, version, value, lease, media_type)| {
             let (mod_revision, lease) = (place.revision, LeaseId(lease));
-            Op::Put(KeyValue { key, create_revision, mod_revision, version, value, lease })
+            let media_type = MediaType::parse(media_type.as_bytes()).expect("it is printable");
+            Op::Put(KeyValue {
+                key,
+                create_revision,
+                mod_revision,
+                version,
+                value,
+                lease,
+                media_type,
+            })
         },
     )
 }
@@ -206,19 +216,19 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         (place.encode(), row.encode(place))
     };
     let key = Bytes::from_static(b"foo");
-    let put = row(
-        5,
-        0,
-        300,
-        Op::Put(KeyValue {
-            key: key.clone(),
-            create_revision: Revision(3),
-            mod_revision: Revision(5),
-            version: 2,
-            value: Bytes::from_static(b"bar"),
-            lease: LeaseId(-1),
-        }),
-    );
+    let kv = KeyValue {
+        key: key.clone(),
+        create_revision: Revision(3),
+        mod_revision: Revision(5),
+        version: 2,
+        value: Bytes::from_static(b"bar"),
+        lease: LeaseId(-1),
+        media_type: MediaType::NONE,
+    };
+    let media_type = MediaType::parse(b"text/css").expect("it is printable");
+    let typed = Op::Put(KeyValue { media_type, ..kv.clone() });
+    let put = row(5, 0, 300, Op::Put(kv));
+    let typed = row(5, 0, 300, typed);
     let delete = row(6, 0, 301, Op::Delete { key, seen: stamp(300) });
     let lease = LeaseRecord { id: LeaseId(7), ttl_seconds: 60, owner: MemberId(0x11) };
     let (table, id) = (Table::Lease, LeaseRecord::key(lease.id));
@@ -259,6 +269,7 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
     ];
     let rows = [
         ("put", put),
+        ("put with a media type", typed),
         ("delete", delete),
         ("internal put", internal_put),
         ("internal delete", internal_delete),

@@ -13,7 +13,7 @@ use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Segments, TRACES_MAX, TracedEntry};
 use crate::storage::schema::Table;
 use crate::time::{Stamp, Timestamp};
-use crate::types::{LeaseId, MemberId, Origin, TraceContext};
+use crate::types::{LeaseId, MediaType, MemberId, Origin, TraceContext};
 
 pub(super) fn encode_segments(segments: &Segments) -> pb::Segments {
     let Segments { segments, collected, answers, has_holes, traces, patient } = segments;
@@ -204,9 +204,13 @@ impl Writer {
         }
         let columns = &mut self.columns;
         let (kind, key) = match op {
-            EntryOp::Put { key, value, lease } => {
+            EntryOp::Put { key, value, lease, media_type } => {
                 columns.values.push(value.clone());
-                if lease.is_some() {
+                if media_type.is_some() {
+                    columns.leases.push(lease.0);
+                    columns.media_types.push(media_type.as_str().to_owned());
+                    (pb::OpKind::PutTyped, key)
+                } else if lease.is_some() {
                     columns.leases.push(lease.0);
                     (pb::OpKind::PutLeased, key)
                 } else {
@@ -247,6 +251,7 @@ struct Reader {
     keys: vec::IntoIter<Bytes>,
     values: vec::IntoIter<Bytes>,
     leases: vec::IntoIter<i64>,
+    media_types: vec::IntoIter<String>,
     seen_origins: vec::IntoIter<u32>,
     seen_ages: vec::IntoIter<i64>,
     tables: vec::IntoIter<u32>,
@@ -277,6 +282,7 @@ impl Reader {
             keys: columns.keys.into_iter(),
             values: columns.values.into_iter(),
             leases: columns.leases.into_iter(),
+            media_types: columns.media_types.into_iter(),
             seen_origins: columns.seen_origins.into_iter(),
             seen_ages: columns.seen_ages.into_iter(),
             tables: columns.tables.into_iter(),
@@ -330,10 +336,16 @@ impl Reader {
         Ok(match kind.map_err(|_| Malformed("an unknown op"))? {
             pb::OpKind::Unspecified => return Err(Malformed("an unknown op")),
             pb::OpKind::Put => {
-                EntryOp::Put { key, value: next(&mut self.values)?, lease: LeaseId::NONE }
+                let (value, lease) = (next(&mut self.values)?, LeaseId::NONE);
+                EntryOp::Put { key, value, lease, media_type: MediaType::NONE }
             }
             pb::OpKind::PutLeased => {
-                EntryOp::Put { key, value: next(&mut self.values)?, lease: self.lease()? }
+                let (value, lease) = (next(&mut self.values)?, self.lease()?);
+                EntryOp::Put { key, value, lease, media_type: MediaType::NONE }
+            }
+            pb::OpKind::PutTyped => {
+                let (value, lease) = (next(&mut self.values)?, LeaseId(next(&mut self.leases)?));
+                EntryOp::Put { key, value, lease, media_type: self.media_type()? }
             }
             pb::OpKind::Delete => EntryOp::Delete { key, seen: self.stamp()? },
             pb::OpKind::InternalPut => {
@@ -351,6 +363,11 @@ impl Reader {
     fn lease(&mut self) -> Result<LeaseId, Malformed> {
         let lease = LeaseId(next(&mut self.leases)?);
         if lease.is_some() { Ok(lease) } else { Err(Malformed("a lease that is none")) }
+    }
+
+    fn media_type(&mut self) -> Result<MediaType, Malformed> {
+        let media_type = MediaType::parse(next(&mut self.media_types)?.as_bytes());
+        media_type.filter(MediaType::is_some).ok_or(Malformed("a media type that is none"))
     }
 
     fn stamp(&mut self) -> Result<Stamp, Malformed> {
@@ -386,6 +403,7 @@ impl Reader {
             self.keys.len(),
             self.values.len(),
             self.leases.len(),
+            self.media_types.len(),
             self.seen_origins.len(),
             self.seen_ages.len(),
             self.tables.len(),

@@ -15,7 +15,7 @@ use crate::replication::message::{
 };
 use crate::storage::schema::Table;
 use crate::time::Stamp;
-use crate::types::{LeaseId, Revision, TraceContext};
+use crate::types::{LeaseId, MediaType, Revision, TraceContext};
 
 fn bytes(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), len).prop_map(Bytes::from)
@@ -40,18 +40,18 @@ fn heads() -> impl Strategy<Value = Vec<Head>> {
 }
 
 fn op() -> impl Strategy<Value = EntryOp> {
+    let lease = prop_oneof![Just(0), any::<i64>()];
+    let media_type = prop_oneof![3 => Just(String::new()), 1 => "[ -~]{1,3}"];
     let table = || select(vec![Table::Lease, Table::Alarm, Table::Member, Table::Seal]);
     prop_oneof![
-        (bytes(1..4), bytes(0..4), any::<i64>()).prop_map(|(key, value, lease)| EntryOp::Put {
-            key,
-            value,
-            lease: LeaseId(lease)
-        }),
-        (bytes(1..4), bytes(0..4)).prop_map(|(key, value)| EntryOp::Put {
-            key,
-            value,
-            lease: LeaseId::NONE
-        }),
+        (bytes(1..4), bytes(0..4), lease, media_type).prop_map(
+            |(key, value, lease, media_type)| EntryOp::Put {
+                key,
+                value,
+                lease: LeaseId(lease),
+                media_type: MediaType::parse(media_type.as_bytes()).expect("it is printable"),
+            }
+        ),
         (bytes(1..4), stamp()).prop_map(|(key, seen)| EntryOp::Delete { key, seen }),
         (table(), bytes(1..4), bytes(0..4), option::of(stamp()))
             .prop_map(|(table, key, value, seen)| EntryOp::InternalPut { table, key, value, seen }),
@@ -491,6 +491,7 @@ fn an_entry_costs_little_more_than_its_key_and_value() {
         key: Bytes::from(vec![1; 20]),
         value: Bytes::from(vec![2; 100]),
         lease: LeaseId::NONE,
+        media_type: MediaType::NONE,
     };
     let time = Timestamp::from_millis(1_795_000_000_000);
     let entry = |i| Arc::new(Entry { seq: i, time: Timestamp(time.0 + i), ops: vec![op.clone()] });
@@ -518,6 +519,7 @@ fn what_breaks_its_own_rules_is_refused() {
         key: key.into(),
         value: Bytes::new(),
         lease: LeaseId::NONE,
+        media_type: MediaType::NONE,
     };
     let entry =
         |seq, time, key| Arc::new(Entry { seq, time: Timestamp(time), ops: vec![put(key)] });
@@ -572,7 +574,8 @@ fn compared(spans: &[(&'static str, Option<&'static str>)], keys: &[&'static str
 /// Changes what is sent of two puts of two origins, and expects a refusal.
 fn refuse(what: &str, change: impl FnOnce(&mut pb::Segments, &mut pb::Entries)) {
     let segment = |member| {
-        let op = EntryOp::Put { key: "k".into(), value: "v".into(), lease: LeaseId::NONE };
+        let (lease, media_type) = (LeaseId::NONE, MediaType::NONE);
+        let op = EntryOp::Put { key: "k".into(), value: "v".into(), lease, media_type };
         let entry = Entry { seq: 1, time: Timestamp(5), ops: vec![op] };
         let origin = Origin { member: MemberId(member), run: 1 };
         Segment { origin, after: 0, through: 1, entries: vec![Arc::new(entry)] }
@@ -601,6 +604,11 @@ fn columns_that_do_not_fit_are_refused() {
     refuse("one value too many", |_, rows| rows.values.push("v".into()));
     refuse("a lease of nobody", |_, rows| rows.leases.push(1));
     refuse("a lease that is missing", |_, rows| rows.kinds[0] = pb::OpKind::PutLeased.into());
+    refuse("a media type of nobody", |_, rows| rows.media_types.push("a/b".into()));
+    refuse("a media type that is none", |_, rows| {
+        rows.kinds[0] = pb::OpKind::PutTyped.into();
+        (rows.leases, rows.media_types) = (vec![0], vec!["a\nb".into()]);
+    });
     refuse("an unknown op", |_, rows| rows.kinds[0] = 99);
     refuse("an op that is none", |_, rows| rows.kinds[0] = 0);
     refuse("ops that are missing", |_, rows| rows.op_counts[1] = u32::MAX);
