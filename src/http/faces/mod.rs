@@ -123,10 +123,12 @@ impl Faces {
         options: FaceOptions,
         body_timeout: Duration,
     ) -> Option<Self> {
+        if !options.faces.any() {
+            return None;
+        }
         let counters =
             [gossipcar::FACE, "mehdb", "chain", "yzma"].map(|face| context.metrics.face(face));
-        let context = context.clone();
-        options.faces.any().then(|| Self { context, options, body_timeout, counters })
+        Some(Self { context: context.clone(), options, body_timeout, counters })
     }
 
     /// What a path names; `None` if it is none of these.
