@@ -791,8 +791,10 @@ impl Driver {
         for (reply, admission) in self.admissions.drain(..) {
             let _ = reply.send(admission);
         }
-        if !self.membership_changes.is_empty() {
-            // Whoever asked for a change sees it, from the answer on.
+        // Whoever asked for a change sees it, from the answer on. And a member that was restarted while it caught up may be ready by
+        // what it hears, without a word of the replica's.
+        let is_late = self.replica.is_ready() && !self.shared.has_data();
+        if is_late || !self.membership_changes.is_empty() {
             self.shared.observe_cluster(&self.replica);
         }
         for done in self.membership_changes.drain(..) {

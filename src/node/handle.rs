@@ -255,6 +255,11 @@ impl Shared {
         self.ready.load(Ordering::Acquire) && !self.looks_around()
     }
 
+    /// Whether the data is known to be here that a member that joins has to get first.
+    pub(super) fn has_data(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
     /// Whether it has still to be found out if the cluster has been there for long.
     pub(super) fn looks_around(&self) -> bool {
         self.looks_around.load(Ordering::Acquire)
