@@ -265,10 +265,11 @@ impl Lessor {
         self.stands_still.store(on, Ordering::Relaxed);
     }
 
-    /// Whether the time of any lease has run out.
-    pub(super) fn has_expired(&self, now: Now) -> bool {
+    /// Whether the time of any lease will have run out in so many milliseconds.
+    pub(super) fn expires_within(&self, millis: u64, now: Now) -> bool {
+        let then = now.monotonic_millis.saturating_add(millis);
         let table = self.table.lock();
-        table.deadlines.first().is_some_and(|(deadline, _)| *deadline <= now.monotonic_millis)
+        table.deadlines.first().is_some_and(|(deadline, _)| *deadline <= then)
     }
 
     /// Takes up to `max` leases that have run out. Each is given out once; the caller revokes it.
@@ -449,10 +450,10 @@ mod tests {
     fn what_stands_still_can_be_kept_alive_after_its_time() {
         let lessor = lessor();
         lessor.stand_still(true);
-        assert!(lessor.has_expired(at(10)));
+        assert!(lessor.expires_within(0, at(10)));
         assert_eq!(lessor.keep_alive(LeaseId(7), at(50)), KeepAlive::Renewed(10));
         lessor.stand_still(false);
-        assert!(!lessor.has_expired(at(59)));
+        assert!(!lessor.expires_within(0, at(59)));
         assert_eq!(lessor.keep_alive(LeaseId(7), at(60)), KeepAlive::Expiring);
     }
 

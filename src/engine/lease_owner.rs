@@ -32,6 +32,8 @@ use crate::types::{AlarmKind, LeaseExpiry, LeaseId, MemberId};
 const ASK_MILLIS: u64 = 2000;
 /// How long it counts that a majority has answered, from the question on.
 const ANSWER_MILLIS: u64 = 3000;
+/// A majority is asked so long before a lease ends, that its keys go as soon after its end as etcd's do: more than one look.
+const AHEAD_MILLIS: u64 = 1000;
 /// Who had to wait so long for a majority was cut off.
 const CUT_OFF_MILLIS: u64 = 4000;
 /// The questions of this module are numbered from here on, so that they are never taken for those of readers.
@@ -78,6 +80,15 @@ enum Verdict {
     StandStill,
     /// They get all their time first.
     Extend,
+}
+
+/// Whether there is anything that may only be done after a majority was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Nothing,
+    /// Within [`AHEAD_MILLIS`].
+    Soon,
+    Now,
 }
 
 /// Who is there, as a member sees it.
@@ -162,8 +173,8 @@ impl Duty {
         before.is_some_and(|before| now.monotonic_millis > before.saturating_add(late_millis))
     }
 
-    /// Whether leases may end or change hands; `is_wanted`: whether there are any that would.
-    fn judge(&mut self, view: &View, is_wanted: bool, now: Now) -> Verdict {
+    /// Whether leases may end or change hands.
+    fn judge(&mut self, view: &View, want: Want, now: Now) -> Verdict {
         let is_alone = view.voters.iter().all(|voter| *voter == view.me);
         if self.expiry == LeaseExpiry::Local || is_alone {
             return Verdict::Act;
@@ -178,12 +189,16 @@ impl Duty {
         if std::mem::take(&mut self.cut_off) {
             return Verdict::Extend;
         }
-        if !is_wanted {
-            self.waiting_since = None;
-            return Verdict::Act;
-        }
+        let counts_millis = match want {
+            Want::Nothing => {
+                self.waiting_since = None;
+                return Verdict::Act;
+            }
+            Want::Soon => ANSWER_MILLIS - AHEAD_MILLIS,
+            Want::Now => ANSWER_MILLIS,
+        };
         match self.question {
-            Some(question) if question.is_answered && millis - question.asked <= ANSWER_MILLIS => {}
+            Some(question) if question.is_answered && millis - question.asked <= counts_millis => {}
             Some(question) if !question.is_answered && millis - question.asked < ASK_MILLIS => {
                 return Verdict::StandStill;
             }
@@ -240,8 +255,14 @@ impl Replica {
         let gone = self.duty.gone(lessor.other_owners(), &view, now);
         let heirs: Vec<_> = view.heirs.iter().copied().filter(|heir| view.is_able(*heir)).collect();
         let Orphans { mut certain, old } = self.orphans(&heirs, now);
-        let is_wanted = !gone.is_empty() || lessor.has_expired(now) || !old.is_empty();
-        let verdict = self.duty.judge(&view, is_wanted, now);
+        let want = if !gone.is_empty() || !old.is_empty() || lessor.expires_within(0, now) {
+            Want::Now
+        } else if lessor.expires_within(AHEAD_MILLIS, now) {
+            Want::Soon
+        } else {
+            Want::Nothing
+        };
+        let verdict = self.duty.judge(&view, want, now);
         lessor.stand_still(verdict != Verdict::Act);
         match verdict {
             Verdict::Act => {
@@ -447,39 +468,66 @@ mod tests {
         let mut duty = Duty::default();
         let question = duty.ask(at(9900));
         assert!(duty.answer(question));
-        assert_eq!(duty.judge(&view(1), true, at(10_000)), Verdict::StandStill);
-        assert_eq!(duty.judge(&view(2), true, at(10_500)), Verdict::Extend);
-        assert_eq!(duty.judge(&view(2), true, at(11_000)), Verdict::Act);
+        assert_eq!(duty.judge(&view(1), Want::Now, at(10_000)), Verdict::StandStill);
+        assert_eq!(duty.judge(&view(2), Want::Now, at(10_500)), Verdict::Extend);
+        assert_eq!(duty.judge(&view(2), Want::Now, at(11_000)), Verdict::Act);
         let mut alone = Duty::new(LeaseExpiry::Local);
-        assert_eq!(alone.judge(&view(0), true, at(10_000)), Verdict::Act);
+        assert_eq!(alone.judge(&view(0), Want::Now, at(10_000)), Verdict::Act);
     }
 
     #[test]
     fn a_majority_is_asked_and_asked_again() {
         let mut duty = Duty::default();
-        assert_eq!(duty.judge(&view(4), false, at(10_000)), Verdict::Act, "nothing is to be done");
-        assert_eq!(duty.judge(&view(4), true, at(10_000)), Verdict::Ask);
+        assert_eq!(
+            duty.judge(&view(4), Want::Nothing, at(10_000)),
+            Verdict::Act,
+            "nothing is to be done"
+        );
+        assert_eq!(duty.judge(&view(4), Want::Now, at(10_000)), Verdict::Ask);
         let first = duty.ask(at(10_000));
-        assert_eq!(duty.judge(&view(4), true, at(10_500)), Verdict::StandStill);
-        assert_eq!(duty.judge(&view(4), true, at(12_000)), Verdict::Ask);
+        assert_eq!(duty.judge(&view(4), Want::Now, at(10_500)), Verdict::StandStill);
+        assert_eq!(duty.judge(&view(4), Want::Now, at(12_000)), Verdict::Ask);
         let second = duty.ask(at(12_000));
         assert!(duty.answer(first), "nobody waits for it any more");
-        assert_eq!(duty.judge(&view(4), true, at(12_500)), Verdict::StandStill);
+        assert_eq!(duty.judge(&view(4), Want::Now, at(12_500)), Verdict::StandStill);
         assert!(duty.answer(second));
-        assert_eq!(duty.judge(&view(4), true, at(13_000)), Verdict::Act);
-        assert_eq!(duty.judge(&view(4), true, at(15_001)), Verdict::Ask, "that was too long ago");
+        assert_eq!(duty.judge(&view(4), Want::Now, at(13_000)), Verdict::Act);
+        assert_eq!(
+            duty.judge(&view(4), Want::Now, at(15_001)),
+            Verdict::Ask,
+            "that was too long ago"
+        );
         assert!(!duty.answer(1), "that is a reader's");
+    }
+
+    /// A lease that ends at 11 s, with a look twice a second, goes at the first look after that.
+    #[test]
+    fn a_majority_is_asked_before_it_is_needed() {
+        for answered in [None, Some(8000), Some(9500)] {
+            let mut duty = Duty::default();
+            if let Some(millis) = answered {
+                let question = duty.ask(at(millis));
+                duty.answer(question);
+            }
+            for millis in [10_100, 10_600] {
+                if duty.judge(&view(4), Want::Soon, at(millis)) == Verdict::Ask {
+                    let question = duty.ask(at(millis));
+                    duty.answer(question);
+                }
+            }
+            assert_eq!(duty.judge(&view(4), Want::Now, at(11_100)), Verdict::Act, "{answered:?}");
+        }
     }
 
     #[test]
     fn who_has_waited_long_was_cut_off() {
         let mut duty = Duty::default();
-        assert_eq!(duty.judge(&view(4), true, at(10_000)), Verdict::Ask);
-        assert_eq!(duty.judge(&view(4), true, at(14_000)), Verdict::Ask);
+        assert_eq!(duty.judge(&view(4), Want::Now, at(10_000)), Verdict::Ask);
+        assert_eq!(duty.judge(&view(4), Want::Now, at(14_000)), Verdict::Ask);
         let question = duty.ask(at(14_000));
         duty.answer(question);
-        assert_eq!(duty.judge(&view(4), true, at(14_500)), Verdict::Extend);
-        assert_eq!(duty.judge(&view(4), true, at(15_000)), Verdict::Act);
+        assert_eq!(duty.judge(&view(4), Want::Now, at(14_500)), Verdict::Extend);
+        assert_eq!(duty.judge(&view(4), Want::Now, at(15_000)), Verdict::Act);
     }
 
     #[test]
