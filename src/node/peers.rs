@@ -738,6 +738,10 @@ impl Search {
         if self.shared.blocked.has(|| Some(&contact.name)) {
             return false;
         }
+        let _asks = self.shared.asks().await;
+        if self.shared.starts_anew() {
+            return false;
+        }
         let answer = self.transport.join(candidate.clone(), self.wish()).await;
         let admission = answer.map_err(|status| status.message().to_owned()).and_then(from_reply);
         let admission = match admission {

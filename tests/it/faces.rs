@@ -8,6 +8,7 @@ use starling::http::{FaceOptions, ServerOptions};
 use starling::types::Faces;
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::auth_client::AuthClient;
+use starling_proto::etcdserverpb::cluster_client::ClusterClient;
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -640,6 +641,35 @@ async fn y6_y7_join_and_leave() {
     c.until("Y10: it has all", "GET /keys/of-a", &found("MQ==")).await;
     assert_eq!(c.ask("POST /cluster/leave", "").await.status, 200, "Y7");
     c.process.stop();
+}
+
+#[tokio::test]
+async fn y7_who_leaves_while_joining_is_not_waited_for() {
+    let a = Running::start("a", free_port(), YZMA);
+    let b = Running::start("b", free_port(), YZMA);
+    let peers = json!({ "Peers": [format!("127.0.0.1:{}", a.peer_port)] }).to_string();
+    let left = r#"{"Status":"ok","Data":"leave ok"}"#;
+    for _ in 0..3 {
+        let joins = async {
+            let join = || try_ask(b.address(), "POST /cluster/join", "", peers.as_bytes());
+            while !join().await.is_ok_and(|answer| answer.status == 200) {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        in_time("Y6: it joins", joins).await;
+        b.until("Y7: it leaves as soon as it can", "POST /cluster/leave", left).await;
+        let alone = async {
+            let mut client = ClusterClient::new(a.process.channel().await);
+            loop {
+                let list = client.member_list(pb::MemberListRequest::default()).await;
+                if list.expect("they are listed").into_inner().members.len() == 1 {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        in_time("Y7: nobody waits for it", alone).await;
+    }
 }
 
 const YZMA: &[&str] = &["--http-faces=yzma"];
