@@ -40,7 +40,7 @@ const EXCHANGES: &[(&str, &str)] = &[
     ("--members 100 ", "--members 10 "),
 ];
 /// How long a reader looks at one command, ...
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// ... and at one that does not end, before it is typed again.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(5);
