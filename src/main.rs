@@ -179,13 +179,13 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
             "--force-new-cluster: all other members are removed; start without it next time"
         );
     }
-    let mut called = Vec::new();
+    let mut former = Anew::default();
     loop {
-        let (end, kept) = serve_member(config, ports, &store, called)?;
+        let (end, kept) = serve_member(config, ports, &store, former)?;
         match (end, kept) {
             (End::Anew(anew), Some(kept)) => {
                 tracing::info!(contacts = ?anew.contacts, "starting anew on the same store");
-                (ports, called) = (kept, anew.contacts);
+                (ports, former) = (kept, anew);
             }
             (End::Removed, _) => {
                 tracing::info!("stopped");
@@ -272,7 +272,7 @@ fn serve_member(
     config: &Config,
     ports: Ports,
     store: &Store,
-    called: Vec<String>,
+    former: Anew,
 ) -> Result<(End, Option<Ports>), String> {
     let Ports { clients, http, metrics: metrics_listeners, faces, peers } = ports.again()?;
     let metrics =
@@ -280,7 +280,8 @@ fn serve_member(
     let peers = peer_options(config, peers, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
     let auth = auth_options(config)?;
-    let options = NodeOptions { traces: traces.clone(), auth, called, ..node_options(config) };
+    let mut options = NodeOptions { traces: traces.clone(), auth, ..node_options(config) };
+    (options.called, options.writer.reserved) = (former.contacts, former.reserved);
     let node = Node::start(store.clone(), options, peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();
