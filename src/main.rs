@@ -185,13 +185,13 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     let mut signals = runtime.block_on(async { Signals::listen() })?;
-    let mut called = Vec::new();
+    let mut former = Anew::default();
     loop {
-        let (end, kept) = serve_member(config, ports, &store, called, (&runtime, &mut signals))?;
+        let (end, kept) = serve_member(config, ports, &store, former, (&runtime, &mut signals))?;
         match (end, kept) {
             (End::Anew(anew), Some(kept)) => {
                 tracing::info!(contacts = ?anew.contacts, "starting anew on the same store");
-                (ports, called) = (kept, anew.contacts);
+                (ports, former) = (kept, anew);
             }
             (End::Removed, _) => {
                 tracing::info!("stopped");
@@ -304,7 +304,7 @@ fn serve_member(
     config: &Config,
     ports: Ports,
     store: &Store,
-    called: Vec<String>,
+    former: Anew,
     (runtime, signals): (&Runtime, &mut Signals),
 ) -> Result<(End, Option<Ports>), String> {
     let Ports { clients, http, metrics: metrics_listeners, faces, peers } = ports.again()?;
@@ -313,7 +313,8 @@ fn serve_member(
     let peers = peer_options(config, peers, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
     let auth = auth_options(config)?;
-    let options = NodeOptions { traces: traces.clone(), auth, called, ..node_options(config) };
+    let mut options = NodeOptions { traces: traces.clone(), auth, ..node_options(config) };
+    (options.called, options.writer.reserved) = (former.contacts, former.reserved);
     let node = Node::start(store.clone(), options, peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();

@@ -13,6 +13,7 @@ mod http;
 mod http2;
 mod java;
 mod kubernetes;
+mod learner;
 mod metrics;
 mod migration;
 mod mirror;

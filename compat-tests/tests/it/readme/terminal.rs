@@ -105,7 +105,10 @@ impl Terminal {
             let (number, after) = digits.split_at(end);
             let port = self.ports.iter().find(|(shown, _)| *number == shown.to_string());
             whole.push_str(before);
-            whole.push_str(&port.map_or(number.to_owned(), |(_, here)| here.to_string()));
+            match port {
+                Some((_, here)) => whole.push_str(&here.to_string()),
+                None => whole.push_str(number),
+            }
             rest = after;
         }
         whole + rest
