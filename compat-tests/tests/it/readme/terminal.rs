@@ -40,9 +40,9 @@ const EXCHANGES: &[(&str, &str)] = &[
     ("--members 100 ", "--members 10 "),
 ];
 /// How long a reader looks at one command, ...
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// ... and at one that does not end, before it is typed again.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(40);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 /// Stands for any lines, and in a line for any words.
 const ANYTHING: &str = "...";
