@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
-use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
-use starling::engine::Options as WriterOptions;
+use starling::config::{
+    self, ClusterConfig, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig,
+    initial_cluster,
+};
+use starling::engine::{Options as WriterOptions, has_owner};
 use starling::http::{Allowed, FaceOptions, Listener, Server, ServerOptions, Serves, forwarded};
 use starling::logging;
 use starling::metrics::Metrics;
@@ -175,6 +178,8 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
     // Addresses first: they are quickly checked, and a store may take a while to open. Clients come in after that.
     let mut ports = Ports::open(config)?;
     let store = open_store(config)?;
+    let found = found_by_registry(config, &store)?;
+    let config = found.as_ref().unwrap_or(config);
     if config.cluster.forgets_others {
         tracing::warn!(
             "--force-new-cluster: all other members are removed; start without it next time"
@@ -203,6 +208,38 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
             }
         }
     }
+}
+
+/// The settings of a new member whose fellow founders stand in a registry, as if they had been named by `--initial-cluster`; waits
+/// until all are there. `None` for any other.
+fn found_by_registry(config: &Config, store: &Store) -> Result<Option<Config>, String> {
+    let Some(registry) = &config.cluster.registry else { return Ok(None) };
+    if config.cluster.existing || has_owner(store).map_err(|error| describe(&error))? {
+        return Ok(None);
+    }
+    let urls = &config.advertise_peer_urls;
+    let options = cli::registry::Options {
+        endpoints: registry.endpoints.clone(),
+        token: registry.token.clone(),
+        dial_timeout: registry.dial_timeout,
+        request_timeout: registry.request_timeout,
+        keepalive: registry.keepalive,
+        is_secure: registry.is_secure,
+        ca: registry.ca.clone(),
+        cert: registry.cert.clone(),
+        key: registry.key.clone(),
+        user: registry.user.clone(),
+    };
+    // The same for as long as it has not founded anything.
+    let member = founding_cluster(&registry.token, urls).0;
+    let founders = cli::registry::founders(&options, member, &config.name, urls)?;
+    tracing::info!(founders, "all members that found the cluster are in the registry");
+    let initial = initial_cluster(&founders).map_err(|error| error.text)?;
+    if initial.get(&config.name).is_none_or(|own| own.iter().any(|url| !urls.contains(url))) {
+        return Err(format!("discovery: two members are called {:?}: {founders}", config.name));
+    }
+    let cluster = ClusterConfig { initial, ..config.cluster.clone() };
+    Ok(Some(Config { cluster, cluster_token: registry.token.clone(), ..config.clone() }))
 }
 
 /// Puts a new process in the place of this one, by the same command. Returns why that cannot be.

@@ -212,6 +212,11 @@ pub struct Writer {
     pub(super) disk_room_bytes: u64,
 }
 
+/// Whether a store is some member's already.
+pub fn has_owner(store: &Store) -> Result<bool, StoreError> {
+    Ok(StoreMeta::read(store)?.identity.is_some())
+}
+
 impl Writer {
     /// Takes over a store: reads the log back into memory and starts a new run. Costs a read of the whole log.
     pub fn open(store: Store, options: &Options, now: Now) -> Result<Self, StoreError> {

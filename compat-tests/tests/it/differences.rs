@@ -389,7 +389,7 @@ fn etcd_program() -> &'static Path {
     &tools::etcd().expect("these cases are run where etcd is").etcd
 }
 
-fn flags(name: &str, client: u16, peer: u16) -> Vec<String> {
+pub(super) fn flags(name: &str, client: u16, peer: u16) -> Vec<String> {
     let mut flags = vec![format!("--name={name}")];
     for (flag, port) in [
         ("listen-client-urls", client),

@@ -21,6 +21,7 @@ mod node;
 mod python;
 mod raw;
 mod readme;
+mod registry;
 mod rust_client;
 mod rust_suite;
 mod tls;
