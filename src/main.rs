@@ -31,7 +31,8 @@ use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, Faces, MemberId};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 // Requests come and go in small pieces on several threads, which this one is made for.
 #[global_allocator]
@@ -184,9 +185,14 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
             "--force-new-cluster: all other members are removed; start without it next time"
         );
     }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let mut signals = runtime.block_on(async { Signals::listen() })?;
     let mut former = Anew::default();
     loop {
-        let (end, kept) = serve_member(config, ports, &store, former)?;
+        let (end, kept) = serve_member(config, ports, &store, former, (&runtime, &mut signals))?;
         match (end, kept) {
             (End::Anew(anew), Some(kept)) => {
                 tracing::info!(contacts = ?anew.contacts, "starting anew on the same store");
@@ -244,6 +250,32 @@ fn start_anew() -> String {
     let anew = |program| std::process::Command::new(program).arg0(name).args(args).exec();
     let error = std::env::current_exe().map_or_else(|error| error, anew);
     format!("cannot start anew as another member: {error}")
+}
+
+/// The signals by which the process is told to stop. They are listened to as long as it runs, so that none is lost while a member
+/// starts anew.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, String> {
+        let listen =
+            |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Why a member has come to an end that is none of its own fault.
@@ -310,6 +342,7 @@ fn serve_member(
     ports: Ports,
     store: &Store,
     former: Anew,
+    (runtime, signals): (&Runtime, &mut Signals),
 ) -> Result<(End, Option<Ports>), String> {
     let Ports { clients, http, metrics: metrics_listeners, faces, peers } = ports.again()?;
     let metrics =
@@ -328,10 +361,6 @@ fn serve_member(
         keys = handle.status().keys,
         "data is loaded"
     );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start: {error}"))?;
     let all = [&clients, &http, &metrics_listeners, &faces];
     let addresses: Vec<String> = all.into_iter().flatten().map(address).collect();
     let options = server_options(config);
@@ -358,7 +387,7 @@ fn serve_member(
         tracing::info!(address, "ready to serve client requests");
     }
     let (outcome, kept) = runtime.block_on(async {
-        let outcome = until_stopped(&node, store).await;
+        let outcome = until_stopped(&node, store, signals).await;
         // Whoever comes when the process ends is to be turned away.
         let kept = matches!(outcome, Ok(End::Anew(_))).then_some(ports);
         node.begin_stop();
@@ -375,13 +404,9 @@ fn serve_member(
 }
 
 /// Waits for a signal, for the member to be removed, or for the store to fail.
-async fn until_stopped(node: &Node, store: &Store) -> Result<End, String> {
-    let cannot = |error| format!("cannot listen for signals: {error}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+async fn until_stopped(node: &Node, store: &Store, signals: &mut Signals) -> Result<End, String> {
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.stop() => {}
         error = node.failed() => {
             tracing::error!(error = describe(&error), "the store has failed");
             return Err(describe(&error));
@@ -407,11 +432,9 @@ async fn until_stopped(node: &Node, store: &Store) -> Result<End, String> {
         }
     }
     tracing::info!("stopping; a second signal ends it at once");
+    let mut again = Signals::listen()?;
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        again.stop().await;
         std::process::exit(EXIT_INTERRUPTED);
     });
     Ok(End::Wanted)

@@ -323,23 +323,29 @@ pub fn free_ports() -> (u16, u16) {
     (port(&client), port(&peer))
 }
 
+/// A program that runs beside a test; dropping it kills it.
 #[derive(Debug)]
-struct Process {
-    child: Child,
-    log: Arc<Log>,
+pub struct Process {
+    pub child: Child,
+    /// All that it writes.
+    pub log: Arc<Log>,
 }
 
 impl Process {
     fn spawn(program: &[String], args: &[String]) -> Self {
         let words = [program, args].concat();
         let (program, args) = words.split_first().expect("there is a program");
-        let mut child = Command::new(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        Self::start(Command::new(program).args(args))
+    }
+
+    /// Starts a program, which has nothing to read.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    pub fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let log = Arc::new(Log::default());
         log.follow(child.stdout.take().expect("stdout is a pipe"));
         log.follow(child.stderr.take().expect("stderr is a pipe"));
@@ -370,6 +376,20 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Waits until something holds.
+///
+/// # Panics
+///
+/// When it does not at the deadline.
+pub fn until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
+    const POLL: Duration = Duration::from_millis(20);
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < deadline, "not in time: {what}");
+        thread::sleep(POLL);
     }
 }
 

@@ -171,6 +171,8 @@ pub(super) struct Shared {
     failed: Notify,
     /// Whether this process has been admitted by somebody.
     adopted: AtomicBool,
+    /// Held while this process asks somebody to be admitted, until it is on record here what came of it.
+    asks: tokio::sync::Mutex<()>,
     removed: watch::Sender<Option<Removed>>,
     /// Where wishes to join go, if there can be peers.
     pub(super) calls: OnceLock<mpsc::Sender<Call>>,
@@ -229,6 +231,7 @@ impl Shared {
             failure: Mutex::new(None),
             failed: Notify::new(),
             adopted: AtomicBool::new(false),
+            asks: tokio::sync::Mutex::new(()),
             removed: watch::Sender::new(None),
             calls: OnceLock::new(),
             contacts,
@@ -399,6 +402,11 @@ impl Shared {
         self.adopted.store(true, Ordering::Release);
     }
 
+    /// Waits until nobody is being asked to admit this member; nobody is until the guard is dropped.
+    pub(super) async fn asks(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.asks.lock().await
+    }
+
     /// Whether somebody is a member, as far as this one knows.
     pub(super) fn has_member(&self, member: MemberId) -> bool {
         self.directory.read().as_ref().is_some_and(|it| it.members.contains_key(&member))
@@ -432,6 +440,11 @@ impl Shared {
     /// This member is to start anew on its store.
     pub(super) fn start_anew(&self, anew: Anew) {
         self.anew.send_replace(Some(anew));
+    }
+
+    /// Whether that has been decided.
+    pub(super) fn starts_anew(&self) -> bool {
+        self.anew.borrow().is_some()
     }
 
     pub(super) async fn anew(&self) -> Anew {

@@ -197,6 +197,11 @@ impl Handle {
     /// others, and has not been admitted yet, does so no more.
     pub async fn leave(&self) -> Result<Leaving, JoinError> {
         let shared = &self.shared;
+        // Whoever is asked just now may admit this member, and would be left with one that never comes.
+        let asks = shared.asks().await;
+        if shared.starts_anew() || shared.is_joining() {
+            return Err(Error::NotReady.into());
+        }
         let is_outside = shared.directory().is_none();
         let waits = is_outside && !shared.is_ready() && shared.is_called();
         if shared.is_alone() && !waits {
@@ -207,6 +212,7 @@ impl Handle {
             shared.start_anew(Anew::default());
             return Ok(Leaving::Left);
         }
+        drop(asks);
         if !shared.is_ready() {
             return Err(Error::NotReady.into());
         }

@@ -745,6 +745,10 @@ impl Search {
         if self.shared.blocked.has(|| Some(&contact.name)) {
             return false;
         }
+        let _asks = self.shared.asks().await;
+        if self.shared.starts_anew() {
+            return false;
+        }
         let takes_reserved = self.shared.may_become_another();
         let wish = pb::JoinRequest { takes_reserved, ..self.wish() };
         let answer = self.transport.join(candidate.clone(), wish).await;

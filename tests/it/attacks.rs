@@ -9,8 +9,9 @@ use http::Method;
 use jsonwebtoken as jwt;
 use prost::Message;
 use rcgen::{KeyPair, PublicKeyData as _};
-use starling::http::{Allowed, ServerOptions, Serves};
+use starling::http::{Allowed, FaceOptions, ServerOptions, Serves};
 use starling::node::{AuthOptions, JwtOptions, TokenOptions};
+use starling::types::Faces;
 use starling_proto::authpb;
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::auth_client::AuthClient;
@@ -499,8 +500,9 @@ async fn headers_of_http1_are_bounded() {
 #[tokio::test]
 async fn slow_clients_are_not_waited_for() {
     const SOON: Duration = Duration::from_millis(200);
+    let faces = FaceOptions { faces: Faces::ALL, port: None };
     let options =
-        ServerOptions { worker_threads: 1, request_timeout: SOON, ..ServerOptions::default() };
+        ServerOptions { worker_threads: 1, request_timeout: SOON, faces, ..<_>::default() };
     let member = Member::start_with(&options, vec![]);
     let head = "POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n";
     let stream = "POST /v3/watch HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -516,6 +518,16 @@ async fn slow_clients_are_not_waited_for() {
     ] {
         let answer = exchange(&member, sent.as_bytes()).await;
         assert_eq!(answer.get(9..12).unwrap_or_default(), answered, "{what}: {answer}");
+    }
+    // The faces of earlier systems, in the code that they know.
+    for line in
+        ["PUT /map?k=a", "PUT /set/a", "POST /store/set", "POST /keys/a", "POST /cluster/join"]
+    {
+        for some in ["", "{\"key\":\"a\",\"value\":\""] {
+            let sent = format!("{line} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{some}");
+            let answer = exchange(&member, sent.as_bytes()).await;
+            assert_eq!(answer.get(9..12), Some("408"), "{line}: {answer}");
+        }
     }
     // One that goes on, byte by byte.
     let connection = TcpStream::connect(member.address).await.expect("the member listens");

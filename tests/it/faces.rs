@@ -8,6 +8,7 @@ use starling::http::{FaceOptions, ServerOptions};
 use starling::types::Faces;
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::auth_client::AuthClient;
+use starling_proto::etcdserverpb::cluster_client::ClusterClient;
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -42,6 +43,17 @@ impl Answer {
 
 /// One request on a connection of its own. `headers` are whole lines.
 pub(crate) async fn ask(address: SocketAddr, request: &str, headers: &str, body: &[u8]) -> Answer {
+    let answer = try_ask(address, request, headers, body).await;
+    answer.unwrap_or_else(|bytes| panic!("{request}: {:?}", String::from_utf8_lossy(&bytes)))
+}
+
+/// The same of a member that may be about to start anew. Answers all that came, if that is no answer.
+async fn try_ask(
+    address: SocketAddr,
+    request: &str,
+    headers: &str,
+    body: &[u8],
+) -> Result<Answer, Vec<u8>> {
     let whole = async {
         let mut stream = TcpStream::connect(address).await.expect("the member listens");
         let length = body.len();
@@ -56,8 +68,9 @@ pub(crate) async fn ask(address: SocketAddr, request: &str, headers: &str, body:
         bytes
     };
     let bytes = in_time(request, whole).await;
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-    let end = end.unwrap_or_else(|| panic!("{request}: {:?}", String::from_utf8_lossy(&bytes)));
+    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Err(bytes);
+    };
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let mut answer =
@@ -65,7 +78,7 @@ pub(crate) async fn ask(address: SocketAddr, request: &str, headers: &str, body:
     if answer.header("transfer-encoding") == Some("chunked") {
         answer.body = unchunked(&answer.body);
     }
-    answer
+    Ok(answer)
 }
 
 fn unchunked(mut rest: &[u8]) -> Vec<u8> {
@@ -582,15 +595,20 @@ impl Running {
         Self { process: Process::start(dir.path(), &flags), peer_port, _dir: dir }
     }
 
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.process.port))
+    }
+
     async fn ask(&self, request: &str, body: &str) -> Answer {
-        let address = SocketAddr::from(([127, 0, 0, 1], self.process.port));
-        ask(address, request, "", body.as_bytes()).await
+        ask(self.address(), request, "", body.as_bytes()).await
     }
 
     /// Asks until the answer is so.
     async fn until(&self, what: &str, request: &str, expected: &str) {
         let wait = async {
-            while self.ask(request, "").await.text() != expected {
+            let is_expected =
+                |answer: Result<Answer, _>| answer.is_ok_and(|it| it.text() == expected);
+            while !is_expected(try_ask(self.address(), request, "", b"").await) {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         };
@@ -616,6 +634,42 @@ async fn y6_y7_join_and_leave() {
     let left = b.ask("POST /cluster/leave", "").await;
     assert_eq!((left.status, left.json()["Data"].as_str()), (200, Some("leave ok")), "Y7");
     b.until("Y7: it goes on", "GET /keys/of-a", &found("MQ==")).await;
+
+    // Nor is a member deaf while it starts anew.
+    let c = Running::start("c", free_port(), YZMA);
+    assert_eq!(c.ask("POST /cluster/join", &peers).await.status, 200, "Y6");
+    c.until("Y10: it has all", "GET /keys/of-a", &found("MQ==")).await;
+    assert_eq!(c.ask("POST /cluster/leave", "").await.status, 200, "Y7");
+    c.process.stop();
+}
+
+#[tokio::test]
+async fn y7_who_leaves_while_joining_is_not_waited_for() {
+    let a = Running::start("a", free_port(), YZMA);
+    let b = Running::start("b", free_port(), YZMA);
+    let peers = json!({ "Peers": [format!("127.0.0.1:{}", a.peer_port)] }).to_string();
+    let left = r#"{"Status":"ok","Data":"leave ok"}"#;
+    for _ in 0..3 {
+        let joins = async {
+            let join = || try_ask(b.address(), "POST /cluster/join", "", peers.as_bytes());
+            while !join().await.is_ok_and(|answer| answer.status == 200) {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        in_time("Y6: it joins", joins).await;
+        b.until("Y7: it leaves as soon as it can", "POST /cluster/leave", left).await;
+        let alone = async {
+            let mut client = ClusterClient::new(a.process.channel().await);
+            loop {
+                let list = client.member_list(pb::MemberListRequest::default()).await;
+                if list.expect("they are listed").into_inner().members.len() == 1 {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        in_time("Y7: nobody waits for it", alone).await;
+    }
 }
 
 const YZMA: &[&str] = &["--http-faces=yzma"];

@@ -20,6 +20,7 @@ mod member;
 mod process;
 mod shell;
 mod sockets;
+mod terminal;
 mod tidy;
 mod tls;
 mod traces;

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use starling_proto::etcdserverpb::kv_client::KvClient;
@@ -13,6 +13,8 @@ use tonic::transport::Channel;
 
 /// How long a start may take on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a stop may take.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a start is tried on another port, should somebody else have taken the first.
 const START_TRIES: usize = 5;
 
@@ -96,7 +98,11 @@ impl Process {
     pub(crate) fn stop(mut self) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).expect("it is ours to stop");
-        self.child.wait().expect("it stops");
+        let begin = Instant::now();
+        while self.child.try_wait().expect("it can be waited for").is_none() {
+            assert!(begin.elapsed() < STOP_TIMEOUT, "it does not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// A connection to it.

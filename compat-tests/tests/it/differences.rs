@@ -5,12 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use starling_compat_tests::server::{self, Kind, Log};
+use starling_compat_tests::server::{self, Kind, Process};
 use starling_compat_tests::{Server, tools};
 use starling_proto::authpb::Permission;
 use starling_proto::etcdserverpb as pb;
@@ -34,7 +32,6 @@ const NEXT_HEADING: &str = "\n## ";
 const COMPAT_SELF: &str = "COMPAT_SELF";
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(20);
 
 /// Small enough to fill, large enough for an empty store of either server.
 pub(super) const QUOTA: &str = "--quota-backend-bytes=4194304";
@@ -281,8 +278,7 @@ fn default_data_directory() {
         let link = dir.path().join(called);
         symlink(program, &link).expect("the temporary directory has links");
         let (client, peer) = server::free_ports();
-        let running = Running::start(&link, dir.path(), &flags("x", client, peer));
-        assert!(running.is_ready(), "{}", running.log.text());
+        let _running = start(&link, dir.path(), &flags("x", client, peer));
         let entries = fs::read_dir(dir.path()).expect("a directory can be read");
         let names = entries.flatten().map(|entry| entry.file_name());
         let mut names: Vec<_> = names.filter_map(|name| name.into_string().ok()).collect();
@@ -317,8 +313,7 @@ fn leader() {
     let dir = TempDir::new().expect("the temporary directory is writable");
     let mut flags = flags("second", client, peer);
     flags.extend([format!("--initial-cluster={peers}"), "--initial-cluster-state=existing".into()]);
-    let running = Running::start(etcd_program(), dir.path(), &flags);
-    assert!(running.is_ready(), "{}", running.log.text());
+    let _running = start(etcd_program(), dir.path(), &flags);
     let second = Client::connect(format!("http://127.0.0.1:{client}"));
     until("etcd's second member knows the leader", || second.status().leader != 0);
     let (one, other) = (first.status(), second.status());
@@ -408,47 +403,16 @@ pub(super) fn flags(name: &str, client: u16, peer: u16) -> Vec<String> {
     flags
 }
 
-/// A program that is started where it stands.
-pub(super) struct Running {
-    pub(super) child: Child,
-    pub(super) log: Arc<Log>,
+/// Starts a program where it stands.
+fn start(program: &Path, dir: &Path, flags: &[String]) -> Process {
+    let running = Process::start(Command::new(program).args(flags).current_dir(dir));
+    let is_ready = running.log.wait_for(server::READY, server::START_DEADLINE);
+    assert!(is_ready, "{}", running.log.text());
+    running
 }
 
-impl Running {
-    pub(super) fn start(program: &Path, dir: &Path, flags: &[String]) -> Self {
-        let mut child = Command::new(program)
-            .args(flags)
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("a program can be started");
-        let log = Arc::new(Log::default());
-        log.follow(child.stdout.take().expect("stdout is a pipe"));
-        log.follow(child.stderr.take().expect("stderr is a pipe"));
-        Self { child, log }
-    }
-
-    pub(super) fn is_ready(&self) -> bool {
-        self.log.wait_for(server::READY, server::START_DEADLINE)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only when the process has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is() {
-        assert!(started.elapsed() < DEADLINE, "not in time: {what}");
-        thread::sleep(POLL);
-    }
+fn until(what: &str, is: impl FnMut() -> bool) {
+    server::until(what, DEADLINE, is);
 }
 
 fn message<T>(answer: Result<T, Status>) -> String {

@@ -1,13 +1,11 @@
 //! `starling mirror`, from real etcd and back: what it copies, what it follows, and how it goes on after whatever has happened.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::Signal;
-use starling_compat_tests::server::{self, Kind, Log};
+use starling_compat_tests::server::{self, Kind, Process};
 use starling_compat_tests::{Server, tools};
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::auth_client::AuthClient;
@@ -19,7 +17,6 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
 const DEADLINE: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(20);
 /// Where mirrors keep their place.
 const RESERVED: &str = "starling/mirror/";
 /// So many puts go into a transaction of these tests.
@@ -137,25 +134,12 @@ impl Client {
 }
 
 /// A mirror that runs.
-struct Mirror {
-    child: Child,
-    log: Arc<Log>,
-}
+struct Mirror(Process);
 
 impl Mirror {
     fn start(from: &str, to: &str, args: &[&str]) -> Self {
-        let mut child = Command::new(tools::starling())
-            .args(["mirror", "--from", from, "--to", to])
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program can be started");
-        let log = Arc::new(Log::default());
-        log.follow(child.stdout.take().expect("stdout is a pipe"));
-        log.follow(child.stderr.take().expect("stderr is a pipe"));
-        Self { child, log }
+        let mut mirror = Command::new(tools::starling());
+        Self(Process::start(mirror.args(["mirror", "--from", from, "--to", to]).args(args)))
     }
 
     fn between(source: &Server, destination: &Server, args: &[&str]) -> Self {
@@ -163,37 +147,25 @@ impl Mirror {
     }
 
     fn kill(mut self) {
-        self.child.kill().expect("it is ours to kill");
-        self.child.wait().expect("it was killed");
+        self.0.child.kill().expect("it is ours to kill");
+        self.0.child.wait().expect("it was killed");
     }
 
     /// Exit code, and all that it said.
     fn end(mut self) -> (Option<i32>, String) {
-        let code = server::wait(&mut self.child, DEADLINE);
-        self.log.wait_for_end(DEADLINE);
-        (code, self.log.text())
+        let code = server::wait(&mut self.0.child, DEADLINE);
+        self.0.log.wait_for_end(DEADLINE);
+        (code, self.0.log.text())
     }
 
     fn interrupt(self) -> (Option<i32>, String) {
-        server::signal(&self.child, Signal::INT);
+        server::signal(&self.0.child, Signal::INT);
         self.end()
     }
 }
 
-impl Drop for Mirror {
-    fn drop(&mut self) {
-        // Both fail only when the process has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is() {
-        assert!(started.elapsed() < DEADLINE, "not in time: {what}");
-        thread::sleep(POLL);
-    }
+fn until(what: &str, is: impl FnMut() -> bool) {
+    server::until(what, DEADLINE, is);
 }
 
 /// Many small keys, and some for which a page has to be small.
@@ -268,8 +240,8 @@ fn it_goes_on_where_it_was() {
             let pair = |j: usize| (format!("round/{}", (i + j) % 20), format!("{round}/{i}"));
             here.txn(&(0..2).map(pair).collect::<Vec<_>>(), &[&format!("key/{round:02}/{i:03}")]);
         }
-        let _is_said = mirror.log.wait_for("o", Duration::from_millis(200 * round));
-        goes_on += usize::from(mirror.log.text().contains("going on after revision"));
+        let _is_said = mirror.0.log.wait_for("o", Duration::from_millis(200 * round));
+        goes_on += usize::from(mirror.0.log.text().contains("going on after revision"));
         mirror.kill();
     }
     let mirror = Mirror::between(&source, &destination, &[]);
@@ -279,7 +251,7 @@ fn it_goes_on_where_it_was() {
     let mirror = Mirror::between(&source, &destination, &[]);
     here.put("last", "1");
     until("the last change", || there.values() == here.values());
-    let text = mirror.log.text();
+    let text = mirror.0.log.text();
     assert!(text.contains("going on after revision") && !text.contains("copied"), "{text}");
     let after = there.all();
     assert_eq!(after.1, before.1 + 1, "the change and the place, nothing else ({goes_on})");
@@ -307,7 +279,7 @@ fn what_was_compacted_meanwhile_is_compared() {
     here.put("after", "1");
     until("what comes after", || there.values() == here.values());
     let words = format!("the source has compacted up to revision {compacted}");
-    assert!(mirror.log.text().contains(&words), "{}", mirror.log.text());
+    assert!(mirror.0.log.text().contains(&words), "{}", mirror.0.log.text());
     let after = there.all().0;
     let kept = after.iter().filter(|(key, kv)| before.get(*key).is_some_and(|it| it == *kv));
     assert_eq!(kept.count(), after.len() - 3, "what was the same is not written again");
@@ -391,18 +363,18 @@ fn a_second_mirror_is_noticed() {
     let (source, destination) = (Server::etcd(), Server::starling());
     let (here, there) = (Client::of(&source), Client::of(&destination));
     let first = Mirror::between(&source, &destination, &[]);
-    assert!(first.log.wait_for("copied", DEADLINE), "{}", first.log.text());
+    assert!(first.0.log.wait_for("copied", DEADLINE), "{}", first.0.log.text());
     let second = Mirror::between(&source, &destination, &[]);
-    assert!(second.log.wait_for("going on", DEADLINE), "{}", second.log.text());
+    assert!(second.0.log.wait_for("going on", DEADLINE), "{}", second.0.log.text());
     let mut number = 0;
     let mut mirrors = [first, second];
     until("one ends", || {
         number += 1;
         here.put("a", &number.to_string());
-        mirrors.iter_mut().any(|mirror| mirror.child.try_wait().is_ok_and(|it| it.is_some()))
+        mirrors.iter_mut().any(|mirror| mirror.0.child.try_wait().is_ok_and(|it| it.is_some()))
     });
     until("the other goes on", || there.values() == here.values());
-    let said = mirrors.iter().map(|mirror| mirror.log.text()).collect::<Vec<_>>().join("\n");
+    let said = mirrors.iter().map(|mirror| mirror.0.log.text()).collect::<Vec<_>>().join("\n");
     assert!(said.contains("another mirror writes there"), "{said}");
 }
 
@@ -425,5 +397,5 @@ fn a_lost_connection_is_no_end() {
     let there = Client::of(&destination);
     here.put("c", "3");
     until("a change after that of the destination", || there.values() == here.values());
-    assert!(mirror.log.text().contains("trying again"), "{}", mirror.log.text());
+    assert!(mirror.0.log.text().contains("trying again"), "{}", mirror.0.log.text());
 }

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use starling_compat_tests::server::{Kind, free_ports, wait};
+use starling_compat_tests::server::{Kind, Process, READY, START_DEADLINE, free_ports, wait};
 use starling_compat_tests::tools::EtcdTools;
 use starling_compat_tests::{Server, tools};
 use tempfile::TempDir;
 
-use crate::differences::{Running, flags};
+use crate::differences::flags;
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// A member that is to found a cluster with those in a registry.
 struct Member {
-    running: Running,
+    running: Process,
     url: String,
     _dir: TempDir,
 }
@@ -30,7 +30,7 @@ impl Member {
         flags.retain(|flag| !flag.starts_with("--initial-cluster="));
         flags.push(format!("--discovery-endpoints={}", registry.url()));
         flags.push(format!("--discovery-token={token}"));
-        let running = Running::start(program, dir.path(), &flags);
+        let running = Process::start(Command::new(program).args(&flags).current_dir(&dir));
         Self { running, url: format!("http://127.0.0.1:{client}"), _dir: dir }
     }
 
@@ -79,7 +79,11 @@ fn found(etcd: &EtcdTools, kind: Kind, program: &Path) {
     etcdctl(etcd, &registry.url(), &["put", "/_etcd/registry/blue/_config/size", "3"]);
     let members = NAMES.map(|name| Member::start(program, name, &registry, "blue"));
     for member in &members {
-        assert!(member.running.is_ready(), "{}", member.running.log.text());
+        assert!(
+            member.running.log.wait_for(READY, START_DEADLINE),
+            "{}",
+            member.running.log.text()
+        );
     }
     until("all know each other", || {
         let list = etcdctl(etcd, &members[0].url, &["member", "list"]);

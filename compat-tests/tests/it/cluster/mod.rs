@@ -10,6 +10,7 @@ mod changing;
 mod checker;
 mod clocks;
 mod discovery;
+mod faces;
 mod latency;
 mod links;
 mod load;
