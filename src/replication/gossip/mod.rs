@@ -39,6 +39,7 @@ use super::heads::Heads;
 use super::message::{
     CatchUp, Compare, Cursor, Dot, Head, Message, OriginFloor, Segments, Span, TracedEntry,
 };
+use super::packed::PackedEntries;
 use super::pulls::Pulls;
 use super::recent::Recent;
 use super::settled::{Frontier, Membership};
@@ -206,7 +207,7 @@ pub enum Output {
     /// Read a part of the data, send it, then say [`Input::Loaded`].
     LoadCatchUp(MemberId, CatchUp),
     /// Write a part of another member's data. No heads move.
-    ApplyCatchUp(Vec<(Origin, Arc<Entry>)>),
+    ApplyCatchUp(PackedEntries),
     /// All parts are there: move the heads there, unless they are further.
     FinishCatchUp {
         /// Where the heads go.
