@@ -135,7 +135,7 @@ pub fn weight(message: &Message) -> usize {
 /// A message as frames, one after the other.
 pub fn frames(message: &Message) -> Result<Vec<pb::Frame>, TooLarge> {
     let frame = encode(message);
-    if !is_within_limits(&frame) {
+    if !is_within_limits(&frame) || !fits(message) {
         return Err(TooLarge);
     }
     let bytes = frame.encoded_len();
@@ -157,6 +157,12 @@ fn pieces(mut frame: Bytes) -> Vec<pb::Frame> {
         pieces.push(pb::Frame { body: Some(pb::frame::Body::Piece(piece)) });
     }
     pieces
+}
+
+/// Whether a receiver takes what does not show in the frame.
+fn fits(message: &Message) -> bool {
+    let Message::CatchUpPart(part) = message else { return true };
+    part.entries.len() <= ENTRIES_MAX && part.entries.ops() <= OPS_MAX
 }
 
 fn is_within_limits(frame: &pb::Frame) -> bool {
