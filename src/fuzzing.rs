@@ -12,6 +12,7 @@ use std::fs;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
@@ -334,7 +335,8 @@ fn use_store(mut writer: Writer) {
     let heads = writer.heads();
     let none: Vec<Head> = heads.iter().map(|head| Head { seq: 0, ..*head }).collect();
     let segments = writer.mvcc().segments(&none, &heads, READ_BYTES_MAX).expect("memory gives it");
-    let state = writer.mvcc().catch_up(&none, None, READ_BYTES_MAX).expect("memory gives it");
+    let state =
+        writer.mvcc().catch_up(&none, (None, None), READ_BYTES_MAX).expect("memory gives it");
     // Whatever a store says, others take it or leave it.
     let store = Store::Memory(Memory::new());
     let identity = Identity { member: MemberId(99), cluster: ClusterId(2) };
@@ -570,7 +572,9 @@ fn framing(input: &[u8]) {
 /// The length of the key that arrives, or how it fails.
 fn answer(body: &[u8], size: usize) -> Result<usize, (tonic::Code, String)> {
     let arrived = std::cell::Cell::new(None);
-    let body = server::limit::MessageLimit::new(Pieces(body.chunks(size)), MESSAGE_BYTES_MAX);
+    let limits =
+        server::limit::Limits { max_bytes: MESSAGE_BYTES_MAX, max_time: Duration::from_secs(1) };
+    let body = server::limit::MessageLimit::new(Pieces(body.chunks(size)), limits);
     let handle = async |request: tonic::Request<pb::RangeRequest>| {
         arrived.set(Some(request.into_inner().key.len()));
         Ok(tonic::Response::new(pb::RangeResponse::default()))

@@ -8,13 +8,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
 use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
 use starling::engine::Options as WriterOptions;
-use starling::http::{Listener, Server, ServerOptions, forwarded};
+use starling::http::{Allowed, Listener, Server, ServerOptions, Serves, forwarded};
+use starling::logging;
 use starling::metrics::Metrics;
 use starling::node::{
-    AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
+    Anew, AuthOptions, ClockOptions, ClusterOptions, JwtOptions, MemberRecord, Node, NodeOptions,
     PeerOptions, Removed, RequestOptions, Services, TokenOptions, founding_cluster,
 };
 use starling::replication::gossip;
@@ -25,7 +27,6 @@ use starling::tls::{Purpose, Tls, TlsFiles, self_signed};
 use starling::traces::Traces;
 use starling::transport::resolve::PeerUrl;
 use starling::types::{ClusterId, MemberId};
-use starling::{api, logging};
 use tokio::signal::unix::{SignalKind, signal};
 
 // Requests come and go in small pieces on several threads, which this one is made for.
@@ -44,6 +45,10 @@ const LOST_AND_FOUND: &str = "lost-and-found";
 const FIXTURES: &str = "fixtures";
 /// How long a member that was removed goes on, so that the others hear of it from itself, too (etcd: a second).
 const REMOVAL_GRACE: Duration = Duration::from_secs(1);
+/// Where it is kept whom a member was told to join while it ran, in the data directory.
+const CONTACTS: &str = "contacts";
+/// How long a member that has left goes on, so that the others hear of it from itself, too.
+const LEAVE_GRACE: Duration = Duration::from_secs(1);
 /// Exit code of a process that was told twice to stop.
 const EXIT_INTERRUPTED: i32 = 130;
 
@@ -92,16 +97,31 @@ fn run(command: Command, args: &[String]) -> ExitCode {
     };
     let (outcome, name) = match command {
         Command::Sim => (simulate(args, output.to), "sim"),
+        Command::Shell => (shell(args, &mut output), "shell"),
+        Command::Health => (cli::health(args, &mut output), "health"),
         Command::Cluster => (cli::cluster(args, &mut output), "cluster"),
         Command::Conflicts => (cli::conflicts(args, &mut output), "conflicts"),
         Command::Import => (cli::import(args, &mut output), "import"),
+        Command::Mirror => (cli::mirror(args, &mut output), "mirror"),
         Command::Snapshot => (cli::snapshot(args, &mut output), "snapshot"),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(ToolError::Usage(text)) => refuse(&format!("{text}; see starling {name} --help"), 2),
         Err(ToolError::Failed(text)) => refuse(&text, 1),
+        Err(ToolError::Told) => ExitCode::FAILURE,
     }
+}
+
+fn shell(args: &[String], output: &mut cli::Output<'_>) -> Result<(), ToolError> {
+    let stdin = io::stdin();
+    let mut input = cli::Input {
+        is_terminal: stdin.is_terminal(),
+        from: &mut stdin.lock(),
+        errors: &mut io::stderr(),
+        home: std::env::var_os("HOME").map(PathBuf::from),
+    };
+    cli::shell(args, output, &mut input)
 }
 
 fn simulate(args: &[String], out: &mut dyn Write) -> Result<(), ToolError> {
@@ -140,11 +160,32 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
         tracing::warn!("{warning}");
     }
     raise_file_limit();
-    let end = serve_member(config)?;
-    tracing::info!("stopped");
-    match end {
-        End::Wanted => Ok(()),
-        End::Removed => Err(start_anew()),
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        name = config.name,
+        data_dir = %config.data_dir.display(),
+        "starting"
+    );
+    // Ports first: they are quickly checked, and a store may take a while to open.
+    let mut ports = Ports::open(config)?;
+    let store = open_store(config)?;
+    let mut called = Vec::new();
+    loop {
+        let (end, kept) = serve_member(config, ports, &store, called)?;
+        match (end, kept) {
+            (End::Anew(anew), Some(kept)) => {
+                tracing::info!(contacts = ?anew.contacts, "starting anew on the same store");
+                (ports, called) = (kept, anew.contacts);
+            }
+            (End::Removed, _) => {
+                tracing::info!("stopped");
+                return Err(start_anew());
+            }
+            _ => {
+                tracing::info!("stopped");
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -159,38 +200,73 @@ fn start_anew() -> String {
 }
 
 /// Why a member has come to an end that is none of its own fault.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum End {
     /// It is to stop.
     Wanted,
     /// The process is to go on as a new member.
     Removed,
+    /// The process is to go on on the same store, to join others or after it has left some.
+    Anew(Anew),
 }
 
-/// Runs a member until it is told to stop, is removed, or fails.
-fn serve_member(config: &Config) -> Result<End, String> {
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        name = config.name,
-        data_dir = %config.data_dir.display(),
-        "starting"
-    );
-    // Ports first: they are quickly checked, and a store may take a while to open.
-    let tls = client_tls(config)?;
-    let listeners = listen(&config.listen_client_urls, tls.as_ref())?;
-    let http_listeners = listen(&config.listen_http_urls, tls.as_ref())?;
-    let disk_options =
+/// Where a member listens. They are open for as long as it does, starts on the same store included.
+struct Ports {
+    clients: Vec<Listener>,
+    http: Vec<Listener>,
+    metrics: Vec<Listener>,
+    peers: Vec<Listener>,
+}
+
+impl Ports {
+    fn open(config: &Config) -> Result<Self, String> {
+        let tls = client_tls(config)?;
+        Ok(Self {
+            clients: listen(&config.listen_client_urls, tls.as_ref())?,
+            http: listen(&config.listen_http_urls, tls.as_ref())?,
+            metrics: listen(&config.listen_metrics_urls, tls.as_ref())?,
+            peers: listen_for_peers(&config.cluster.listen_peer_urls)?,
+        })
+    }
+
+    fn again(&self) -> Result<Self, String> {
+        let again = |listeners: &[Listener]| {
+            let all: io::Result<Vec<_>> = listeners.iter().map(Listener::again).collect();
+            all.map_err(|error| format!("cannot go on listening: {error}"))
+        };
+        Ok(Self {
+            clients: again(&self.clients)?,
+            http: again(&self.http)?,
+            metrics: again(&self.metrics)?,
+            peers: again(&self.peers)?,
+        })
+    }
+}
+
+fn open_store(config: &Config) -> Result<Store, String> {
+    if config.cluster.volatile {
+        return Ok(Store::Memory(Memory::volatile()));
+    }
+    let options =
         DiskOptions { cache_bytes: config.block_cache_bytes, ..DiskOptions::new(&config.data_dir) };
-    let store = if config.cluster.volatile {
-        Store::Memory(Memory::volatile())
-    } else {
-        Store::Disk(Disk::open(&disk_options).map_err(|error| describe(&error))?)
-    };
-    let metrics = Arc::new(Metrics::new());
-    let peers = peer_options(config, &metrics)?;
+    Disk::open(&options).map(Store::Disk).map_err(|error| describe(&error))
+}
+
+/// Runs a member until it is told to stop, to start anew, is removed, or fails. If it is to start anew, its ports are still open.
+fn serve_member(
+    config: &Config,
+    ports: Ports,
+    store: &Store,
+    called: Vec<String>,
+) -> Result<(End, Option<Ports>), String> {
+    let Ports { clients: listeners, http: http_listeners, metrics: metrics_listeners, peers } =
+        ports.again()?;
+    let metrics =
+        Arc::new(if config.extensive_metrics { Metrics::extensive() } else { Metrics::new() });
+    let peers = peer_options(config, peers, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
     let auth = auth_options(config)?;
-    let options = NodeOptions { traces: traces.clone(), auth, ..node_options(config) };
+    let options = NodeOptions { traces: traces.clone(), auth, called, ..node_options(config) };
     let node = Node::start(store.clone(), options, peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();
@@ -204,11 +280,15 @@ fn serve_member(config: &Config) -> Result<End, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let addresses: Vec<String> = listeners.iter().chain(&http_listeners).map(address).collect();
+    let all_listeners = listeners.iter().chain(&http_listeners).chain(&metrics_listeners);
+    let addresses: Vec<String> = all_listeners.map(address).collect();
     let options = server_options(config);
-    let plain = ServerOptions { plain_only: true, worker_threads: 1, ..options.clone() };
+    let besides = |serves| ServerOptions { serves, worker_threads: 1, ..options.clone() };
+    let (http, monitoring) = (besides(Serves::Http), besides(Serves::Monitoring));
     let mut servers = Vec::new();
-    for (options, listeners) in [(options, listeners), (plain, http_listeners)] {
+    for (options, listeners) in
+        [(options, listeners), (http, http_listeners), (monitoring, metrics_listeners)]
+    {
         if !listeners.is_empty() {
             let server = Server::start(&options, node.handle(), Arc::clone(&metrics), listeners);
             servers.push(server.map_err(|error| format!("cannot serve: {error}"))?);
@@ -217,19 +297,21 @@ fn serve_member(config: &Config) -> Result<End, String> {
     for address in addresses {
         tracing::info!(address, "ready to serve client requests");
     }
-    let outcome = runtime.block_on(async {
-        let outcome = until_stopped(&node, &store).await;
+    let (outcome, kept) = runtime.block_on(async {
+        let outcome = until_stopped(&node, store).await;
+        // Whoever comes when the process ends is to be turned away.
+        let kept = matches!(outcome, Ok(End::Anew(_))).then_some(ports);
         node.begin_stop();
         for server in servers {
             server.stop().await;
         }
-        outcome
+        (outcome, kept)
     });
     node.stop();
     if let Some(traces) = traces {
         traces.stop();
     }
-    outcome
+    outcome.map(|end| (end, kept))
 }
 
 /// Waits for a signal, for the member to be removed, or for the store to fail.
@@ -252,6 +334,12 @@ async fn until_stopped(node: &Node, store: &Store) -> Result<End, String> {
                 return Ok(End::Wanted);
             }
         },
+        anew = node.anew() => {
+            if anew.has_left {
+                tokio::time::sleep(LEAVE_GRACE).await;
+            }
+            return Ok(End::Anew(anew));
+        }
         why = failed_in_background(store.clone()) => {
             // The writer may wait for the store for ever, so there is no orderly end.
             tracing::error!(error = why, "the store has failed");
@@ -335,6 +423,14 @@ fn listen_on(url: &ListenUrl) -> Result<Listener, String> {
     }
 }
 
+fn listen_for_peers(urls: &[ListenUrl]) -> Result<Vec<Listener>, String> {
+    let listen = |url| match listen_on(url)? {
+        Listener::Tcp(socket) => Ok(Listener::Tcp(socket)),
+        _ => Err("peers come by TCP only".to_owned()),
+    };
+    urls.iter().map(listen).collect()
+}
+
 fn address(listener: &Listener) -> String {
     match listener {
         Listener::Tcp(_) => {
@@ -346,19 +442,21 @@ fn address(listener: &Listener) -> String {
 }
 
 /// How peers are to be reached, if there can be any.
-fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOptions>, String> {
+fn peer_options(
+    config: &Config,
+    listeners: Vec<Listener>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<PeerOptions>, String> {
     let (metrics, max_request_bytes) = (Arc::clone(metrics), config.request_bytes_max);
     let cluster = &config.cluster;
     if cluster.listen_peer_urls.is_empty() {
         return Ok(None);
     }
-    let mut listeners = Vec::new();
-    for url in &cluster.listen_peer_urls {
-        match listen_on(url)? {
-            Listener::Tcp(socket) => listeners.push(socket),
-            _ => return Err("peers come by TCP only".to_owned()),
-        }
-    }
+    let of_tcp = |listener| match listener {
+        Listener::Tcp(socket) => Some(socket),
+        _ => None,
+    };
+    let listeners = listeners.into_iter().filter_map(of_tcp).collect();
     let directory = config.data_dir.join(FIXTURES).join("peer");
     let files = |tls| tls_files(tls, &directory, &cluster.listen_peer_urls);
     let tls = cluster.tls.as_ref().map(files).transpose()?;
@@ -400,6 +498,7 @@ fn peer_options(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<PeerOp
         },
         join,
         discovery: discovery.map(|domain| (domain, name)),
+        block: cluster.peer_block.clone(),
         services: Some(Services::new(move |handle| {
             forwarded::router(handle, metrics, max_request_bytes)
         })),
@@ -458,6 +557,8 @@ fn node_options(config: &Config) -> NodeOptions {
             timeout: REQUEST_TIMEOUT_BASE + 2 * config.election_timeout,
             progress_interval: config.progress_interval,
         },
+        contacts: (!config.cluster.volatile).then(|| config.data_dir.join(CONTACTS)),
+        called: Vec::new(),
         lost_and_found: (!config.cluster.volatile).then(|| config.data_dir.join(LOST_AND_FOUND)),
         auth: AuthOptions::default(),
         retention: config.retention,
@@ -474,8 +575,15 @@ fn server_options(config: &Config) -> ServerOptions {
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
         gateway: config.gateway,
+        hosts: allowed(config.hosts.as_ref()),
+        origins: allowed(config.origins.as_ref()),
+        slow: SlowLimits { unary: config.warn_unary, apply: config.warn_apply },
         ..ServerOptions::default()
     }
+}
+
+fn allowed(names: Option<&Vec<String>>) -> Allowed {
+    names.map_or(Allowed::Any, |names| Allowed::These(names.iter().cloned().collect()))
 }
 
 /// An error with its causes.

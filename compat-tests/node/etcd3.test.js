@@ -1,15 +1,28 @@
 // Tests a running server with the npm package etcd3.
 //
 // They assert what the library's users rely on, and pass on etcd as well as on starling. The server is at
-// COMPAT_ENDPOINT; a line sent to COMPAT_CONTROL restarts it.
+// COMPAT_ENDPOINT; a line sent to COMPAT_CONTROL restarts it. Another one at COMPAT_TLS_ENDPOINT wants certificates of its
+// clients, as they are in the folder COMPAT_CERTIFICATES.
 
 "use strict";
 
 const assert = require("node:assert/strict");
 const { once } = require("node:events");
+const fs = require("node:fs");
 const net = require("node:net");
+const path = require("node:path");
 const { after, before, test } = require("node:test");
-const { Etcd3, EtcdLeaseInvalidError, EtcdLockFailedError } = require("etcd3");
+const {
+  Etcd3,
+  EtcdAuthenticationFailedError,
+  EtcdLeaseInvalidError,
+  EtcdLockFailedError,
+  EtcdPermissionDeniedError,
+  EtcdRoleNotFoundError,
+  EtcdUserExistsError,
+  GRPCGenericError,
+  Range,
+} = require("etcd3");
 
 const DEADLINE = { timeout: 30_000 };
 
@@ -274,4 +287,64 @@ test("the server tells about itself", DEADLINE, async () => {
   const status = await client.maintenance.status();
   assert.equal(status.leader, status.header.member_id);
   assert.match(status.version, /^3\.\d+\.\d+/);
+});
+
+// A client by TLS. It has to be closed.
+function secure(options, certificate = "client") {
+  const file = (name) => fs.readFileSync(path.join(process.env.COMPAT_CERTIFICATES, name));
+  const credentials = { rootCertificate: file("ca.pem") };
+  if (certificate) {
+    credentials.privateKey = file(`${certificate}.key`);
+    credentials.certChain = file(`${certificate}.pem`);
+  }
+  return new Etcd3({ hosts: process.env.COMPAT_TLS_ENDPOINT, credentials, ...options });
+}
+
+test("by TLS, a client shows its certificate", DEADLINE, async () => {
+  const known = secure();
+  await known.put("tls/key").value("1");
+  const watcher = await known.watch().key("tls/key").create();
+  const events = collect(watcher, 1);
+  await known.put("tls/key").value("2");
+  assert.deepEqual(await events, ["PUT tls/key=2"]);
+  await watcher.cancel();
+  const unknown = secure({}, null);
+  await assert.rejects(async () => unknown.get("tls/key").string(), GRPCGenericError);
+  unknown.close();
+  known.close();
+});
+
+test("users may do what their roles allow", DEADLINE, async () => {
+  const anybody = secure();
+  const root = await anybody.user("root").create("secret");
+  await root.addRole(await anybody.role("root").create());
+  const alice = await anybody.user("alice").create("word");
+  const reader = await anybody.role("reader").create();
+  await reader.grant([
+    { permission: "Read", range: Range.prefix("auth/shared/") },
+    { permission: "Readwrite", key: "auth/alice" },
+  ]);
+  await alice.addRole("reader");
+  await assert.rejects(anybody.user("alice").create("word"), EtcdUserExistsError);
+  await assert.rejects(alice.addRole("none"), EtcdRoleNotFoundError);
+  assert.deepEqual((await alice.roles()).map((role) => role.name), ["reader"]);
+  assert.deepEqual((await reader.permissions()).map((one) => one.permission), ["Readwrite", "Read"]);
+  await anybody.put("auth/shared/a").value("1");
+  await anybody.auth.authEnable();
+
+  const as = (username, password) => secure({ auth: { username, password } });
+  const user = as("alice", "word");
+  assert.deepEqual(await user.getAll().prefix("auth/shared/").strings(), { "auth/shared/a": "1" });
+  await user.put("auth/alice").value("2");
+  await assert.rejects(async () => user.put("auth/shared/a").value("3"), EtcdPermissionDeniedError);
+  await assert.rejects(async () => user.get("auth/other").string(), EtcdPermissionDeniedError);
+  await assert.rejects(async () => user.user("bob").create("word"), EtcdPermissionDeniedError);
+  const stranger = as("alice", "wrong");
+  await assert.rejects(async () => stranger.get("auth/alice").string(), EtcdAuthenticationFailedError);
+  const admin = as("root", "secret");
+  await admin.user("alice").removeRole("reader");
+  await assert.rejects(async () => user.get("auth/alice").string(), EtcdPermissionDeniedError);
+  await admin.auth.authDisable();
+  assert.equal(await anybody.get("auth/alice").string(), "2");
+  for (const each of [anybody, user, stranger, admin]) each.close();
 });

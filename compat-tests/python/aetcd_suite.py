@@ -8,13 +8,8 @@ import aetcd
 
 import skips
 
-SETUP = {
-    "test_snapshot": "wants `etcdctl snapshot status`, which etcd 3.6 has dropped",
-    "test_cluster.py": "wants three members",
-}
-NOT_YET = {
-    "test_auth.py": "enables authentication",
-}
+SETUP = {}
+NOT_YET = {}
 
 
 def pytest_configure():

@@ -16,10 +16,6 @@ GENERATED = settings(
 )
 
 SETUP = {
-    "test_get_key_serializable": "stops two of three members",
-    "test_get_prefix_serializable": "stops two of three members",
-    "test_member_list": "wants three members",
-    "test_snapshot": "wants `etcdctl snapshot status`, which etcd 3.6 has dropped",
     "test_user_pwd_auth": "patches a module that does not exist",
 }
 NOT_YET = {}

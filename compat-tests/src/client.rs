@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::server::{Kind, Log, Server};
-use crate::tools;
+use crate::tools::{self, EtcdTools};
 
 /// No run takes half of it; a client that waits for something that never comes is the reason for one.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -36,6 +36,29 @@ pub fn install(name: &str, pins: &str, install: impl FnOnce(&Path)) -> PathBuf {
     install(&dir);
     fs::write(stamp, pins).expect("the target directory is writable");
     dir
+}
+
+/// Waits until the members of a cluster know each other by name, as suites expect it of whatever has started them.
+///
+/// # Panics
+///
+/// When that takes too long.
+pub fn wait_until_formed(cluster: &[Server], etcd: &EtcdTools) {
+    const POLL: Duration = Duration::from_millis(50);
+    let started = Instant::now();
+    for server in cluster {
+        loop {
+            let mut etcdctl = Command::new(&etcd.etcdctl);
+            etcdctl.args(["--endpoints", &server.address(), "member", "list"]);
+            let output = etcdctl.output().expect("etcdctl can be run");
+            let list = String::from_utf8_lossy(&output.stdout);
+            if list.matches(", started, ").count() == cluster.len() {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "{}: {list}", server.address());
+            thread::sleep(POLL);
+        }
+    }
 }
 
 /// Runs the tests of a client library and tells them which server it is.

@@ -6,6 +6,7 @@
 //! * `scripts/` are etcdctl sessions with etcd's output recorded ([`script`]); both servers replay them.
 //! * The raw gRPC cases of `tests/it` run on both servers and the transcripts are compared.
 //! * Client libraries (`go/`, `rust-client/`) assert, and run on both servers.
+//! * `apiserver/` is Kubernetes' API machinery with a server as its storage.
 //! * Those of other languages (`python/`, `node/`, `java/`), and the suite of etcd-client, run on starling, and on
 //!   etcd when asked to ([`client`]).
 //!

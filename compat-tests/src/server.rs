@@ -1,4 +1,4 @@
-//! A server process of one member, on free ports, with a data directory of its own.
+//! Server processes, on free ports, each with a data directory of its own: members alone, and clusters of some.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -21,6 +21,9 @@ const COMPAT_SELF: &str = "COMPAT_SELF";
 pub const READY: &str = "ready to serve client requests";
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The name of a member alone.
+const NAME: &str = "solo";
 
 /// Another process may take a free port before the server does.
 const PORT_ATTEMPTS: usize = 5;
@@ -49,9 +52,41 @@ pub struct Server {
     program: Vec<String>,
     args: Vec<String>,
     process: Process,
+    place: Place,
+    data: TempDir,
+}
+
+/// Who a member is, and where.
+#[derive(Clone, Debug)]
+struct Place {
+    name: String,
     client_port: u16,
     peer_port: u16,
-    data: TempDir,
+    /// All members that found the cluster.
+    cluster: String,
+}
+
+impl Place {
+    /// Places of members that found a cluster together.
+    fn of_all(names: &[&str]) -> Vec<Self> {
+        let mut places: Vec<_> = names
+            .iter()
+            .map(|&name| {
+                let (client_port, peer_port) = free_ports();
+                Self { name: name.to_owned(), client_port, peer_port, cluster: String::new() }
+            })
+            .collect();
+        let founders: Vec<_> =
+            places.iter().map(|place| format!("{}={}", place.name, place.peer_url())).collect();
+        for place in &mut places {
+            place.cluster = founders.join(",");
+        }
+        places
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
 }
 
 impl Server {
@@ -84,29 +119,64 @@ impl Server {
     ///
     /// When the server does not come up, with its log.
     pub fn start_under(kind: Kind, args: &[&str], wrap: impl Fn(&Path) -> Vec<String>) -> Self {
-        let self_check = std::env::var_os(COMPAT_SELF).is_some();
-        let kind = if self_check { Kind::Etcd } else { kind };
-        let binary = match kind {
-            Kind::Starling => tools::starling().to_owned(),
-            Kind::Etcd => tools::etcd().expect("real etcd needs Go").etcd.clone(),
-        };
+        let mut cluster = Self::start_all(kind, &[NAME], args, wrap);
+        cluster.pop().expect("one member was started")
+    }
+
+    /// Starts members that found a cluster together. Each is ready; whether they know each other is another matter.
+    ///
+    /// # Panics
+    ///
+    /// When one of them does not come up, with its log.
+    pub fn start_cluster(kind: Kind, names: &[&str], args: &[&str]) -> Vec<Self> {
+        Self::start_all(kind, names, args, |_| Vec::new())
+    }
+
+    fn start_all(
+        kind: Kind,
+        names: &[&str],
+        args: &[&str],
+        wrap: impl Fn(&Path) -> Vec<String>,
+    ) -> Vec<Self> {
+        let (kind, binary) = program(kind);
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         let mut refused = String::new();
         for _ in 0..PORT_ATTEMPTS {
-            let data = TempDir::new().expect("the temporary directory is writable");
-            let (client_port, peer_port) = free_ports();
-            let flags = flags(kind, &data, client_port, peer_port);
-            let mut program = wrap(data.path());
-            program.push(binary.display().to_string());
-            match Process::start(&program, &[flags.as_slice(), args.as_slice()].concat()) {
-                Ok(process) => {
-                    return Self { kind, program, args, process, client_port, peer_port, data };
-                }
+            // Members of a cluster may wait for each other, so all are there before any has to be ready.
+            let started: Vec<_> = Place::of_all(names)
+                .into_iter()
+                .map(|place| {
+                    let data = TempDir::new().expect("the temporary directory is writable");
+                    let mut program = wrap(data.path());
+                    program.push(binary.display().to_string());
+                    Self::spawn(kind, program, args.clone(), place, data)
+                })
+                .collect();
+            let ready: Result<Vec<_>, _> = started.into_iter().map(Self::ready).collect();
+            match ready {
+                Ok(servers) => return servers,
                 Err(log) if log.contains("address already in use") => refused = log,
                 Err(log) => panic!("{} did not start:\n{log}", binary.display()),
             }
         }
         panic!("{} found no free port:\n{refused}", binary.display());
+    }
+
+    fn spawn(
+        kind: Kind,
+        program: Vec<String>,
+        args: Vec<String>,
+        place: Place,
+        data: TempDir,
+    ) -> Self {
+        let flags = [flags(kind, &data, &place), args.clone()].concat();
+        let process = Process::spawn(&program, &flags);
+        Self { kind, program, args, process, place, data }
+    }
+
+    fn ready(mut self) -> Result<Self, String> {
+        self.process.ready()?;
+        Ok(self)
     }
 
     /// Which program this is.
@@ -116,7 +186,7 @@ impl Server {
 
     /// `127.0.0.1:PORT` of the client port.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.client_port)
+        format!("127.0.0.1:{}", self.place.client_port)
     }
 
     /// `http://127.0.0.1:PORT` of the client port.
@@ -126,7 +196,7 @@ impl Server {
 
     /// `127.0.0.1:PORT` of the peer port.
     pub fn peer_address(&self) -> String {
-        format!("127.0.0.1:{}", self.peer_port)
+        format!("127.0.0.1:{}", self.place.peer_port)
     }
 
     /// All that the process has written so far.
@@ -168,10 +238,11 @@ impl Server {
     }
 
     fn start_again(&mut self) {
-        let flags = flags(self.kind, &self.data, self.client_port, self.peer_port);
-        self.process =
-            Process::start(&self.program, &[flags.as_slice(), self.args.as_slice()].concat())
-                .unwrap_or_else(|log| panic!("{:?} did not start again:\n{log}", self.program));
+        let flags = [flags(self.kind, &self.data, &self.place), self.args.clone()].concat();
+        self.process = Process::spawn(&self.program, &flags);
+        if let Err(log) = self.process.ready() {
+            panic!("{:?} did not start again:\n{log}", self.program);
+        }
     }
 
     /// Where the program keeps its data.
@@ -190,14 +261,23 @@ impl Server {
     }
 }
 
+/// What is started where a test asks for a kind.
+fn program(kind: Kind) -> (Kind, PathBuf) {
+    let self_check = std::env::var_os(COMPAT_SELF).is_some();
+    match if self_check { Kind::Etcd } else { kind } {
+        Kind::Starling => (Kind::Starling, tools::starling().to_owned()),
+        Kind::Etcd => (Kind::Etcd, tools::etcd().expect("real etcd needs Go").etcd.clone()),
+    }
+}
+
 fn data_dir(data: &TempDir) -> PathBuf {
     data.path().join("data")
 }
 
-fn flags(kind: Kind, data: &TempDir, client_port: u16, peer_port: u16) -> Vec<String> {
-    let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
-    let mut flags = vec!["--name".to_owned(), "solo".to_owned(), "--data-dir".to_owned()];
+fn flags(kind: Kind, data: &TempDir, place: &Place) -> Vec<String> {
+    let client = format!("http://127.0.0.1:{}", place.client_port);
+    let peer = place.peer_url();
+    let mut flags = vec!["--name".to_owned(), place.name.clone(), "--data-dir".to_owned()];
     flags.push(data_dir(data).display().to_string());
     for (flag, url) in [
         ("--listen-client-urls", &client),
@@ -207,7 +287,7 @@ fn flags(kind: Kind, data: &TempDir, client_port: u16, peer_port: u16) -> Vec<St
     ] {
         flags.extend([flag.to_owned(), url.clone()]);
     }
-    flags.extend(["--initial-cluster".to_owned(), format!("solo={peer}")]);
+    flags.extend(["--initial-cluster".to_owned(), place.cluster.clone()]);
     // The disk of the machine is not what these tests are about; starling syncs as always.
     if kind == Kind::Etcd {
         flags.push("--unsafe-no-fsync".to_owned());
@@ -235,8 +315,7 @@ struct Process {
 }
 
 impl Process {
-    /// Starts the program and waits until it serves; on failure the log is the error.
-    fn start(program: &[String], args: &[String]) -> Result<Self, String> {
+    fn spawn(program: &[String], args: &[String]) -> Self {
         let words = [program, args].concat();
         let (program, args) = words.split_first().expect("there is a program");
         let mut child = Command::new(program)
@@ -249,12 +328,16 @@ impl Process {
         let log = Arc::new(Log::default());
         log.follow(child.stdout.take().expect("stdout is a pipe"));
         log.follow(child.stderr.take().expect("stderr is a pipe"));
-        let mut process = Self { child, log };
-        if process.log.wait_for(READY, START_DEADLINE) {
-            return Ok(process);
+        Self { child, log }
+    }
+
+    /// Waits until it serves; on failure the log is the error.
+    fn ready(&mut self) -> Result<(), String> {
+        if self.log.wait_for(READY, START_DEADLINE) {
+            return Ok(());
         }
-        process.kill();
-        Err(process.log.text())
+        self.kill();
+        Err(self.log.text())
     }
 
     fn kill(&mut self) {

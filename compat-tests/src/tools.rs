@@ -102,7 +102,7 @@ fn build_etcd() -> EtcdTools {
 }
 
 /// Two test runs at once must not build into one place; the lock is held until the file is dropped.
-pub(crate) fn lock(dir: &Path) -> File {
+pub fn lock(dir: &Path) -> File {
     fs::create_dir_all(dir).expect("the target directory is writable");
     let file = File::create(dir.join(".lock")).expect("the target directory is writable");
     file.lock().expect("the file system of the target directory has locks");

@@ -8,7 +8,10 @@ use tonic::{Request, Response, Status};
 
 use super::Context;
 use crate::engine::conflicts::{CONFLICTS_MAX, Noted};
-use crate::node::{ClockFacts, ClusterStatus, HeldBack, MemberRecord, PeerFacts, Reason, State};
+use crate::node::{
+    BlockChange, BlockRefused, ClockFacts, ClusterStatus, HeldBack, JoinError, Joining, Leaving,
+    MemberRecord, PeerFacts, Reason, State,
+};
 use crate::time::Stamp;
 use crate::types::MemberId;
 
@@ -54,8 +57,11 @@ impl AdminService {
     /// This member, then the others by name; with those first who are not alive where not all fit.
     fn members(&self, status: &ClusterStatus, max: usize) -> Vec<pb::Member> {
         let me = self.context.node.member().id;
-        let mut members: Vec<_> =
-            status.members.iter().map(|(id, record)| shown(*id, record, me, status)).collect();
+        let member = |(id, record): (&MemberId, &MemberRecord)| pb::Member {
+            blocked: self.context.node.blocks(*id),
+            ..shown(*id, record, me, status)
+        };
+        let mut members: Vec<_> = status.members.iter().map(member).collect();
         let is_me = |member: &pb::Member| member.id == me.0;
         let by_name = |a: &pb::Member, b: &pb::Member| {
             (!is_me(a), &a.name, a.id).cmp(&(!is_me(b), &b.name, b.id))
@@ -135,6 +141,7 @@ fn shown(id: MemberId, record: &MemberRecord, me: MemberId, status: &ClusterStat
         failures: peer.traffic.failures,
         conflicts: peer.conflicts,
         fenced: peer.is_fenced,
+        blocked: false,
     };
     if id == me {
         member.fenced = status.facts.clock.is_fenced;
@@ -242,6 +249,63 @@ impl Cluster for AdminService {
         let newest = newest.into_iter().take_while(fits);
         let conflicts = newest.map(|noted| self.conflict(noted, &members)).collect();
         Ok(Response::new(pb::ConflictsReply { conflicts, total }))
+    }
+
+    async fn block(
+        &self,
+        request: Request<pb::BlockRequest>,
+    ) -> Result<Response<pb::BlockReply>, Status> {
+        self.context.access(&request)?.admin()?;
+        let pb::BlockRequest { add, remove, clear } = request.into_inner();
+        let names = self.context.node.block(BlockChange { add, remove, clear });
+        let names = names.map_err(|refused| match refused {
+            BlockRefused::Itself => Status::invalid_argument(refused.to_string()),
+            BlockRefused::TooMany => Status::resource_exhausted(refused.to_string()),
+        })?;
+        Ok(Response::new(pb::BlockReply { names: names.into_iter().collect() }))
+    }
+
+    async fn join(
+        &self,
+        request: Request<pb::JoinRequest>,
+    ) -> Result<Response<pb::JoinReply>, Status> {
+        self.context.access(&request)?.admin()?;
+        let joined = self.context.node.join(&request.into_inner().contacts).await?;
+        let outcome = match joined.how {
+            Joining::Already => pb::join_reply::Outcome::Already,
+            Joining::Joins => pb::join_reply::Outcome::Joins,
+            Joining::Called => pb::join_reply::Outcome::Called,
+        };
+        Ok(Response::new(pb::JoinReply {
+            outcome: outcome.into(),
+            member_id: joined.member.0,
+            member_name: joined.name,
+            cluster_id: joined.cluster.0,
+        }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<pb::LeaveRequest>,
+    ) -> Result<Response<pb::LeaveReply>, Status> {
+        self.context.access(&request)?.admin()?;
+        let left = self.context.node.leave().await? == Leaving::Left;
+        Ok(Response::new(pb::LeaveReply { left }))
+    }
+}
+
+impl From<JoinError> for Status {
+    fn from(error: JoinError) -> Self {
+        let text = error.to_string();
+        match error {
+            JoinError::BadAddress(_) => Self::invalid_argument(text),
+            JoinError::Unreachable(_) => Self::unavailable(text),
+            JoinError::NoPeers
+            | JoinError::Refused(_)
+            | JoinError::BothHavePeers
+            | JoinError::NobodyHears => Self::failed_precondition(text),
+            JoinError::Failed(error) => error.into(),
+        }
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) fn append(
     let WatchReply::Events { events, fragment, .. } = reply else {
         return wire::append(&frame, buffer);
     };
+    context.metrics.events.inc_by(events.len() as u64);
     let whole = Told { frame, events };
     if *fragment {
         return whole.append_split(context.max_message_bytes(), buffer);

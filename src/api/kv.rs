@@ -26,6 +26,10 @@ impl KvService {
         Self { context }
     }
 
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
     /// Only requests that change something are bounded more tightly than messages are.
     fn check_size(&self, request: &impl Message) -> Result<(), Invalid> {
         if request.encoded_len().saturating_add(ENTRY_OVERHEAD_BYTES)
@@ -83,6 +87,20 @@ impl Answer for RangeAnswer {
             Self::Forwarded(answer) => answer.encode_raw(buffer),
         }
     }
+
+    fn pairs(&self) -> Option<usize> {
+        Some(match self {
+            Self::Own(answer) => answer.pairs.len(),
+            Self::Forwarded(answer) => answer.kvs.len(),
+        })
+    }
+
+    fn counted(&self) -> i64 {
+        match self {
+            Self::Own(answer) => answer.counted(),
+            Self::Forwarded(answer) => answer.count,
+        }
+    }
 }
 
 /// An answer whose pairs are encoded already.
@@ -120,6 +138,10 @@ impl Answer for OwnAnswer {
             ..Default::default()
         };
         rest.encode_raw(buffer);
+    }
+
+    fn counted(&self) -> i64 {
+        self.frame.count
     }
 }
 

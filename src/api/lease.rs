@@ -117,6 +117,10 @@ impl Lease for LeaseService {
 async fn keep_alive(context: &Context, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
     let header = header::current(&context.node);
     // A lease that is not there is no error, so that one stream can serve many leases.
-    let ttl = context.node.lease_keep_alive(LeaseId(id)).await?.unwrap_or(0);
+    let ttl = context.node.lease_keep_alive(LeaseId(id)).await?;
+    if ttl.is_some() {
+        context.metrics.leases_renewed.inc();
+    }
+    let ttl = ttl.unwrap_or(0);
     Ok(pb::LeaseKeepAliveResponse { header: Some(header), id, ttl })
 }

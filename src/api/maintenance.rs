@@ -1,5 +1,7 @@
 //! `etcdserverpb.Maintenance`: the state of a member.
 
+use std::time::Instant;
+
 use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::alarm_request::AlarmAction;
 use starling_proto::etcdserverpb::downgrade_request::DowngradeAction;
@@ -115,7 +117,9 @@ impl Maintenance for MaintenanceService {
         request: Request<pb::HashRequest>,
     ) -> Result<Response<pb::HashResponse>, Status> {
         self.context.access(&request)?.admin()?;
+        let begun = Instant::now();
         let hash = self.context.node.hash().await?;
+        self.context.metrics.hash_seconds.observe(begun.elapsed());
         let header = Some(header::current(&self.context.node));
         Ok(Response::new(pb::HashResponse { header, hash }))
     }
@@ -126,7 +130,9 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<pb::HashKvResponse>, Status> {
         self.context.access(&request)?.admin()?;
         let wanted = request.into_inner().revision;
+        let begun = Instant::now();
         let reply = self.context.node.hash_kv(wanted).await?;
+        self.context.metrics.hash_revision_seconds.observe(begun.elapsed());
         Ok(Response::new(pb::HashKvResponse {
             header: Some(header::current(&self.context.node)),
             hash: reply.hash,

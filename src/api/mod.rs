@@ -17,6 +17,7 @@
 //! | `range_stream` | a Range in pieces |
 //! | `elsewhere`, `relay` | calls of KV and watchers that another member has to answer |
 //! | [`header`] | the header of every answer |
+//! | `slow` | what the log says of requests that took long |
 //! | [`status`] | errors as gRPC statuses |
 
 mod access;
@@ -37,6 +38,7 @@ mod ownership;
 mod range_stream;
 mod relay;
 pub(crate) mod router;
+mod slow;
 mod snapshot;
 pub(crate) mod status;
 mod txn_size;
@@ -50,6 +52,7 @@ use tokio::sync::watch as tokio_watch;
 use tonic::{Request, Status};
 
 pub(crate) use access::CertificateUser;
+pub use slow::SlowLimits;
 
 use access::Access;
 
@@ -74,6 +77,8 @@ pub(crate) struct Context {
     pub(crate) max_request_bytes: usize,
     /// Whether it has been checked already who asks.
     pub(crate) is_trusted: bool,
+    /// From when on requests are in the log.
+    pub(crate) slow: SlowLimits,
     /// Turns true when streams are to end.
     pub(crate) closing: tokio_watch::Receiver<bool>,
 }

@@ -3,16 +3,18 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
+use parking_lot::RwLock;
 use starling_proto::etcdserverpb::auth_server::AuthServer;
 use starling_proto::etcdserverpb::cluster_server::ClusterServer;
 use starling_proto::etcdserverpb::kv_server::{Kv as _, KvServer};
@@ -34,8 +36,9 @@ use super::kv::KvService;
 use super::lease::LeaseService;
 use super::lock::LockService;
 use super::maintenance::MaintenanceService;
+use super::slow::{SlowLimits, Timed};
 use super::{Context, status, unary, watch};
-use crate::metrics::{RpcKind, RpcMetrics};
+use crate::metrics::{ClientMetrics, RpcKind, RpcMetrics};
 use crate::node::{READ, WRITE_ACK};
 use crate::traces::RequestSpan;
 use crate::types::{ReadLevel, WriteAck};
@@ -48,6 +51,8 @@ const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// Which API a client was made for. Any text will do.
 const CLIENT_API_VERSION: &str = "client-api-version";
+/// Versions that are remembered; a client may name anything.
+const CLIENTS_MAX: usize = 16;
 const INVALID_API_VERSION: &str = "etcdserver: invalid client api version";
 
 /// A gRPC service that is served.
@@ -170,7 +175,7 @@ const SERVICES: &[Service] = &[
     Service {
         service: ServiceName::Admin,
         name: "starling.admin.v1.Cluster",
-        unary: &["Status", "Conflicts"],
+        unary: &["Status", "Conflicts", "Join", "Leave"],
         streams: &[],
     },
 ];
@@ -191,6 +196,7 @@ struct Method {
 pub(crate) struct Router {
     context: Context,
     methods: HashMap<String, Arc<Method>>,
+    clients: Clients,
     hot: Arc<KvService>,
     kv: KvServer<KvService>,
     lease: LeaseServer<LeaseService>,
@@ -211,6 +217,7 @@ impl Router {
         let hot = Arc::new(KvService::new(context.clone()));
         Self {
             methods: methods(&context),
+            clients: Clients::default(),
             kv: KvServer::from_arc(Arc::clone(&hot)).max_decoding_message_size(unlimited),
             hot,
             lease: LeaseServer::new(LeaseService::new(context.clone()))
@@ -232,7 +239,7 @@ impl Router {
     }
 
     /// Answers one call. The body has been bounded already.
-    pub(crate) fn call<B>(&self, request: Request<B>) -> Call
+    pub(crate) fn call<B>(&self, request: Request<B>, remote: Option<SocketAddr>) -> Call
     where
         B: Body<Data = Bytes, Error = Status> + Unpin + Send + 'static,
     {
@@ -252,12 +259,23 @@ impl Router {
             }
             _ => None,
         };
+        self.clients.count(&self.context, request.headers(), method.kind);
+        let timed = Timed { names: method.names, begun: Instant::now(), remote };
         let has_more = levels != Levels::default() || span.is_some();
+        let hot = method.hot.filter(|_| unary::is_plain(&request));
         let future = match method.service {
-            ServiceName::Kv if has_more => self.kv_with(levels, span.clone()).call(request),
             ServiceName::Lease if let Some(span) = &span => self.lease_with(span).call(request),
-            _ if let Some(hot) = method.hot.filter(|_| unary::is_plain(&request)) => {
-                self.answer(hot, request)
+            _ if let Some(hot) = hot => {
+                let kv = if has_more {
+                    self.kv_with(levels, span.clone())
+                } else {
+                    Arc::clone(&self.hot)
+                };
+                answer(hot, kv, timed, request)
+            }
+            ServiceName::Kv if has_more => {
+                let kv = KvServer::from_arc(self.kv_with(levels, span.clone()));
+                kv.max_decoding_message_size(usize::MAX).call(request)
             }
             ServiceName::Kv => self.kv.clone().call(request),
             ServiceName::Watch => {
@@ -279,13 +297,15 @@ impl Router {
         };
         method.metrics.started();
         let context = (method.kind != RpcKind::Unary).then(|| self.context.clone());
-        Call::Known { future, handled: Handled::new(Arc::clone(method)), context }
+        let slow = (hot.is_none() && method.kind == RpcKind::Unary).then_some(self.context.slow);
+        let handled = Handled { method: Some(Arc::clone(method)), timed, slow };
+        Call::Known { future, handled, context }
     }
 }
 
 impl Router {
     /// For a request that says whom it wants to wait for, or that is traced.
-    fn kv_with(&self, levels: Levels, span: Option<Arc<RequestSpan>>) -> KvServer<KvService> {
+    fn kv_with(&self, levels: Levels, span: Option<Arc<RequestSpan>>) -> Arc<KvService> {
         let mut node = self.context.node.clone();
         if let Some(span) = span {
             node = node.with_span(span);
@@ -297,7 +317,7 @@ impl Router {
             node = node.with_reads(reads);
         }
         let context = Context { node, ..self.context.clone() };
-        KvServer::new(KvService::new(context)).max_decoding_message_size(usize::MAX)
+        Arc::new(KvService::new(context))
     }
 
     fn lease_with(&self, span: &Arc<RequestSpan>) -> LeaseServer<LeaseService> {
@@ -305,29 +325,61 @@ impl Router {
         let context = Context { node, ..self.context.clone() };
         LeaseServer::new(LeaseService::new(context)).max_decoding_message_size(usize::MAX)
     }
+}
 
-    fn answer<B>(&self, method: Hot, request: Request<B>) -> Answering
-    where
-        B: Body<Data = Bytes, Error = Status> + Unpin + Send + 'static,
-    {
-        use unary::{answer, unchecked};
-        let kv = Arc::clone(&self.hot);
-        match method {
-            Hot::Range => Box::pin(async move {
-                Ok(answer(request, unchecked, |request| kv.answer_range(request)).await)
-            }),
-            Hot::Put => {
-                Box::pin(
-                    async move { Ok(answer(request, unchecked, |request| kv.put(request)).await) },
-                )
+fn answer<B>(method: Hot, kv: Arc<KvService>, timed: Timed, request: Request<B>) -> Answering
+where
+    B: Body<Data = Bytes, Error = Status> + Unpin + Send + 'static,
+{
+    use unary::{answer_timed, unchecked};
+    match method {
+        Hot::Range => Box::pin(async move {
+            let timed = (kv.context(), timed);
+            Ok(answer_timed(request, timed, unchecked, |request| kv.answer_range(request)).await)
+        }),
+        Hot::Put => Box::pin(async move {
+            let timed = (kv.context(), timed);
+            Ok(answer_timed(request, timed, unchecked, |request| kv.put(request)).await)
+        }),
+        Hot::DeleteRange => Box::pin(async move {
+            let timed = (kv.context(), timed);
+            Ok(answer_timed(request, timed, unchecked, |request| kv.delete_range(request)).await)
+        }),
+        Hot::Txn => Box::pin(async move {
+            let timed = (kv.context(), timed);
+            let check = |message: &[u8]| kv.check_parts(message);
+            Ok(answer_timed(request, timed, check, |request| kv.txn(request)).await)
+        }),
+    }
+}
+
+/// The counters of clients by the versions that they name. There are few, so they are looked through.
+#[derive(Default)]
+struct Clients(RwLock<Vec<(Option<HeaderValue>, ClientMetrics)>>);
+
+impl Clients {
+    fn count(&self, context: &Context, headers: &HeaderMap, kind: RpcKind) {
+        let version = headers.get(CLIENT_API_VERSION);
+        let count = |(_, metrics): &(Option<HeaderValue>, ClientMetrics)| {
+            (if kind == RpcKind::Unary { &metrics.unary } else { &metrics.streams }).inc();
+        };
+        let find = |clients: &[(Option<HeaderValue>, ClientMetrics)]| {
+            clients.iter().position(|(known, _)| known.as_ref() == version)
+        };
+        {
+            let clients = self.0.read();
+            if let Some(at) = find(&clients) {
+                return count(&clients[at]);
             }
-            Hot::DeleteRange => Box::pin(async move {
-                Ok(answer(request, unchecked, |request| kv.delete_range(request)).await)
-            }),
-            Hot::Txn => Box::pin(async move {
-                let check = |message: &[u8]| kv.check_parts(message);
-                Ok(answer(request, check, |request| kv.txn(request)).await)
-            }),
+        }
+        let mut clients = self.0.write();
+        let text = version.and_then(|version| version.to_str().ok()).unwrap_or_default();
+        let metrics = context.metrics.client(text, clients.len());
+        let client = (version.cloned(), metrics);
+        count(&client);
+        // What is counted as unknown need not be found again.
+        if clients.len() < CLIENTS_MAX && find(&clients).is_none() {
+            clients.push(client);
         }
     }
 }
@@ -484,20 +536,25 @@ fn code(value: &HeaderValue) -> Code {
 }
 
 /// Counts a call once: with its code, or as canceled when its client goes before it has one.
-pub(crate) struct Handled(Option<Arc<Method>>);
+pub(crate) struct Handled {
+    /// `None` once it is counted.
+    method: Option<Arc<Method>>,
+    timed: Timed,
+    /// For calls that nobody else looks at when they took long.
+    slow: Option<SlowLimits>,
+}
 
 impl Handled {
-    fn new(method: Arc<Method>) -> Self {
-        Self(Some(method))
-    }
-
     fn take(&mut self) -> Self {
-        Self(self.0.take())
+        Self { method: self.method.take(), ..*self }
     }
 
     fn finish(&mut self, code: Code) {
-        if let Some(method) = self.0.take() {
-            method.metrics.handled(code as usize);
+        if let Some(method) = self.method.take() {
+            method.metrics.handled(code as usize, self.timed.begun.elapsed());
+            if let Some(limits) = self.slow {
+                self.timed.note_unknown(limits);
+            }
         }
     }
 }

@@ -16,6 +16,8 @@ use prost::Message;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::Context;
+use super::slow::{Content, Timed};
 use super::wire::{self, Answer, PREFIX_BYTES};
 
 /// What is set aside for a message in pieces when the first comes; the rest as it comes.
@@ -31,7 +33,27 @@ pub(super) fn is_plain<B>(request: &Request<B>) -> bool {
     !wire::is_compressed(request.headers())
 }
 
-/// Answers one call: reads its message, has it checked and handled, and dresses the answer.
+/// Answers one call: reads its message, has it checked and handled, and dresses the answer. If it took long, says so.
+pub(super) async fn answer_timed<B, R, A, F>(
+    request: Request<B>,
+    (context, timed): (&Context, Timed),
+    check: impl FnOnce(&[u8]) -> Result<(), Status>,
+    handle: impl FnOnce(tonic::Request<R>) -> F,
+) -> Response<tonic::body::Body>
+where
+    B: Body<Data = Bytes, Error = Status> + Unpin,
+    R: Content,
+    A: Answer,
+    F: Future<Output = Result<tonic::Response<A>, Status>>,
+{
+    let note = |message: &Bytes, outcome: &Result<tonic::Response<A>, Status>| {
+        timed.note::<R, A>(context.slow, &context.metrics, message, outcome);
+    };
+    answer_and(request, check, handle, note).await
+}
+
+/// The same, whatever it took.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) async fn answer<B, R, A, F>(
     request: Request<B>,
     check: impl FnOnce(&[u8]) -> Result<(), Status>,
@@ -43,15 +65,37 @@ where
     A: Answer,
     F: Future<Output = Result<tonic::Response<A>, Status>>,
 {
+    answer_and(request, check, handle, |_, _| {}).await
+}
+
+async fn answer_and<B, R, A, F>(
+    request: Request<B>,
+    check: impl FnOnce(&[u8]) -> Result<(), Status>,
+    handle: impl FnOnce(tonic::Request<R>) -> F,
+    note: impl FnOnce(&Bytes, &Result<tonic::Response<A>, Status>),
+) -> Response<tonic::body::Body>
+where
+    B: Body<Data = Bytes, Error = Status> + Unpin,
+    R: Message + Default,
+    A: Answer,
+    F: Future<Output = Result<tonic::Response<A>, Status>>,
+{
     let (head, body) = request.into_parts();
+    let mut kept = None;
     let handled = async {
         let message = read(body).await?;
         check(&message)?;
+        // Its keys and values share this memory anyhow.
+        kept = Some(message.clone());
         let message = R::decode(message).map_err(|error| Status::internal(error.to_string()))?;
         let metadata = MetadataMap::from_headers(head.headers);
         handle(tonic::Request::from_parts(metadata, head.extensions, message)).await
     };
-    match handled.await {
+    let outcome = handled.await;
+    if let Some(message) = &kept {
+        note(message, &outcome);
+    }
+    match outcome {
         Ok(answer) => respond(answer.get_ref()),
         Err(status) => status.into_http(),
     }

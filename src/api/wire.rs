@@ -1,5 +1,6 @@
 //! Messages as gRPC frames them, and answers whose parts are encoded already.
 
+use std::any::Any;
 use std::pin::Pin;
 use std::task::{self, Poll};
 
@@ -8,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use starling_proto::etcdserverpb::DeleteRangeResponse;
 use tonic::Status;
 
 /// A flag for compression and the length of the message go before it.
@@ -23,15 +25,28 @@ pub(crate) trait Answer {
     fn len(&self) -> usize;
     /// Appends it to a buffer with room for it.
     fn encode_to(&self, buffer: &mut BytesMut);
+    /// How many pairs of a range it has, for the log; `None` if it is no range.
+    fn pairs(&self) -> Option<usize> {
+        None
+    }
+    /// How many keys it counts, for the log.
+    fn counted(&self) -> i64 {
+        0
+    }
 }
 
-impl<M: Message> Answer for M {
+impl<M: Message + Any> Answer for M {
     fn len(&self) -> usize {
         self.encoded_len()
     }
 
     fn encode_to(&self, buffer: &mut BytesMut) {
         self.encode_raw(buffer);
+    }
+
+    fn counted(&self) -> i64 {
+        let deletes = (self as &dyn Any).downcast_ref::<DeleteRangeResponse>();
+        deletes.map_or(0, |answer| answer.deleted)
     }
 }
 

@@ -38,12 +38,24 @@ pub fn list(flags: &[Flag]) -> String {
 
 /// Reads arguments. `None` if help is wanted.
 pub fn parse(flags: &[Flag], args: &[String]) -> Result<Option<Values>, ToolError> {
+    match parse_first(flags, args)? {
+        Some((_, [arg, ..])) => Err(ToolError::Usage(format!("{arg:?} is not a valid flag"))),
+        parsed => Ok(parsed.map(|(values, _)| values)),
+    }
+}
+
+/// Reads arguments up to the first that is no flag. `None` if help is wanted before that.
+pub fn parse_first<'a>(
+    flags: &[Flag],
+    args: &'a [String],
+) -> Result<Option<(Values, &'a [String])>, ToolError> {
     let default = |flag: &Flag| (flag.name, flag.default.unwrap_or_default().to_owned());
     let mut values: BTreeMap<_, _> = flags.iter().map(default).collect();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         let Some(body) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')) else {
-            return Err(ToolError::Usage(format!("{arg:?} is not a valid flag")));
+            let at = args.len() - rest.len() - 1;
+            return Ok(Some((Values(values), &args[at..])));
         };
         let (name, value) = match body.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -66,7 +78,7 @@ pub fn parse(flags: &[Flag], args: &[String]) -> Result<Option<Values>, ToolErro
         };
         values.insert(flag.name, value.to_owned());
     }
-    Ok(Some(Values(values)))
+    Ok(Some((Values(values), &[])))
 }
 
 fn is_on<'a>(name: &str, value: &'a str) -> Result<&'a str, ToolError> {
@@ -182,6 +194,14 @@ mod tests {
         let refused = read("--json=1").unwrap_err();
         assert_eq!(refused, ToolError::Usage("--json takes true or false, not \"1\"".to_owned()));
         assert!(read("--json there").is_err() && read("--endpoint").is_err());
+    }
+
+    #[test]
+    fn a_command_may_follow() {
+        let args = ["--json", "--endpoint", "there", "get", "--json=1"].map(str::to_owned);
+        let (values, rest) = parse_first(FLAGS, &args).unwrap().unwrap();
+        assert!(values.is_set("json") && values.text("endpoint") == "there");
+        assert_eq!(rest, ["get", "--json=1"]);
     }
 
     #[test]

@@ -39,6 +39,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A reply with 1000 members and all their addresses fits.
 const REPLY_BYTES_MAX: usize = 64 << 20;
 
+/// What a server says where nobody needs to say who they are.
+const AUTH_NOT_ENABLED: &str = "authentication is not enabled";
+
 /// The files that `--cacert`, `--cert` and `--key` name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TlsFiles {
@@ -81,47 +84,45 @@ pub(super) struct Member {
 impl Member {
     /// The member at `host:port`, `http://host:port` or `https://host:port`. By TLS, too, if any file for that is named.
     pub(super) fn at(address: &str, files: &TlsFiles) -> Result<Self, ToolError> {
-        let usage = |why: &str| ToolError::Usage(format!("--endpoint {address:?}: {why}"));
-        let (scheme, host) = match address.split_once("://") {
-            Some((scheme @ ("http" | "https"), host)) => (scheme, host),
-            Some(_) => return Err(usage("expected http:// or https://")),
-            None if *files == TlsFiles::default() => ("http", address),
-            None => ("https", address),
-        };
-        let host = host.trim_end_matches('/');
-        let uri: http::Uri =
-            format!("{scheme}://{host}").parse().map_err(|_| usage("expected host:port"))?;
-        if uri.port().is_none() || !matches!(uri.path(), "" | "/") {
-            return Err(usage("expected host:port"));
-        }
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime =
             runtime.map_err(|error| ToolError::Failed(format!("cannot start: {error}")))?;
-        let mut endpoint = Endpoint::from(uri).connect_timeout(TIMEOUT).timeout(TIMEOUT);
-        if scheme == "https" {
-            let unusable = |error| ToolError::Failed(format!("cannot use tls: {error}"));
-            endpoint = endpoint.tls_config(files.read()?).map_err(unusable)?;
-        }
-        Ok(Self { address: host.to_owned(), endpoint, user: None, runtime })
+        let (address, endpoint) = endpoint(address, files)?;
+        let endpoint = endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT);
+        Ok(Self { address, endpoint, user: None, runtime })
     }
 
     /// Asks as a user: `name:password`; nothing for nobody.
-    pub(super) fn with_user(self, user: &str) -> Result<Self, ToolError> {
-        let user = match user.split_once(':') {
-            Some((name, password)) => Some((name.to_owned(), password.to_owned())),
-            None if user.is_empty() => None,
-            None => return Err(ToolError::Usage("--user: expected name:password".to_owned())),
-        };
-        Ok(Self { user, ..self })
+    pub(super) fn with_user(self, name: &str) -> Result<Self, ToolError> {
+        Ok(Self { user: user(name)?, ..self })
     }
 
-    /// The token of the user, if any is needed.
-    async fn token(&self, channel: &Channel) -> Result<Option<AsciiMetadataValue>, Status> {
-        let Some((name, password)) = self.user.clone() else { return Ok(None) };
-        let request = AuthenticateRequest { name, password };
-        let reply = AuthClient::new(channel.clone()).authenticate(request).await?.into_inner();
-        let token = reply.token.parse().map_err(|_| Status::unknown("the token is no text"))?;
-        Ok(Some(token))
+    /// The same, with more time for each request.
+    pub(super) fn with_timeout(self, timeout: Duration) -> Self {
+        Self { endpoint: self.endpoint.timeout(timeout), ..self }
+    }
+
+    /// Where it is, as it was said.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Does something on the thread that asks it.
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// A connection, or why there is none.
+    pub(super) async fn channel(&self) -> Result<Channel, String> {
+        self.endpoint.connect().await.map_err(|error| innermost(&error))
+    }
+
+    /// A connection, and the token of the user. What does not work out is told with the member's address.
+    pub(super) async fn connect(&self) -> Result<(Channel, Option<AsciiMetadataValue>), Status> {
+        let failed = |why| Status::unavailable(format!("{}: {why}", self.address));
+        let channel = self.channel().await.map_err(failed)?;
+        let token = authenticate(&channel, self.user.as_ref()).await?;
+        Ok((channel, token))
     }
 
     /// How its cluster is, with so many members at most.
@@ -136,6 +137,11 @@ impl Member {
         self.ask(request, async |client, request| client.conflicts(request).await)
     }
 
+    /// Changes whom it does not talk to.
+    pub(super) fn block(&self, request: pb::BlockRequest) -> Result<pb::BlockReply, ToolError> {
+        self.ask(request, async |client, request| client.block(request).await)
+    }
+
     fn ask<Q, T>(
         &self,
         message: Q,
@@ -147,9 +153,9 @@ impl Member {
         let address = &self.address;
         let failed = |why: &str| ToolError::Failed(format!("{address}: {why}"));
         self.runtime.block_on(async {
-            let channel = self.endpoint.connect().await;
-            let channel = channel.map_err(|error| failed(&innermost(&error)))?;
-            let token = self.token(&channel).await.map_err(|status| failed(status.message()))?;
+            let channel = self.channel().await.map_err(|why| failed(&why))?;
+            let token = authenticate(&channel, self.user.as_ref()).await;
+            let token = token.map_err(|status| failed(status.message()))?;
             let mut request = Request::new(message);
             if let Some(token) = token {
                 request.metadata_mut().insert("token", token);
@@ -164,8 +170,58 @@ impl Member {
     }
 }
 
+/// Where a server is: `host:port`, `http://host:port` or `https://host:port`. By TLS, too, if any file for that is named. Answers
+/// host and port, and how to get there.
+pub(super) fn endpoint(address: &str, files: &TlsFiles) -> Result<(String, Endpoint), ToolError> {
+    let usage = |why: &str| ToolError::Usage(format!("endpoint {address:?}: {why}"));
+    let (scheme, host) = match address.split_once("://") {
+        Some((scheme @ ("http" | "https"), host)) => (scheme, host),
+        Some(_) => return Err(usage("expected http:// or https://")),
+        None if *files == TlsFiles::default() => ("http", address),
+        None => ("https", address),
+    };
+    let host = host.trim_end_matches('/');
+    let uri: http::Uri =
+        format!("{scheme}://{host}").parse().map_err(|_| usage("expected host:port"))?;
+    if uri.port().is_none() || !matches!(uri.path(), "" | "/") {
+        return Err(usage("expected host:port"));
+    }
+    let mut endpoint = Endpoint::from(uri);
+    if scheme == "https" {
+        let unusable = |error| ToolError::Failed(format!("cannot use tls: {error}"));
+        endpoint = endpoint.tls_config(files.read()?).map_err(unusable)?;
+    }
+    Ok((host.to_owned(), endpoint))
+}
+
+/// A user and its password, from `name:password`; nothing for nobody.
+pub(super) fn user(text: &str) -> Result<Option<(String, String)>, ToolError> {
+    match text.split_once(':') {
+        Some((name, password)) => Ok(Some((name.to_owned(), password.to_owned()))),
+        None if text.is_empty() => Ok(None),
+        None => Err(ToolError::Usage("--user: expected name:password".to_owned())),
+    }
+}
+
+/// The token of a user, if there is one.
+pub(super) async fn authenticate(
+    channel: &Channel,
+    user: Option<&(String, String)>,
+) -> Result<Option<AsciiMetadataValue>, Status> {
+    let Some((name, password)) = user.cloned() else { return Ok(None) };
+    let request = AuthenticateRequest { name, password };
+    let reply = AuthClient::new(channel.clone()).authenticate(request).await;
+    let reply = match reply {
+        // As etcd's own clients: a password is no harm where nobody asks for one.
+        Err(status) if status.message().contains(AUTH_NOT_ENABLED) => return Ok(None),
+        reply => reply?.into_inner(),
+    };
+    let token = reply.token.parse().map_err(|_| Status::unknown("the token is no text"))?;
+    Ok(Some(token))
+}
+
 /// The first cause of an error, which says most.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.last().map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -1,10 +1,14 @@
 //! The commands of the program that are no member: what they have in common, and those that ask a running one.
 
+mod block;
 mod conflicts;
 pub mod figures;
 pub mod flags;
+mod health;
 mod import;
 mod member;
+mod mirror;
+mod shell;
 mod status;
 mod table;
 
@@ -12,6 +16,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use flags::Values;
+pub use shell::Input;
 
 /// How often `--watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,6 +34,8 @@ pub enum ToolError {
     Usage(String),
     /// A file cannot be written, or a member does not answer.
     Failed(String),
+    /// The same, but it has been told already.
+    Told,
 }
 
 /// Where results go.
@@ -47,13 +54,17 @@ impl Output<'_> {
     }
 }
 
-/// Runs `starling cluster`, which asks a member how its cluster is.
+/// Runs `starling cluster`, which asks a member how its cluster is, or has it block others.
 pub fn cluster(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     match args.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some(("status", rest)) => status::run(rest, output),
+        Some(("block", rest)) => block::block(rest, output),
+        Some(("unblock", rest)) => block::unblock(rest, output),
         Some(("-h" | "-help" | "--help", _)) => show(output.to, &status::help()),
         Some((word, _)) => Err(ToolError::Usage(format!("{word:?} is not a command of cluster"))),
-        None => Err(ToolError::Usage("cluster needs a command: status".to_owned())),
+        None => {
+            Err(ToolError::Usage("cluster needs a command: status, block or unblock".to_owned()))
+        }
     }
 }
 
@@ -70,6 +81,25 @@ pub fn import(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError>
 /// Runs `starling snapshot`, which makes a store from a snapshot.
 pub fn snapshot(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
     import::snapshot(args, output)
+}
+
+/// Runs `starling mirror`, which keeps keys of another cluster.
+pub fn mirror(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    mirror::run(args, output)
+}
+
+/// Runs `starling health`, which asks a member whether it is well.
+pub fn health(args: &[String], output: &mut Output<'_>) -> Result<(), ToolError> {
+    health::run(args, output)
+}
+
+/// Runs `starling shell`, which does what somebody says to a member.
+pub fn shell(
+    args: &[String],
+    output: &mut Output<'_>,
+    input: &mut Input<'_>,
+) -> Result<(), ToolError> {
+    shell::run(args, output, input)
 }
 
 /// Writes to the standard output. Whoever reads it may stop early.
@@ -131,7 +161,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let usage = |text: &str| ToolError::Usage(text.to_owned());
-        assert_eq!(refusal(&[]), usage("cluster needs a command: status"));
+        assert_eq!(refusal(&[]), usage("cluster needs a command: status, block or unblock"));
         assert_eq!(refusal(&["state"]), usage("\"state\" is not a command of cluster"));
         assert_eq!(refusal(&["status", "now"]), usage("\"now\" is not a valid flag"));
         let secret =

@@ -74,7 +74,7 @@ pub(super) fn run(args: &[String], output: &mut Output<'_>) -> Result<(), ToolEr
 }
 
 /// All of it, for people.
-fn render(reply: &pb::StatusReply, colours: bool) -> String {
+pub(super) fn render(reply: &pb::StatusReply, colours: bool) -> String {
     let (look, verdict) = verdict(reply);
     let mut text = format!("\n  {}\n\n", look.on(&format!("{MARK} {verdict}"), colours));
     text.push_str(&table(reply).text(colours));
@@ -268,7 +268,8 @@ fn state(member: &pb::Member, is_me: bool) -> (String, Look) {
     let learner = if member.learner { ", learner" } else { "" };
     let volatile = if member.volatile { ", volatile" } else { "" };
     let (fenced, look) = if member.fenced { (", fenced", Look::Bad) } else { ("", look) };
-    (format!("{state}{learner}{volatile}{fenced}"), look)
+    let (blocked, look) = if member.blocked { (", blocked", Look::Bad) } else { ("", look) };
+    (format!("{state}{learner}{volatile}{fenced}{blocked}"), look)
 }
 
 /// What else there is to know, in lines.
@@ -358,7 +359,7 @@ fn gossip_lines(gossip: &pb::Gossip) -> [(&'static str, String); 2] {
         (gossip.merges, "state merge", "state merges"),
         (gossip.scrubs, "scrub", "scrubs"),
         (gossip.differences, "put written anew", "puts written anew"),
-        (gossip.misanswers, "comparison misanswered", "comparisons misanswered"),
+        (gossip.misanswers, "peer misanswered", "peers misanswered"),
     ] {
         if number > 0 {
             entries.push_str(&format!(", {}", counted(number, one, many)));
@@ -477,6 +478,7 @@ fn member_json(member: &pb::Member) -> Value {
         "failures": member.failures,
         "conflicts": member.conflicts,
         "fenced": member.fenced,
+        "blocked": member.blocked,
     })
 }
 

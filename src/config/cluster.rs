@@ -31,6 +31,8 @@ pub struct ClusterConfig {
     pub lease_expiry: LeaseExpiry,
     /// Whether nothing is kept on disk.
     pub volatile: bool,
+    /// Names of members not to talk to.
+    pub peer_block: Vec<String>,
     /// Where this member stands.
     pub zone: String,
     /// Up to how many members entries go straight from their origin to all.
@@ -71,6 +73,7 @@ impl Settings {
             read_level: self.choice("linearizable-reads")?,
             lease_expiry: self.choice("lease-expiry")?,
             volatile: self.is_on("volatile"),
+            peer_block: self.list("peer-block"),
             zone: self.text("zone").to_owned(),
             direct_max: self.positive("direct-max")?,
             gc_age: self.duration("gc-age"),

@@ -36,9 +36,12 @@ const ETCD: &str = "etcd";
 /// Our own commands, by what they are called by.
 const COMMANDS: &[(&str, Command)] = &[
     ("sim", Command::Sim),
+    ("shell", Command::Shell),
+    ("health", Command::Health),
     ("cluster", Command::Cluster),
     ("conflicts", Command::Conflicts),
     ("import", Command::Import),
+    ("mirror", Command::Mirror),
     ("snapshot", Command::Snapshot),
 ];
 /// etcd's quota if none is set.
@@ -49,6 +52,10 @@ const ELECTION_TIMEOUT_MILLIS_MAX: i64 = 50_000;
 const HEARTBEATS_PER_ELECTION: i64 = 5;
 /// etcd's least interval of progress notifications.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// etcd's limit of slow calls if none is set.
+const WARN_UNARY_DEFAULT: Duration = Duration::from_millis(300);
+/// The value of `--metrics` that is not the default.
+const EXTENSIVE: &str = "extensive";
 /// All requests, as the rate of sampling counts them.
 const SAMPLING_RATE_MAX: i64 = 1_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -62,8 +69,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where it listens for clients.
     pub listen_client_urls: Vec<ListenUrl>,
-    /// Where it listens for plain HTTP only.
+    /// Where it listens for HTTP only.
     pub listen_http_urls: Vec<ListenUrl>,
+    /// Where it listens for whoever watches over it.
+    pub listen_metrics_urls: Vec<ListenUrl>,
     /// Where clients reach it.
     pub advertise_client_urls: Vec<String>,
     /// Where peers reach it.
@@ -88,6 +97,10 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Whether the JSON gateway is served.
     pub gateway: bool,
+    /// The origins of pages that may read answers; `None` for all.
+    pub origins: Option<Vec<String>>,
+    /// The hosts that plain HTTP may name; `None` for all.
+    pub hosts: Option<Vec<String>>,
     /// How much history auto-compaction keeps.
     pub retention: Retention,
     /// etcd's election timeout, from which other times derive.
@@ -102,6 +115,12 @@ pub struct Config {
     pub value_cache_bytes: u64,
     /// Memory for blocks of the store.
     pub block_cache_bytes: u64,
+    /// Whether metrics have the time that each call takes.
+    pub extensive_metrics: bool,
+    /// Calls that take longer are logged, ...
+    pub warn_unary: Duration,
+    /// ... and so are reads and writes.
+    pub warn_apply: Duration,
     /// How much is logged.
     pub log_level: LogLevel,
     /// How it looks.
@@ -160,12 +179,18 @@ pub enum Invocation {
 pub enum Command {
     /// Try how writes spread, in virtual time.
     Sim,
+    /// Do what somebody says to a member.
+    Shell,
+    /// Ask a member whether it is well.
+    Health,
     /// Ask a member how its cluster is.
     Cluster,
     /// Ask a member which writes were lost.
     Conflicts,
     /// Make a store from a file of etcd's.
     Import,
+    /// Follow another cluster.
+    Mirror,
     /// Make a store from a snapshot.
     Snapshot,
 }
@@ -420,8 +445,6 @@ impl Settings {
 
     fn config(&self, is_etcd: bool) -> Result<Config, UsageError> {
         let name = self.text("name").to_owned();
-        let mut listen_http_urls = self.listen_urls("listen-client-http-urls")?;
-        listen_http_urls.extend(self.listen_urls("listen-metrics-urls")?);
         let listen_client_urls = self.listen_urls("listen-client-urls")?;
         let tls = self.tls(&tls::CLIENT)?;
         for name in ["listen-client-urls", "listen-client-http-urls", "listen-metrics-urls"] {
@@ -439,7 +462,8 @@ impl Settings {
         Ok(Config {
             data_dir: self.data_dir(&name, is_etcd),
             listen_client_urls,
-            listen_http_urls,
+            listen_http_urls: self.listen_urls("listen-client-http-urls")?,
+            listen_metrics_urls: self.listen_urls("listen-metrics-urls")?,
             advertise_client_urls: self.urls("advertise-client-urls")?,
             advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
             cluster: self.cluster(&name)?,
@@ -455,6 +479,8 @@ impl Settings {
             tls,
             auth: self.auth()?,
             gateway: self.is_on("enable-grpc-gateway"),
+            origins: parse::origins("cors", self.text("cors"))?,
+            hosts: parse::names(self.text("host-whitelist")),
             retention: self.retention()?,
             election_timeout: self.election_timeout()?,
             progress_interval: self.progress_interval().max(PROGRESS_INTERVAL_MIN),
@@ -463,6 +489,13 @@ impl Settings {
             keepalive_timeout: self.duration("grpc-keepalive-timeout"),
             value_cache_bytes: u64::try_from(self.int("value-cache-bytes")).unwrap_or(0),
             block_cache_bytes: u64::try_from(self.int("block-cache-bytes")).unwrap_or(0),
+            extensive_metrics: self.text("metrics") == EXTENSIVE,
+            // As in etcd, where zero stands for the default in the one and for nothing in the other.
+            warn_unary: match self.duration("warning-unary-request-duration") {
+                Duration::ZERO => WARN_UNARY_DEFAULT,
+                duration => duration,
+            },
+            warn_apply: self.duration("warning-apply-duration"),
             log_level: self.log_level()?,
             log_format: self.log_format()?,
             log_outputs: self.log_outputs(),
@@ -602,9 +635,12 @@ Starling, an etcd v3 server without a leader.
 
 Usage:
   starling [flags]                  serve; without flags on localhost:2379, with the data in default.starling
+  starling shell [flags] [command]  talk to a member: put, get, del, watch, join, show, sync, members, ...
+  starling health [flags]           ask a member whether it is well: exit code 0 or 1
   starling cluster status [flags]   ask a member how its cluster is; each command has its own --help
   starling conflicts [flags]        ask a member which writes were lost to others
   starling import <file> [flags]    make a data directory from a snapshot or a database of etcd
+  starling mirror --from <where>    copy the keys of a running etcd, and follow it
   starling snapshot restore <file>  make one from a snapshot, as etcdutl does
   starling sim [flags]              try how fast writes spread in a cluster of some size
   starling --version

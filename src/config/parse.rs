@@ -255,6 +255,27 @@ pub(super) fn urls(name: &str, value: &str) -> Result<Vec<String>, UsageError> {
     Ok(urls)
 }
 
+/// Names separated by commas; `None` for all there are. etcd's help says that nothing means all.
+pub(super) fn names(value: &str) -> Option<Vec<String>> {
+    let names = value.split(',').map(|name| name.trim().to_owned());
+    let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
+    (!names.is_empty() && !names.iter().any(|name| name == "*")).then_some(names)
+}
+
+/// Origins as browsers write them: a port is only needed where it is not that of the scheme. etcd wants one always.
+pub(super) fn origins(flag: &str, value: &str) -> Result<Option<Vec<String>>, UsageError> {
+    let Some(origins) = names(value) else { return Ok(None) };
+    for origin in &origins {
+        let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        if host.is_none_or(|host| host.is_empty() || host.contains(['/', '?', '#', '@'])) {
+            return Err(UsageError::syntax(format!(
+                "invalid value {value:?} for flag -{flag}: an origin is http:// or https:// and a host: {origin}"
+            )));
+        }
+    }
+    Ok(Some(origins.into_iter().map(|origin| origin.to_ascii_lowercase()).collect()))
+}
+
 /// Where a URL that was checked by [`urls`] listens.
 pub(super) fn listen_url(name: &str, url: &str) -> Result<ListenUrl, UsageError> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));

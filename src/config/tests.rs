@@ -388,6 +388,23 @@ fn a_log_may_have_a_limit_of_its_own() {
     assert_eq!(limit("--log-bytes-max -1"), None);
 }
 
+#[test]
+fn hosts_and_origins_are_all_or_some() {
+    let names = |names: &[&str]| Some(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+    for all in ["", "--cors=* --host-whitelist=*", "--cors= --host-whitelist="] {
+        let config = config(all);
+        assert_eq!((config.origins, config.hosts), (None, None), "{all}");
+    }
+    let some =
+        config("--cors=https://A.example,http://b.example:8080 --host-whitelist=a,b.example");
+    assert_eq!(some.origins, names(&["https://a.example", "http://b.example:8080"]));
+    assert_eq!(some.hosts, names(&["a", "b.example"]));
+    for wrong in ["a.example", "ftp://a", "http://", "https://a/b"] {
+        let (text, code) = error(&format!("--cors={wrong}"));
+        assert!(code == 2 && text.contains("-cors"), "{wrong}: {text}");
+    }
+}
+
 /// What `etcd --help` of 3.7 lists.
 const ETCD_FLAGS: &str = "\
     name data-dir wal-dir snapshot-count heartbeat-interval election-timeout initial-election-tick-advance \

@@ -119,7 +119,7 @@ impl Writer {
         Ok(applied)
     }
 
-    /// Takes a part of the state of another member, which tells nothing about how far its origins are here. Idempotent.
+    /// Takes some of the state of another member, which tells nothing about how far its origins are here. Idempotent.
     /// After a crash in the middle there is more here than the heads say, which does no harm.
     pub fn apply_catch_up(
         &mut self,
@@ -129,15 +129,7 @@ impl Writer {
         self.set_peered();
         let mut applied =
             Applied { outcome: Outcome::Taken, head: 0, entries: 0, conflicts: Vec::new() };
-        let is_sound = |entry: PackedEntry<'_>| {
-            if entry.is_put() {
-                is_counted(entry.seq, entry.time)
-            } else {
-                is_sound(&entry.unpack())
-            }
-        };
-        let are_origins = entries.origins().iter().all(|origin| is_origin(*origin));
-        if !are_origins || !entries.iter().all(is_sound) {
+        if !Self::are_sound(entries) {
             applied.outcome = Outcome::Unsound;
             return Ok(applied);
         }
@@ -173,6 +165,18 @@ impl Writer {
             applied.entries += 1;
         }
         Ok(applied)
+    }
+
+    /// Likewise, so that all that they change shows under one revision. Each key may be in one of them only.
+    pub(super) fn apply_catch_up_at_once(
+        &mut self,
+        entries: &PackedEntries,
+        now: Now,
+    ) -> Result<Applied, StoreError> {
+        self.group_shows = Some(false);
+        let applied = self.apply_catch_up(entries, now);
+        self.group_shows = None;
+        applied
     }
 
     /// Likewise, where nobody waits for it: the rows may be written past the journal, and be neither durable nor shown
@@ -236,6 +240,19 @@ impl Writer {
         }
     }
 
+    /// Whether all entries are ones that can be stored and read again.
+    pub(super) fn are_sound(entries: &PackedEntries) -> bool {
+        let is_sound = |entry: PackedEntry<'_>| {
+            if entry.is_put() {
+                is_counted(entry.seq, entry.time)
+            } else {
+                is_sound(&entry.unpack())
+            }
+        };
+        let are_origins = entries.origins().iter().all(|origin| is_origin(*origin));
+        are_origins && entries.iter().all(is_sound)
+    }
+
     /// How far the entries of an origin are here, durable or not.
     fn open_head(&self, origin: Origin) -> u64 {
         let index = self.mvcc.origins().read().index(origin);
@@ -264,7 +281,7 @@ impl Writer {
         Outcome::Taken
     }
 
-    fn has_room_for(&self, bytes: usize) -> bool {
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
         self.open_bytes().saturating_add(bytes as u64) < self.disk_room_bytes
     }
 
@@ -284,7 +301,8 @@ impl Writer {
         }
         let verdicts = self.plan(entry, stamp);
         self.begin_remote_entry(entry.seq, entry.time);
-        if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Wins | Verdict::Deletes)) {
+        let shows = verdicts.iter().any(|it| matches!(it, Verdict::Wins | Verdict::Deletes));
+        if shows && !self.entry_shows {
             self.take_revision();
         }
         for ((number, op), verdict) in (0..).zip(&entry.ops).zip(verdicts) {
@@ -387,14 +405,14 @@ impl Writer {
         }
     }
 
-    fn row_stamp(&mut self, stamp: Stamp) -> RowStamp {
+    pub(super) fn row_stamp(&mut self, stamp: Stamp) -> RowStamp {
         RowStamp { time: stamp.time, origin: self.intern(stamp.origin) }
     }
 
     fn begin_remote_entry(&mut self, seq: u64, time: Timestamp) {
         self.clock.observe(time);
         self.entry_start = self.open.len();
-        self.entry_shows = false;
+        self.entry_shows = self.group_shows.unwrap_or(false);
         self.entry_seq = seq;
     }
 
@@ -402,6 +420,9 @@ impl Writer {
         if let Some((_, row)) = self.open[self.entry_start..].last_mut() {
             row.last = true;
             self.mark_entry(origin);
+        }
+        if let Some(shows) = &mut self.group_shows {
+            *shows = self.entry_shows;
         }
     }
 

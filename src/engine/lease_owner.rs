@@ -228,7 +228,7 @@ impl Replica {
         let is_late = self.duty.is_late(late_millis, now);
         // No deletion would be done, and what has run out is to be found again.
         let is_corrupt = self.writer().alarms().is_raised(AlarmKind::Corrupt);
-        if !self.is_ready() || self.is_fenced() || is_corrupt {
+        if !self.is_ready() || !self.may_write() || is_corrupt {
             return Ok(LeaseLook::default());
         }
         let mut look = LeaseLook::default();

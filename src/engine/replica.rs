@@ -18,6 +18,7 @@ mod dead;
 mod removed;
 mod strays;
 mod tags;
+mod take_over;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use clock::ClockWatch;
 pub use clock::{ClockFacts, ClockNews, ClockOptions};
 use dead::Dead;
 use removed::Removal;
+use take_over::{End, TakeOver};
 
 /// Peers that are kept in touch with before their records have come.
 const ACQUAINTANCES_MAX: usize = 1024;
@@ -90,7 +92,7 @@ pub enum Effect {
     Live,
     /// A scrub has found that a peer lacks these keys; they are written anew.
     Differ(MemberId, Vec<Bytes>),
-    /// A peer has answered a comparison with what it was not asked about.
+    /// A peer has answered a comparison with what it was not asked about, or sent data that cannot be.
     Misanswered(MemberId),
     /// The data has come: clients may be served.
     Ready,
@@ -124,6 +126,8 @@ pub struct ClusterOptions {
     pub initial: Vec<Vec<String>>,
     /// Whether it is to join a cluster: until it is admitted, it takes no requests.
     pub joins: bool,
+    /// Whether it was told so while it ran. Where a store has left a cluster only that counts, and not its settings.
+    pub is_called: bool,
     /// Whom it asks before it ends a lease.
     pub lease_expiry: LeaseExpiry,
     /// Everything that is left to chance follows from it.
@@ -180,6 +184,8 @@ struct Cluster {
     pledge: Pledge,
     /// Where the segments in the open batch end.
     applied: Vec<Head>,
+    /// The data of a peer on its way into the store.
+    take_over: TakeOver,
     /// The end of a catch-up is in the open batch: up to when this member is complete then.
     finishing: Option<Timestamp>,
     /// Whether the data that was there when this member joined has come.
@@ -212,17 +218,23 @@ impl Replica {
     pub fn open(
         store: Store,
         writer: &Options,
-        options: ClusterOptions,
+        mut options: ClusterOptions,
         now: Now,
     ) -> Result<Self, StoreError> {
+        if options.is_called {
+            (options.initial, options.joins) = (Vec::new(), true);
+        }
         let mut dice = tags::dice(writer, &options);
         let writer = Writer::open(store, &tags::with_tag(writer, &options, &mut dice), now)?;
+        if writer.has_parted() && !options.is_called {
+            (options.initial, options.joins) = (Vec::new(), false);
+        }
         let duty = Duty::new(options.lease_expiry);
         let (cluster, effects) = (None, Vec::new());
         let mut replica = Self { writer, options, dice, cluster, effects, duty };
         replica.start_clock(now);
         if replica.writer.is_peered() {
-            replica.enter(Timestamp::default(), now)?;
+            replica.enter(Timestamp::default(), true, now)?;
         } else if !replica.options.initial.is_empty() {
             replica.found(now)?;
         }
@@ -246,7 +258,7 @@ impl Replica {
             writes.push(put(Table::Member, MemberRecord::key(id), record.value()));
         }
         self.write(writes, now)?;
-        self.enter(Timestamp::default(), now)
+        self.enter(Timestamp::default(), false, now)
     }
 
     /// Writes internal records, as an entry.
@@ -272,8 +284,8 @@ impl Replica {
         writes
     }
 
-    /// Takes part in the gossip from now on.
-    fn enter(&mut self, complete: Timestamp, now: Now) -> Result<(), StoreError> {
+    /// Takes part in the gossip from now on, or again.
+    fn enter(&mut self, complete: Timestamp, goes_on: bool, now: Now) -> Result<(), StoreError> {
         self.writer.set_replicating(true);
         let me = self.writer.origin();
         let complete = complete.max(self.writer.complete());
@@ -281,18 +293,22 @@ impl Replica {
         let heads = self.writer.heads();
         let options = self.options.gossip.clone();
         let seed = self.options.seed;
-        let gossip = Gossip::new(me, options, seed, &heads, frontier, now);
+        let mut gossip = Gossip::new(me, options, seed, &heads, frontier, now);
+        if self.writer.has_parted() && self.writer.has_strays() {
+            gossip.note_shared_data();
+        }
         self.cluster = Some(Box::new(Cluster {
             gossip,
             directory: Directory::default(),
             liveness: Liveness::new(me, self.options.liveness.clone(), mix(seed), now),
             acquaintances: BTreeSet::new(),
             live: Vec::new(),
-            clock: ClockWatch::new(self.options.clock, now),
+            clock: ClockWatch::new(self.options.clock, goes_on, now),
             dead: Dead::default(),
             removal: Removal::default(),
             pledge: Pledge::None,
             applied: Vec::new(),
+            take_over: TakeOver::None,
             finishing: None,
             caught_up: false,
             announced: false,
@@ -322,9 +338,11 @@ impl Replica {
         if cluster.directory.membership.removed.contains_key(&me) {
             self.note_removal(now);
         }
+        self.end_doubt_alone();
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let membership = Arc::clone(&cluster.directory.membership);
-        let announces = is_member && !std::mem::replace(&mut cluster.announced, is_member);
+        let is_sure = !cluster.clock.is_unsure();
+        let announces = is_member && is_sure && !std::mem::replace(&mut cluster.announced, true);
         let is_known =
             membership.runs.get(&me).is_some_and(|(run, _)| *run == self.writer.origin().run);
         if announces && !is_known {
@@ -344,6 +362,9 @@ impl Replica {
         let Directory { members, arrived, .. } = &cluster.directory;
         let Some(own) = members.get(&self.writer.identity().member) else { return Ok(()) };
         let is_mine = |record: &MemberRecord| shares(&record.peer_urls, &own.peer_urls);
+        if cluster.clock.is_unsure() {
+            return Ok(());
+        }
         let mine = arrived.iter().filter(|(_, record)| is_mine(record));
         let writes: Vec<_> =
             mine.map(|(id, _)| removal(Table::Member, MemberRecord::key(*id))).collect();
@@ -526,6 +547,14 @@ impl Replica {
         }))
     }
 
+    /// This member was to join others, and there are none: it is the first, unless it was admitted meanwhile.
+    pub fn stand_alone(&mut self) {
+        if self.cluster.is_none() {
+            self.options.joins = false;
+            self.effects.push(Effect::Ready);
+        }
+    }
+
     /// A store alone gets its first peer.
     fn become_first(&mut self, now: Now) -> Result<(), StoreError> {
         // Alone it holds all that there is.
@@ -537,7 +566,7 @@ impl Replica {
         let mut writes = self.announcement();
         writes.push(put(Table::Member, MemberRecord::key(me), own.value()));
         self.write(writes, now)?;
-        self.enter(complete, now)
+        self.enter(complete, false, now)
     }
 
     /// The records that remove a member, and say how far its runs are held here.
@@ -564,7 +593,7 @@ impl Replica {
         self.writer.observe(admission.time);
         self.avoid_tags(&admission.members)?;
         if self.cluster.is_none() {
-            self.enter(Timestamp::default(), now)?;
+            self.enter(Timestamp::default(), false, now)?;
         }
         let known = admission.members.iter().map(|(member, _)| *member);
         for peer in known.chain([contact]) {
@@ -606,6 +635,7 @@ impl Replica {
             self.hear(from, now)?;
         }
         let message = self.receive_clock(from, message, now);
+        self.end_doubt(now)?;
         match message.and_then(|message| self.withhold_strays(from, message)) {
             Some(message) => self.step(Input::Receive(from, message), now),
             None => Ok(()),
@@ -656,6 +686,8 @@ impl Replica {
             self.follow_liveness(outputs, now)?;
         }
         self.tick_clock(now);
+        self.end_doubt(now)?;
+        self.write_taken_over(now)?;
         self.write_strays(now)?;
         self.remove_dead(now)?;
         self.step(Input::Tick, now)
@@ -685,7 +717,8 @@ impl Replica {
     /// Whether a commit would do anything.
     pub fn has_open_batch(&self) -> bool {
         let is_waiting = |cluster: &Cluster| {
-            cluster.is_old_copy || matches!(cluster.pledge, Pledge::Wanted { .. })
+            cluster.is_old_copy && !cluster.clock.is_unsure()
+                || matches!(cluster.pledge, Pledge::Wanted { .. })
         };
         self.writer.has_open_batch() || self.cluster.as_deref().is_some_and(is_waiting)
     }
@@ -772,6 +805,7 @@ impl Replica {
         if has_news || self.cluster.as_ref().is_some_and(|cluster| cluster.is_old_copy) {
             self.check_tag(now)?;
         }
+        self.write_taken_over(now)?;
         self.write_strays(now)
     }
 
@@ -800,22 +834,12 @@ impl Replica {
             Output::Apply(from, segment) => {
                 self.apply(from, segment, now)?;
             }
-            Output::ApplyCatchUp(entries) => {
-                // Nobody waits for the data of a member that serves nobody yet.
-                let applied = if self.is_ready() {
-                    self.writer.apply_catch_up(&entries, now)?
-                } else {
-                    self.writer.apply_catch_up_at_leisure(&entries, now)?
-                };
-                self.note_conflicts(applied.conflicts, now);
-            }
+            Output::ApplyCatchUp(entries) => self.take_part(&entries, now)?,
+            Output::AbandonCatchUp => self.abandon_take_over(),
             Output::Observe(time) => self.writer.observe(time),
             Output::FinishCatchUp { heads, collected, floors } => {
                 cluster.is_old_copy |= tags::is_old_copy(&self.writer, &heads);
-                self.writer.set_collected(collected);
-                self.writer.set_floors(&floors);
-                self.writer.finish_catch_up(&heads);
-                cluster.applied.extend(heads);
+                self.finish_take_over(End { heads, collected, floors }, now)?;
             }
             Output::Complete(complete) => {
                 self.writer.set_complete(complete);
@@ -827,14 +851,25 @@ impl Replica {
             Output::AnswerCompare(to, compare) => {
                 self.effects.push(Effect::AnswerCompare(to, compare));
             }
-            Output::Drop(dots) => self.writer.drop_puts(&dots, now)?,
+            // What comes this late is not to be held up by a clock that nobody asks for.
+            Output::Drop(dots) => {
+                self.end_doubt_now(now)?;
+                self.writer.drop_puts(&dots, now)?;
+            }
             Output::Differ(peer, dots) => {
+                self.end_doubt_now(now)?;
                 self.writer.rewrite_puts(&dots, now)?;
                 let keys = dots.into_iter().map(|dot| dot.key).collect();
                 self.effects.push(Effect::Differ(peer, keys));
             }
             Output::Misanswered(peer) => self.effects.push(Effect::Misanswered(peer)),
+            // The others have to know of this run before it promises anything: they would take it for the former one's word.
+            Output::Promise { .. } if !cluster.announced => {}
             Output::Promise { complete } => cluster.pledge = Pledge::Wanted { complete },
+            // It is found again when the doubt ends.
+            Output::Seal(_) if cluster.clock.is_unsure() => {}
+            // One that is removed itself reports nothing any more. It would never end: each report is an entry of its own.
+            Output::Seal(_) if cluster.removal.is_over() => {}
             Output::Seal(heads) => {
                 let me = self.writer.identity().member;
                 let writes = heads.into_iter().map(|head| {

@@ -96,6 +96,7 @@ impl Writer {
 
     /// There are peers from now on, which have to take over everything up to a time as a whole.
     pub(super) fn become_peered(&mut self, time: Timestamp) {
+        self.forget_former_cluster();
         self.put_meta(Meta::Peered(time));
         self.put_meta(Meta::Collected(time));
         self.collection.resume(time, Timestamp::default(), time);

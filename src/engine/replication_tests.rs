@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
 use super::mvcc::StateHash;
+use super::staged::GroupApplied;
 use super::{Applied, Options, Outcome, Writer};
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::Head;
@@ -437,7 +438,8 @@ pub(super) fn pull_all(from: &Member, to: &mut Member, choices: &mut Choices) {
     }
 }
 
-/// Reads the whole state of a member, in small parts, with something else done between two of them.
+/// Reads the whole state of a member, in small parts, with something else done between two of them. Half of the time they are
+/// set aside until all of them are there.
 fn catch_up(
     from: &mut Member,
     to: &mut Member,
@@ -448,16 +450,20 @@ fn catch_up(
     let mut cursor = None;
     let mut progress = 0;
     let wants = to.writer.heads();
+    let mut staged = (choices.below(2) == 0).then(|| to.writer.begin_staging());
     loop {
         heads.get_or_insert_with(|| from.writer.heads());
         let bytes_max = choices.index(1500);
-        let part = from.writer.mvcc().catch_up(&wants, cursor, bytes_max).unwrap();
+        let part = from.writer.mvcc().catch_up(&wants, (cursor, None), bytes_max).unwrap();
         assert!(part.progress >= progress, "{} then {}", progress, part.progress);
         progress = part.progress;
-        let applied = to.writer.apply_catch_up(&part.entries, at(0)).unwrap();
-        assert_eq!(applied.outcome, Outcome::Taken);
+        let outcome = match &mut staged {
+            Some(staged) => to.writer.stage(staged, &part.entries).unwrap(),
+            None => to.writer.apply_catch_up(&part.entries, at(0)).unwrap().outcome,
+        };
+        assert_eq!(outcome, Outcome::Taken);
         to.commit();
-        if choices.below(3) == 0 {
+        if staged.is_none() && choices.below(3) == 0 {
             // Idempotent, down to the rows.
             let revision = to.writer.mvcc().revision();
             to.writer.apply_catch_up(&part.entries, at(0)).unwrap();
@@ -471,6 +477,12 @@ fn catch_up(
         }
     }
     assert_eq!(progress, 1000);
+    if let Some(staged) = staged {
+        let mut staged = staged.in_order().unwrap();
+        while to.writer.apply_staged(&mut staged, at(0)).unwrap() != GroupApplied::None {
+            to.commit();
+        }
+    }
     to.writer.finish_catch_up(&heads.unwrap());
     to.commit();
 }
@@ -496,7 +508,7 @@ fn a_catch_up_at_leisure_begins_anew_after_a_crash() {
             let (mut cursor, wants) = (None, to.writer.heads());
             loop {
                 let bytes_max = choices.index(100);
-                let part = from.writer.mvcc().catch_up(&wants, cursor, bytes_max).unwrap();
+                let part = from.writer.mvcc().catch_up(&wants, (cursor, None), bytes_max).unwrap();
                 to.writer.apply_catch_up_at_leisure(&part.entries, at(0)).unwrap();
                 if choices.below(4) > 0 {
                     to.commit();
@@ -808,6 +820,46 @@ fn what_is_settled_is_forgotten_without_a_trace() {
     }
 }
 
+/// Entries come in any order, and show in that of their stamps: together, but for what one of them has written anew.
+#[test]
+fn what_was_set_aside_shows_in_order() {
+    let mut member = Member::new(1);
+    let [x, y] = [2, 3].map(|member| stamp(0, member).origin);
+    let puts = |keys: &[&'static str]| keys.iter().map(|key| put_op(key, "value")).collect();
+    let entries = [
+        (x, entry(2, 20, puts(&["a", "b"]))),
+        (x, entry(3, 30, puts(&["a", "e"]))),
+        (y, entry(1, 10, puts(&["c"]))),
+        (x, entry(1, 5, puts(&["d"]))),
+        (x, entry(2, 20, puts(&["a", "b"]))),
+    ];
+    let mut staged = member.writer.begin_staging();
+    for part in entries.chunks(2) {
+        let part = part.iter().cloned().collect();
+        assert_eq!(member.writer.stage(&mut staged, &part).unwrap(), Outcome::Taken);
+    }
+    let before = member.writer.mvcc().revision();
+    let mut staged = staged.in_order().unwrap();
+    while member.writer.apply_staged(&mut staged, at(0)).unwrap() != GroupApplied::None {
+        member.commit();
+    }
+    for _ in 0..2 {
+        let reader = member.writer.mvcc().reader();
+        let reply = reader.range(&Range::new(KeyRange::all())).unwrap();
+        let shown = reply.kvs.iter().map(KeyValue::from).map(|kv| {
+            let after = kv.mod_revision.0 - before.0;
+            (kv.key, after, kv.version)
+        });
+        let shown: Vec<_> = shown.collect();
+        let expected = [("a", 2, 2), ("b", 1, 1), ("c", 1, 1), ("d", 1, 1), ("e", 2, 1)];
+        assert_eq!(shown, expected.map(|(key, after, version)| (Bytes::from(key), after, version)));
+        member.crash();
+    }
+    let none = [(x, entry(0, 5, puts(&["d"])))].into_iter().collect();
+    let mut staged = member.writer.begin_staging();
+    assert_eq!(member.writer.stage(&mut staged, &none).unwrap(), Outcome::Unsound);
+}
+
 /// What came by catching up stands before entries of lower seqs. Those must not be passed over.
 #[test]
 fn entries_out_of_order_are_waited_for() {
@@ -864,7 +916,8 @@ fn a_state_is_as_on_disk() {
     member.commit();
     member.compact();
     assert_eq!(member.writer.mvcc().graves(), 2);
-    let whole = |member: &Member| member.writer.mvcc().catch_up(&[], None, usize::MAX).unwrap();
+    let whole =
+        |member: &Member| member.writer.mvcc().catch_up(&[], (None, None), usize::MAX).unwrap();
     let before = whole(&member);
     let entries = before.entries.unpack();
     let ops: Vec<usize> = entries.iter().map(|(_, entry)| entry.ops.len()).collect();

@@ -50,6 +50,10 @@ pub(super) struct StoreMeta {
     pub(super) removed: bool,
     /// Rows up to here do not count. Under the tag 0.
     pub(super) former: Option<Place>,
+    /// Whether this store's member has left its cluster, so that its next one is somebody else, alone.
+    pub(super) left: bool,
+    /// Who the members were does not count in rows up to here. Under the tag 0.
+    pub(super) parted: Option<Place>,
     pub(super) floors: Vec<(OriginIndex, Floor)>,
     /// Whether the tag is yet to be written.
     pub(super) takes_tag: bool,
@@ -81,6 +85,8 @@ impl StoreMeta {
                 Meta::Strays(until, next) => meta.strays = Some((until, next)),
                 Meta::Removed => meta.removed = true,
                 Meta::Former(place) => meta.former = Some(place),
+                Meta::Left => meta.left = true,
+                Meta::Parted(place) => meta.parted = Some(place),
                 Meta::Floor(index, seq, time) => meta.floors.push((index, Floor { seq, time })),
             }
         }
@@ -174,7 +180,7 @@ impl StoreMeta {
 /// Whether a row about the store can be there at all.
 fn is_possible(row: &Meta) -> bool {
     match row {
-        Meta::Identity(_) | Meta::Removed => true,
+        Meta::Identity(_) | Meta::Removed | Meta::Left => true,
         Meta::Origin(index, origin) => index.0 < u32::MAX && origin.run <= COUNT_MAX,
         Meta::Compacted(revision) => revision.0 <= COUNTER_MAX,
         Meta::Swept(revision, settled) => revision.0 <= COUNTER_MAX && *settled < TIME_MAX,
@@ -183,7 +189,7 @@ fn is_possible(row: &Meta) -> bool {
         Meta::Settled(time) | Meta::Collected(time) | Meta::Peered(time) => *time < TIME_MAX,
         Meta::Promised(time, complete) => *time < TIME_MAX && *complete < TIME_MAX,
         Meta::Strays(until, next) => until.revision.0 <= COUNTER_MAX && *next <= Some(*until),
-        Meta::Former(place) => place.revision.0 <= COUNTER_MAX,
+        Meta::Former(place) | Meta::Parted(place) => place.revision.0 <= COUNTER_MAX,
         Meta::Tag(tag) => (1..=TAG_MAX).contains(tag),
     }
 }
@@ -243,6 +249,9 @@ pub(super) fn restore(
     if meta.removed {
         meta.leave_behind(&end);
     }
+    if meta.left {
+        meta.parted = Some(end.newest.with_tag(0));
+    }
     if meta.takes_tag {
         meta.compact_for_tag(&mut end, revision_entropy);
     }
@@ -281,6 +290,10 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
         }
         if meta.removed || meta.former.is_some_and(|former| place.with_tag(0) <= former) {
             end.note_former(&row);
+            continue;
+        }
+        if meta.is_of_former_cluster(place, &row) {
+            end.hidden_bytes += u64::from(row_bytes(&row.op));
             continue;
         }
         let entry = (row.stamp.origin, row.seq);

@@ -12,7 +12,9 @@
 use std::ops::Bound;
 
 use super::Writer;
+use super::graves::Grave;
 use super::records;
+use super::writer::Visibility;
 use crate::error::StoreError;
 use crate::storage::Space;
 use crate::storage::schema::{Meta, Op, OriginIndex, Place, Row, RowStamp, Table};
@@ -113,7 +115,9 @@ impl Writer {
                     && !row.hidden
                     && self.mvcc.records().read().newest_place(&row.op) == Some(place)
             }
-            Op::Delete { .. } | Op::InternalDelete { .. } => false,
+            // The others may have a put which that hides here: it hides it everywhere then.
+            Op::Delete { key, .. } => !row.hidden && self.mvcc.tombstone(key) == Some(place),
+            Op::InternalDelete { .. } => false,
         };
         counts && !is_known(row.stamp.origin)
     }
@@ -139,7 +143,14 @@ impl Writer {
                 records::check(*table, key, Some(value))?;
                 self.put_record((*table, key.clone()), value.clone(), stamp, now)
             }
-            Op::Delete { .. } | Op::InternalDelete { .. } => Ok(()),
+            Op::Delete { key, seen } => {
+                let op = Op::Delete { key: key.clone(), seen: *seen };
+                let place = self.append(op, stamp, Visibility::Hidden);
+                let grave = Grave { seen: *seen, time: stamp.time, place, hidden: true };
+                self.mvcc.bury(key, grave);
+                Ok(())
+            }
+            Op::InternalDelete { .. } => Ok(()),
         }
     }
 

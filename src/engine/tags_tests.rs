@@ -187,7 +187,7 @@ fn catch_up_all(mvcc: &Mvcc, origin: Origin, is_done: &AtomicBool) {
     while !is_done.load(Ordering::Relaxed) {
         let (mut keys, mut cursor) = (0, None);
         loop {
-            let part = mvcc.catch_up(&[], cursor, 10_000).unwrap();
+            let part = mvcc.catch_up(&[], (cursor, None), 10_000).unwrap();
             let entries = part.entries.unpack();
             let ops = entries.iter().flat_map(|(_, entry)| &entry.ops);
             let is_kept =

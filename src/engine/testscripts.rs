@@ -505,7 +505,7 @@ impl Runner {
     fn catch_up(&mut self, from: &str) -> Result<String> {
         self.peer(from)?;
         let from = &self.others[from].writer;
-        let part = from.mvcc().catch_up(&self.writer.heads(), None, usize::MAX)?;
+        let part = from.mvcc().catch_up(&self.writer.heads(), (None, None), usize::MAX)?;
         let applied = self.writer.apply_catch_up(&part.entries, now(self.seconds))?;
         self.writer.finish_catch_up(&from.heads());
         self.writer.commit()?;

@@ -164,6 +164,8 @@ pub struct Writer {
     pub(super) entry_start: usize,
     /// Whether that entry has taken a revision.
     pub(super) entry_shows: bool,
+    /// Whether an entry before it has, while the changes of several are shown under one.
+    pub(super) group_shows: Option<bool>,
     /// The seq of that entry.
     pub(super) entry_seq: u64,
     /// How many ops it has so far.
@@ -175,6 +177,8 @@ pub struct Writer {
     pub(super) replica: Replicated,
     /// Where the members were that a former owner of the store knew.
     pub(super) former_peers: Vec<String>,
+    /// Whether this store's member has ever left a cluster.
+    pub(super) has_parted: bool,
     room: Room,
     pub(super) quota_bytes: Option<u64>,
     /// So much may wait in the log for members that are away.
@@ -194,9 +198,10 @@ impl Writer {
         let mut meta = StoreMeta::read(&store)?;
         meta.take_tag(options.tag);
         let mut identity = meta.identity.unwrap_or(options.identity);
-        if meta.removed {
+        if meta.removed || meta.left {
             identity.member = options.identity.member;
         }
+        let left = meta.left.then(|| meta.part(&mut identity, options.run_entropy));
         let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes, meta.tag));
         let lessor = Arc::new(Lessor::new(identity.member, options.lease_ttl_seconds_min));
         let end = restore(&mvcc, &lessor, &mut meta, options.revision_entropy)?;
@@ -230,6 +235,7 @@ impl Writer {
             replaced: VecDeque::new(),
             entry_start: 0,
             entry_shows: false,
+            group_shows: None,
             entry_seq: 0,
             entry_ops: 0,
             compacting: None,
@@ -237,6 +243,7 @@ impl Writer {
             collection: meta.collection(options.gc_age_millis),
             replica: Replicated::new(heads, (meta.promised, meta.complete)),
             former_peers: end.former_peers()?,
+            has_parted: false,
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
             log_bytes_max: options.log_bytes_max,
@@ -246,6 +253,10 @@ impl Writer {
             disk_room_bytes: u64::MAX,
         };
         writer.replica.strays = meta.strays;
+        writer.has_parted = meta.parted.is_some();
+        if let Some(left) = left {
+            writer.record_parting(&meta, left);
+        }
         *writer.mvcc.floors().write() = Floors::new(meta.floors.iter().copied());
         writer.show_records(now)?;
         writer.mvcc.set_durable(end.newest);
@@ -927,7 +938,7 @@ impl Writer {
         Ok(())
     }
 
-    fn look_at_disk(&mut self) -> Result<(), StoreError> {
+    pub(super) fn look_at_disk(&mut self) -> Result<(), StoreError> {
         self.disk_room_bytes = match self.store().disk_space()? {
             Some(DiskSpace { free, total }) => {
                 free.saturating_sub(self.disk_reserve_bytes.min(total / DISK_RESERVE_FRACTION))

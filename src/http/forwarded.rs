@@ -10,10 +10,10 @@ use http::{HeaderMap, HeaderValue};
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::AnswerBody;
-use super::limit::MessageLimit;
-use crate::api::Context;
+use super::limit::{Limits, MessageLimit};
+use super::{AnswerBody, server};
 use crate::api::router::{self, Router};
+use crate::api::{Context, SlowLimits};
 use crate::metrics::Metrics;
 use crate::node::{
     FORWARDED, FORWARDED_ANSWERED, FORWARDED_BY, FORWARDED_REFUSED, FORWARDED_TO, Handle,
@@ -24,7 +24,7 @@ use crate::types::MemberId;
 struct Services {
     router: Router,
     node: Handle,
-    max_message_bytes: usize,
+    limits: Limits,
     /// As long as this is here, streams go on until the member stops.
     _closing: watch::Sender<bool>,
 }
@@ -34,11 +34,22 @@ pub fn router(node: Handle, metrics: Arc<Metrics>, max_request_bytes: usize) -> 
     let (closing_sender, closing) = watch::channel(false);
     // Whoever sends a request on has checked who asks.
     let is_trusted = true;
-    let context = Context { node: node.clone(), metrics, max_request_bytes, is_trusted, closing };
+    let context = Context {
+        node: node.clone(),
+        metrics,
+        max_request_bytes,
+        is_trusted,
+        // The member that sends it on has the limits, and the client.
+        slow: SlowLimits::NEVER,
+        closing,
+    };
     let services = Arc::new(Services {
         router: Router::new(&context),
         node,
-        max_message_bytes: context.max_message_bytes(),
+        limits: Limits {
+            max_bytes: context.max_message_bytes(),
+            max_time: server::REQUEST_TIMEOUT,
+        },
         _closing: closing_sender,
     });
     axum::Router::new().fallback(move |request: Request| {
@@ -52,9 +63,9 @@ impl Services {
         if let Err(refusal) = self.check(&request) {
             return marked(refusal.into_http(), FORWARDED_REFUSED);
         }
-        let limit = self.max_message_bytes;
+        let limits = self.limits;
         let Ok(response) =
-            self.router.call(request.map(|body| MessageLimit::new(body, limit))).await;
+            self.router.call(request.map(|body| MessageLimit::new(body, limits)), None).await;
         marked(response, FORWARDED_ANSWERED)
     }
 

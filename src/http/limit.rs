@@ -1,24 +1,72 @@
-//! The bound on messages from clients, with etcd's answer where it is exceeded.
+//! The bounds on messages from clients: how large one may be, with etcd's answer where it is larger, and how long it may take
+//! to come.
 
 use std::pin::Pin;
-use std::task::{self, Poll, ready};
+use std::task::{self, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Sleep;
 use tonic::{Code, Status};
 
 /// A flag and a length go before each gRPC message.
 const PREFIX_BYTES: usize = 5;
 
-/// A request body in which no message may be larger than a limit. Notices before the message is read.
+/// What a message may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_bytes: usize,
+    /// From its first byte to its last. What is kept of it until then is kept for so long at most.
+    pub(crate) max_time: Duration,
+}
+
+/// When a message that has begun must be there. Costs nothing while messages come in one piece.
+pub(crate) struct Begun {
+    max_time: Duration,
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+impl Begun {
+    pub(crate) fn new(max_time: Duration) -> Self {
+        Self { max_time, until: None }
+    }
+
+    /// Another message is the next to come.
+    pub(crate) fn reset(&mut self) {
+        self.until = None;
+    }
+
+    /// Called when nothing more has come; `is_within` says whether part of a message has.
+    pub(crate) fn wait<T>(
+        &mut self,
+        is_within: bool,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<T, Status>>> {
+        if !is_within {
+            self.until = None;
+            return Poll::Pending;
+        }
+        let until = self.until.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.max_time)));
+        until.as_mut().poll(cx).map(|()| Some(Err(too_slow())))
+    }
+}
+
+pub(crate) fn too_slow() -> Status {
+    Status::deadline_exceeded("the request took too long to come")
+}
+
+/// A request body in which no message may be larger, or slower, than its limits. Notices before the message is read.
 pub(crate) struct MessageLimit<B> {
     inner: B,
     prefixes: Prefixes,
+    begun: Begun,
 }
 
 impl<B> MessageLimit<B> {
-    pub(crate) fn new(inner: B, max_bytes: usize) -> Self {
-        Self { inner, prefixes: Prefixes { max_bytes, ..Prefixes::default() } }
+    pub(crate) fn new(inner: B, limits: Limits) -> Self {
+        let prefixes = Prefixes { max_bytes: limits.max_bytes, ..Prefixes::default() };
+        Self { inner, prefixes, begun: Begun::new(limits.max_time) }
     }
 }
 
@@ -34,12 +82,16 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(frame) = ready!(Pin::new(&mut self.inner).poll_frame(cx)) else {
-            return Poll::Ready(None);
+        let this = &mut *self;
+        let frame = match Pin::new(&mut this.inner).poll_frame(cx) {
+            Poll::Pending => return this.begun.wait(this.prefixes.is_within(), cx),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(frame)) => frame.map_err(|error| Status::from_error(error.into()))?,
         };
-        let frame = frame.map_err(|error| Status::from_error(error.into()))?;
-        if let Some(data) = frame.data_ref() {
-            self.prefixes.read(data)?;
+        if let Some(data) = frame.data_ref()
+            && this.prefixes.read(data)?
+        {
+            this.begun.reset();
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -65,14 +117,23 @@ struct Prefixes {
 }
 
 impl Prefixes {
-    fn read(&mut self, mut data: &[u8]) -> Result<(), Status> {
+    /// Whether part of a message has come, and more is to.
+    fn is_within(&self) -> bool {
+        self.prefix_bytes > 0 || self.message_bytes > 0
+    }
+
+    /// Answers whether the end of a message was in it.
+    fn read(&mut self, mut data: &[u8]) -> Result<bool, Status> {
+        let mut has_end = false;
         while !data.is_empty() {
             let skipped = self.message_bytes.min(data.len());
             self.message_bytes -= skipped;
+            has_end |= skipped > 0 && self.message_bytes == 0;
             data = &data[skipped..];
             data = self.read_prefix(data)?;
+            has_end |= !self.is_within();
         }
-        Ok(())
+        Ok(has_end)
     }
 
     fn read_prefix<'a>(&mut self, data: &'a [u8]) -> Result<&'a [u8], Status> {
@@ -101,6 +162,9 @@ impl Prefixes {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{FutureExt, StreamExt};
+    use http_body_util::{BodyExt, StreamBody};
+
     use super::*;
 
     const MAX: usize = 10;
@@ -113,7 +177,7 @@ mod tests {
 
     fn read(pieces: &[&[u8]]) -> Result<(), Status> {
         let mut prefixes = Prefixes { max_bytes: MAX, ..Prefixes::default() };
-        pieces.iter().try_for_each(|piece| prefixes.read(piece))
+        pieces.iter().try_for_each(|piece| prefixes.read(piece).map(drop))
     }
 
     #[test]
@@ -137,5 +201,42 @@ mod tests {
         }
         let prefix_only = [0, 0xff, 0xff, 0xff, 0xff];
         assert!(read(&[&prefix_only]).is_err());
+    }
+
+    /// A body that sends pieces, and then no more.
+    fn stalled(pieces: &[&[u8]]) -> impl Body<Data = Bytes, Error = Status> + Unpin {
+        let pieces: Vec<_> =
+            pieces.iter().map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
+        let pieces = futures_util::stream::iter(pieces);
+        StreamBody::new(pieces.chain(futures_util::stream::pending()))
+    }
+
+    #[tokio::test]
+    async fn a_message_that_does_not_come_is_not_waited_for() {
+        let limits = Limits { max_bytes: MAX, max_time: Duration::from_millis(1) };
+        let whole = message(3);
+        let [head, tail] = [&whole[..6], &whole[6..]];
+        for pieces in [vec![&whole[..2]], vec![head], vec![head, tail, head]] {
+            let mut body = MessageLimit::new(stalled(&pieces), limits);
+            for _ in &pieces {
+                body.frame().await.expect("a piece").expect("no error");
+            }
+            let error = body.frame().await.expect("an error").expect_err("it never comes");
+            assert_eq!(error.code(), Code::DeadlineExceeded);
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_between_messages_is_no_matter() {
+        let limits = Limits { max_bytes: MAX, max_time: Duration::from_secs(60) };
+        let whole = message(3);
+        for pieces in [vec![], vec![&whole[..]], vec![&whole[..7], &whole[7..]]] {
+            let mut body = MessageLimit::new(stalled(&pieces), limits);
+            for _ in &pieces {
+                body.frame().await.expect("a piece").expect("no error");
+            }
+            assert!(body.frame().now_or_never().is_none());
+            assert!(body.begun.until.is_none(), "{pieces:?}");
+        }
     }
 }

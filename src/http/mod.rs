@@ -6,10 +6,13 @@
 //!  round-robin      +-> thread 1: ...                 +-> paths        (/health, /metrics, ...)
 //! ```
 //!
+//! What is no gRPC goes by [`access_control`] first.
+//!
 //! Each thread has a runtime of its own and never hands a connection to another: that costs a third less than
 //! one runtime on several threads. What a connection may hold in memory is bounded by the constants of
 //! [`server`], and a client that is slow or silent only delays itself.
 
+mod access_control;
 pub mod forwarded;
 pub(crate) mod gateway;
 pub(crate) mod limit;
@@ -18,23 +21,27 @@ pub mod server;
 mod socket;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
+use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-pub use server::{Server, ServerOptions};
+pub use access_control::Allowed;
+pub use server::{Server, ServerOptions, Serves};
 pub use socket::Listener;
 
 use crate::api::router::{self, Call, Router};
 use crate::api::{CertificateUser, Context};
 use gateway::Gateway;
-use limit::MessageLimit;
+use limit::{Limits, MessageLimit};
 use paths::Paths;
 
 /// In the extensions of a request that has come by TLS.
@@ -49,58 +56,117 @@ pub(crate) type AnswerBody = tonic::body::Body;
 
 /// Answers requests, whatever they are for. Each thread that serves has its own.
 pub(crate) struct App {
-    /// None where only plain paths are served.
-    router: Option<Arc<Router>>,
-    /// None where it is switched off, too.
+    router: Arc<Router>,
     gateway: Option<Gateway>,
     paths: Paths,
-    max_message_bytes: usize,
+    serves: Serves,
+    hosts: Allowed,
+    origins: Allowed,
+    limits: Limits,
 }
 
 impl App {
-    pub(crate) fn new(context: &Context, options: &ServerOptions) -> Self {
-        let max_message_bytes = context.max_message_bytes();
-        let router = (!options.plain_only).then(|| Arc::new(Router::new(context)));
-        let gateway = router.as_ref().filter(|_| options.gateway);
+    /// `open` is held by connections that are no HTTP any more.
+    pub(crate) fn new(
+        context: &Context,
+        options: &ServerOptions,
+        open: mpsc::Sender<Infallible>,
+    ) -> Self {
+        let limits =
+            Limits { max_bytes: context.max_message_bytes(), max_time: options.request_timeout };
+        let router = Arc::new(Router::new(context));
+        let has_gateway = options.gateway && options.serves != Serves::Monitoring;
+        let gateway =
+            has_gateway.then(|| Gateway::new(context, options, Arc::clone(&router), limits, open));
         Self {
-            gateway: gateway.map(|router| Gateway::new(Arc::clone(router), max_message_bytes)),
             router,
-            paths: Paths::new(context.clone()),
-            max_message_bytes,
+            gateway,
+            paths: Paths::new(context.clone(), options.serves),
+            serves: options.serves,
+            hosts: options.hosts.clone(),
+            origins: options.origins.clone(),
+            limits,
         }
     }
 
     /// gRPC needs HTTP/2; over HTTP/1 its paths are as unknown as any other.
-    pub(crate) fn call<B>(&self, request: Request<B>) -> Answer
+    pub(crate) fn call<B>(&self, request: Request<B>, remote: Option<SocketAddr>) -> Answer
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let http2 = request.version() == Version::HTTP_2;
-        // As in etcd, which tells gRPC by its content type where there is TLS.
-        let only_grpc = http2 && request.extensions().get::<ByTls>().is_none();
-        if let Some(router) = &self.router
-            && http2
-            && router::is_grpc(&request)
-        {
+        if self.serves == Serves::Everything && http2 && router::is_grpc(&request) {
             return if request.method() == Method::POST {
-                let limit = self.max_message_bytes;
-                Answer::Rpc(router.call(request.map(|body| MessageLimit::new(body, limit))))
+                let limits = self.limits;
+                let request = request.map(|body| MessageLimit::new(body, limits));
+                Answer::Rpc(self.router.call(request, remote))
             } else {
                 Answer::Ready(Some(wrong_method(request.method())))
             };
         }
-        if let Some(gateway) = &self.gateway
-            && !only_grpc
-            && Gateway::has(request.uri().path())
-        {
-            if self.paths.knows_users() && request.extensions().get::<CertificateUser>().is_some() {
-                let refusal = paths::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED);
-                return Answer::Ready(Some(refusal));
-            }
-            return gateway.call(request);
+        let (head, body) = request.into_parts();
+        if let Some(refusal) = access_control::refuse_hosts(&head) {
+            return Answer::Ready(Some(refusal));
         }
-        let (head, _) = request.into_parts();
+        if self.serves == Serves::Monitoring {
+            return self.find(head, body);
+        }
+        let by_tls = head.extensions.get::<ByTls>().is_some();
+        let refusal = if by_tls {
+            self.refuse_certificate(&head)
+        } else {
+            access_control::refuse_host(&self.hosts, &head)
+        };
+        if let Some(refusal) = refusal {
+            return Answer::Ready(Some(refusal));
+        }
+        if head.method == Method::OPTIONS && head.uri.path() == "*" {
+            return Answer::Ready(Some(Response::new(AnswerBody::empty())));
+        }
+        let origin = self.origins.origin(&head.headers);
+        let answer = if head.method == Method::OPTIONS {
+            Answer::Ready(Some(Response::new(AnswerBody::empty())))
+        } else {
+            self.find(head, body)
+        };
+        match origin {
+            Some(origin) => Answer::OpenTo(origin, Box::new(answer)),
+            None => answer,
+        }
+    }
+
+    fn refuse_certificate(&self, head: &Parts) -> Option<Response<AnswerBody>> {
+        let has_user = head.extensions.get::<CertificateUser>().is_some();
+        let is_ignored = self.gateway.is_some() && Gateway::has(head.uri.path());
+        (has_user && is_ignored && self.paths.knows_users())
+            .then(|| paths::error(StatusCode::BAD_REQUEST, CERTIFICATE_IGNORED))
+    }
+
+    /// What is at a path.
+    fn find<B>(&self, head: Parts, body: B) -> Answer
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if head.uri.path() == "*" {
+            let mut refusal = Response::new(AnswerBody::empty());
+            *refusal.status_mut() = StatusCode::BAD_REQUEST;
+            return Answer::Ready(Some(refusal));
+        }
+        // As in etcd, which tells gRPC by its content type where there is TLS.
+        let only_grpc = head.version == Version::HTTP_2 && head.extensions.get::<ByTls>().is_none();
+        let gateway = self.gateway.as_ref().filter(|_| !only_grpc);
+        let roots = match gateway {
+            Some(_) => (gateway::ROOT, gateway::FORMER_ROOT),
+            None => ("/", gateway::FORMER_ROOT),
+        };
+        if let Some(elsewhere) = access_control::redirect(&head.method, &head.uri, roots) {
+            return Answer::Ready(Some(elsewhere));
+        }
+        if let Some(gateway) = gateway.filter(|_| Gateway::has(head.uri.path())) {
+            return gateway.call(Request::from_parts(head, body));
+        }
         match self.paths.find(&head) {
             Some(answer) => answer,
             None if only_grpc && head.method == Method::POST => {
@@ -116,6 +182,8 @@ pub(crate) enum Answer {
     Rpc(Call),
     Path(BoxFuture<'static, Response<AnswerBody>>),
     Ready(Option<Response<AnswerBody>>),
+    /// One that the pages of an origin may read.
+    OpenTo(HeaderValue, Box<Self>),
 }
 
 impl Future for Answer {
@@ -126,6 +194,15 @@ impl Future for Answer {
             Self::Rpc(call) => Pin::new(call).poll(cx),
             Self::Path(answer) => answer.as_mut().poll(cx).map(Ok),
             Self::Ready(answer) => Poll::Ready(Ok(answer.take().unwrap_or_default())),
+            Self::OpenTo(origin, answer) => {
+                Pin::new(&mut **answer).poll(cx).map_ok(|mut answer| {
+                    // What is no HTTP any more is open to whom it was opened for.
+                    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                        access_control::open_to(origin, answer.headers_mut());
+                    }
+                    answer
+                })
+            }
         }
     }
 }
@@ -136,7 +213,7 @@ fn wrong_method(method: &Method) -> Response<AnswerBody> {
     early(StatusCode::METHOD_NOT_ALLOWED, Status::internal(text))
 }
 
-fn wrong_content_type(head: &http::request::Parts) -> Response<AnswerBody> {
+fn wrong_content_type(head: &Parts) -> Response<AnswerBody> {
     let content_type = head.headers.get(http::header::CONTENT_TYPE);
     let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
     let text = format!("invalid gRPC request content-type {content_type:?}");

@@ -1,5 +1,6 @@
 //! The paths that probes, scrapers and people with curl ask for.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,13 +9,16 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 
-use super::{Answer, AnswerBody};
+use super::{Answer, AnswerBody, Serves};
 use crate::api::{CLUSTER_VERSION, Context, ETCD_VERSION, convert};
 use crate::engine::command::Range;
 use crate::error::Error;
 use crate::metrics;
 use crate::node::{ClusterStatus, Handle, State};
-use crate::types::{AlarmKind, KeyRange};
+use crate::types::{AlarmKind, KeyRange, MemberId};
+
+const VERSION: &str = "/version";
+const DEBUG_VARS: &str = "/debug/vars";
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const NO_SNIFF: (HeaderName, HeaderValue) =
@@ -48,11 +52,12 @@ const READYZ: &[(&str, Check)] = &[
 /// Answers plain HTTP.
 pub(super) struct Paths {
     context: Context,
+    serves: Serves,
 }
 
 impl Paths {
-    pub(super) fn new(context: Context) -> Self {
-        Self { context }
+    pub(super) fn new(context: Context, serves: Serves) -> Self {
+        Self { context, serves }
     }
 
     /// Whether it matters who asks.
@@ -65,15 +70,28 @@ impl Paths {
         let context = self.context.clone();
         let query = Query::new(head.uri.query().unwrap_or_default());
         let answer: Answer = match head.uri.path() {
+            VERSION | DEBUG_VARS if self.serves == Serves::Monitoring => return None,
             "/metrics" => Answer::Ready(Some(metrics(&context))),
             _ if head.method != Method::GET => {
                 return find_check(head.uri.path()).map(|_| not_allowed());
             }
-            "/version" => Answer::Ready(Some(version())),
-            "/health" => Answer::Path(Box::pin(async move { health(&context, &query).await })),
+            VERSION => Answer::Ready(Some(version())),
+            DEBUG_VARS => Answer::Ready(Some(debug_vars(&context))),
+            "/health" => Answer::Path(Box::pin(async move {
+                let answer = health(&context, &query).await;
+                let metrics = &context.metrics;
+                let is_good = answer.status() == StatusCode::OK;
+                let counter =
+                    if is_good { &metrics.health_success } else { &metrics.health_failures };
+                counter.inc();
+                answer
+            })),
             path => {
                 let checks = find_check(path)?;
-                Answer::Path(Box::pin(async move { run_checks(&context, checks, &query).await }))
+                let root = if path.starts_with("/livez") { "livez" } else { "readyz" };
+                Answer::Path(Box::pin(
+                    async move { run_checks(&context, (root, checks), &query).await },
+                ))
             }
         };
         Some(answer)
@@ -96,7 +114,7 @@ fn not_allowed() -> Answer {
 
 /// The checks of a path that answers `GET` only. That of a single check has just this one.
 fn find_check(path: &str) -> Option<Vec<(&'static str, Check)>> {
-    if matches!(path, "/health" | "/version") {
+    if matches!(path, "/health" | VERSION | DEBUG_VARS) {
         return Some(Vec::new());
     }
     let (root, name) = match path.strip_prefix('/')?.split_once('/') {
@@ -157,7 +175,7 @@ fn unhealthy(reason: &str) -> Response<AnswerBody> {
 
 async fn run_checks(
     context: &Context,
-    checks: Vec<(&'static str, Check)>,
+    (root, checks): (&'static str, Vec<(&'static str, Check)>),
     query: &Query,
 ) -> Response<AnswerBody> {
     let (mut report, mut failed) = (String::new(), false);
@@ -165,7 +183,9 @@ async fn run_checks(
         if query.excludes(name) {
             continue;
         }
-        match run_check(context, check).await {
+        let checked = run_check(context, check).await;
+        context.metrics.health_check(root, name, checked.is_ok());
+        match checked {
             Ok(()) => report.push_str(&format!("[+]{name} ok\n")),
             Err(error) => {
                 failed = true;
@@ -210,6 +230,49 @@ fn version() -> Response<AnswerBody> {
     answer(body, "application/json")
 }
 
+/// What etcd publishes by Go's `expvar`, as far as it is not about Go: how it was started, its limits, and where it stands, in
+/// the words of raft. A password on the command line is nobody's business.
+fn debug_vars(context: &Context) -> Response<AnswerBody> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let status = context.node.status();
+    let id = context.node.member().id.to_string();
+    let vars = serde_json::json!({
+        "cmdline": shown_arguments(std::env::args()),
+        "file_descriptor_limit": limit,
+        "raft.status": {
+            "id": id,
+            "term": status.term,
+            "vote": id,
+            "commit": status.entries,
+            "lead": id,
+            "raftState": "StateLeader",
+            "applied": status.entries,
+        },
+    });
+    answer(format!("{vars:#}\n"), "application/json; charset=utf-8")
+}
+
+fn shown_arguments(arguments: impl Iterator<Item = String>) -> Vec<String> {
+    const SECRET: &str = "password";
+    let mut is_secret = false;
+    let show = move |argument: String| {
+        let was_secret = std::mem::replace(&mut is_secret, false);
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (argument.as_str(), None),
+        };
+        if was_secret {
+            return "***".to_owned();
+        }
+        if !name.starts_with('-') || !name.contains(SECRET) {
+            return argument;
+        }
+        is_secret = value.is_none();
+        value.map_or_else(|| name.to_owned(), |_| format!("{name}=***"))
+    };
+    arguments.map(show).collect()
+}
+
 /// What etcd calls the version of its cluster here has no patch level.
 const CLUSTER_MINOR: &str = match CLUSTER_VERSION.split_at_checked(3) {
     Some((minor, _)) => minor,
@@ -231,9 +294,30 @@ fn metrics(context: &Context) -> Response<AnswerBody> {
         watch_streams: status.watch_streams,
         watchers: status.watchers,
         entries: status.entries,
-        cluster: cluster(&context.node),
+        auth_revision: context.node.auth().state().revision(),
+        leader_id: context.node.leader().to_string(),
+        alarms: status
+            .alarms
+            .iter()
+            .map(|alarm| (alarm.member.to_string(), convert::alarm_name(alarm.kind)))
+            .collect(),
+        ..about_members(&context.node)
     };
     answer(context.metrics.encode(&state), metrics::CONTENT_TYPE)
+}
+
+/// What is shown of the members.
+fn about_members(node: &Handle) -> metrics::State {
+    let status = node.cluster_status();
+    let own = status.members.get(&node.member().id);
+    metrics::State {
+        has_majority: !status.has_peers || status.facts.voters_alive >= status.facts.majority,
+        is_learner: own.is_some_and(|own| own.learner),
+        is_catching_up: status.facts.catch_up.is_some(),
+        member_ids: status.members.keys().map(ToString::to_string).collect(),
+        cluster: cluster(node),
+        ..metrics::State::default()
+    }
 }
 
 /// What is shown of the cluster, if there is or was one.
@@ -278,15 +362,19 @@ fn cluster(node: &Handle) -> Option<metrics::ClusterState> {
         is_clock_confirmed: facts.clock.is_confirmed,
         is_fenced: facts.clock.is_fenced,
         acks_waiting: [acks.one, acks.majority, acks.all],
-        per_peer: if facts.is_direct { per_peer(&status) } else { Vec::new() },
+        per_peer: if facts.is_direct { per_peer(&status, &node.round_trips()) } else { Vec::new() },
     })
 }
 
 /// The peers that were ever started. Those without series of their own are too many for a dashboard, too.
-fn per_peer(status: &ClusterStatus) -> Vec<metrics::PeerState> {
+fn per_peer(
+    status: &ClusterStatus,
+    round_trips: &BTreeMap<MemberId, metrics::Seconds>,
+) -> Vec<metrics::PeerState> {
     let started = status.facts.peers.iter().filter(|(_, peer)| peer.state.is_some());
     let shown = started.map(|(member, peer)| metrics::PeerState {
         name: status.label(*member),
+        id: member.to_string(),
         is_alive: peer.state != Some(State::Dead),
         heard_age_millis: peer.heard_millis.map(|millis| status.since(millis)),
         missing_here: peer.missing_here,
@@ -298,6 +386,7 @@ fn per_peer(status: &ClusterStatus) -> Vec<metrics::PeerState> {
         dropped_messages: peer.traffic.lost + peer.traffic.refused,
         failures: peer.traffic.failures,
         conflicts: peer.conflicts,
+        round_trips: round_trips.get(member).cloned(),
     });
     shown.collect()
 }
@@ -346,6 +435,14 @@ mod tests {
         assert!(query.verbose && query.excludes("NOSPACE") && query.excludes("x"));
         assert!(!query.excludes("CORRUPT"));
         assert_eq!(Query::new(""), Query::default());
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let arguments = "starling --name a --discovery-password secret --x=password -password=b c";
+        let shown = shown_arguments(arguments.split(' ').map(str::to_owned)).join(" ");
+        let expected = "starling --name a --discovery-password *** --x=password -password=*** c";
+        assert_eq!(shown, expected);
     }
 
     #[test]

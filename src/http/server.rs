@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -17,8 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::socket::{Accepted, AsyncListener, Socket, Stream};
-use super::{Answer, AnswerBody, App, ByTls, Listener};
-use crate::api::{CertificateUser, Context};
+use super::{Allowed, Answer, AnswerBody, App, ByTls, Listener};
+use crate::api::{CertificateUser, Context, SlowLimits};
 use crate::metrics::Metrics;
 use crate::node::Handle;
 use crate::tls::Tls;
@@ -35,16 +36,30 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// The headers of a request: tokens are large, but not as large as this.
 const HEADER_BYTES: u32 = 64 * 1024;
+/// The same on HTTP/1, where this is what is read of a body at once, too.
+const HTTP1_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Streams that a client may take back before they were looked at. Clients with deadlines do that in bursts.
 const PENDING_RESETS_MAX: usize = 1024;
 
-/// For the first bytes of a connection, and for the head of an HTTP/1 request; as grpc-go's.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(120);
+/// For the first bytes of a connection, the head of an HTTP/1 request, and a message that has begun. grpc-go has the same for
+/// the first of these.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// After a connection could not be accepted, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What is served on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// gRPC and HTTP.
+    Everything,
+    /// HTTP only.
+    Http,
+    /// Metrics and health checks only.
+    Monitoring,
+}
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -61,10 +76,18 @@ pub struct ServerOptions {
     pub worker_threads: usize,
     /// How long calls may go on when the server stops.
     pub stop_grace: Duration,
+    /// How long a client may take to say what it wants.
+    pub request_timeout: Duration,
     /// Serve the JSON gateway.
     pub gateway: bool,
-    /// Answer plain HTTP paths only, as for a port that is open to monitoring.
-    pub plain_only: bool,
+    /// What else is served.
+    pub serves: Serves,
+    /// The hosts that plain HTTP without TLS may name.
+    pub hosts: Allowed,
+    /// The pages that may read answers.
+    pub origins: Allowed,
+    /// From when on requests are in the log.
+    pub slow: SlowLimits,
 }
 
 impl Default for ServerOptions {
@@ -76,8 +99,12 @@ impl Default for ServerOptions {
             keepalive_timeout: Duration::from_secs(20),
             worker_threads: thread::available_parallelism().map_or(1, usize::from),
             stop_grace: Duration::from_secs(5),
+            request_timeout: REQUEST_TIMEOUT,
             gateway: true,
-            plain_only: false,
+            serves: Serves::Everything,
+            hosts: Allowed::Any,
+            origins: Allowed::Any,
+            slow: SlowLimits::default(),
         }
     }
 }
@@ -117,6 +144,7 @@ impl Server {
             metrics,
             max_request_bytes,
             is_trusted: false,
+            slow: options.slow,
             closing: closing_receiver,
         };
         let mut server = Self { closing, threads: Vec::new(), ended };
@@ -236,9 +264,11 @@ impl Worker {
     /// Serves connections until no more can come and those there are have ended.
     async fn run(mut self) {
         self.context.node = self.context.node.at_home();
+        let (open, mut opened) = mpsc::channel(1);
         let serving = Arc::new(Serving {
             builder: builder(&self.options),
-            app: Arc::new(App::new(&self.context, &self.options)),
+            app: Arc::new(App::new(&self.context, &self.options, open)),
+            request_timeout: self.options.request_timeout,
             metrics: Arc::clone(&self.context.metrics),
             closing: self.context.closing.clone(),
         });
@@ -252,7 +282,13 @@ impl Worker {
                 Err(error) => tracing::debug!(%error, "a connection was lost early"),
             }
         }
-        if tokio::time::timeout(self.options.stop_grace, connections.shutdown()).await.is_err() {
+        drop(serving);
+        let end = async {
+            connections.shutdown().await;
+            // Nothing is ever sent, so this waits for those that are no HTTP any more.
+            let _: Option<Infallible> = opened.recv().await;
+        };
+        if tokio::time::timeout(self.options.stop_grace, end).await.is_err() {
             tracing::info!("calls that did not end in time are cut off");
         }
     }
@@ -262,15 +298,17 @@ impl Worker {
 struct Serving {
     builder: auto::Builder<TokioExecutor>,
     app: Arc<App>,
+    request_timeout: Duration,
     metrics: Arc<Metrics>,
     closing: watch::Receiver<bool>,
 }
 
 async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, stopping: Watcher) {
     let by_tls = tls.is_some().then_some(ByTls);
+    let remote = stream.remote();
     let (stream, user) = match tls {
         None => (stream, None),
-        Some(tls) => match greet(&tls, stream, serving.closing.clone()).await {
+        Some(tls) => match greet(&serving, &tls, stream).await {
             Ok(greeted) => greeted,
             Err(error) => {
                 tracing::debug!(%error, "a client could not be greeted by tls");
@@ -278,9 +316,9 @@ async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, sto
             }
         },
     };
-    let socket = Socket::new(stream, HANDSHAKE_TIMEOUT, &serving.metrics);
-    let service = Service { app: Arc::clone(&serving.app), by_tls, user };
-    let connection = serving.builder.serve_connection(TokioIo::new(socket), service);
+    let socket = Socket::new(stream, serving.request_timeout, &serving.metrics);
+    let service = Service { app: Arc::clone(&serving.app), by_tls, user, remote };
+    let connection = serving.builder.serve_connection_with_upgrades(TokioIo::new(socket), service);
     // Clients go in many ways, none of which is worth more than this.
     if let Err(error) = stopping.watch(connection).await {
         tracing::debug!(error, "a connection ended");
@@ -289,12 +327,13 @@ async fn serve(serving: Arc<Serving>, stream: Stream, tls: Option<Arc<Tls>>, sto
 
 /// Greets a client by TLS, and finds out which user its certificate names.
 async fn greet(
+    serving: &Serving,
     tls: &Tls,
     stream: Stream,
-    mut closing: watch::Receiver<bool>,
 ) -> io::Result<(Stream, Option<CertificateUser>)> {
+    let mut closing = serving.closing.clone();
     let stream = tokio::select! {
-        greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)) => {
+        greeted = tokio::time::timeout(serving.request_timeout, tls.accept(stream)) => {
             greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?
         }
         _ = closing.wait_for(|closing| *closing) => {
@@ -307,7 +346,11 @@ async fn greet(
 
 fn builder(options: &ServerOptions) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.request_timeout)
+        .max_buf_size(HTTP1_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -330,6 +373,8 @@ struct Service {
     by_tls: Option<ByTls>,
     /// Whom the certificate of the client names.
     user: Option<CertificateUser>,
+    /// Where it is, if it came by TCP.
+    remote: Option<SocketAddr>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -344,6 +389,6 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         if let Some(user) = &self.user {
             request.extensions_mut().insert(user.clone());
         }
-        self.app.call(request)
+        self.app.call(request, self.remote)
     }
 }

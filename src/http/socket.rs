@@ -60,6 +60,15 @@ impl Listener {
         Ok(Self::Unix(listener, path.to_owned()))
     }
 
+    /// The same once more, for a server that follows another one. On TCP nobody who connects in between is turned away.
+    pub fn again(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
+            Self::Unix(_, path) => Self::unix(path),
+            Self::Tls(listener, tls) => Ok(Self::Tls(Box::new(listener.again()?), Arc::clone(tls))),
+        }
+    }
+
     /// Where it listens, if on TCP.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
@@ -171,6 +180,15 @@ impl Stream {
             Accepted::Tcp(stream) => Self::Tcp(tokio::net::TcpStream::from_std(stream)?),
             Accepted::Unix(stream) => Self::Unix(tokio::net::UnixStream::from_std(stream)?),
         })
+    }
+
+    /// Where the client is, if it came by TCP.
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+            Self::Tls(stream) => stream.get_ref().0.remote(),
+        }
     }
 
     fn pin(&mut self) -> Pin<&mut (dyn ReadWrite + Send)> {

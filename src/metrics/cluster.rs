@@ -1,13 +1,17 @@
 //! What a member of a cluster shows, beside what etcd's dashboards know: who is there, what is on its way, and who keeps
 //! old data from being forgotten. `docs/operations.md` says what to make of each.
 
+use std::fmt;
+
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
-use super::{gauge, shown};
+use super::{Seconds, gauge, shown};
 
 const MILLIS_PER_SECOND: f64 = 1000.0;
 
@@ -64,6 +68,7 @@ pub struct ClusterState {
 pub struct PeerState {
     /// Its name, which no other peer has.
     pub name: String,
+    pub id: String,
     pub is_alive: bool,
     pub heard_age_millis: Option<u64>,
     pub missing_here: u64,
@@ -75,14 +80,21 @@ pub struct PeerState {
     pub dropped_messages: u64,
     pub failures: u64,
     pub conflicts: u64,
+    pub round_trips: Option<Seconds>,
 }
 
-pub(super) fn register(now: &mut Registry, state: &ClusterState, delays: &Histogram) {
+pub(super) fn register(
+    now: &mut Registry,
+    state: &ClusterState,
+    member_id: &str,
+    delays: &Histogram,
+) {
     register_members(now, state);
     register_progress(now, state);
     register_clock(now, state);
     register_gossip(now, state);
     register_peers(now, &state.per_peer);
+    register_network(now, member_id, &state.per_peer);
     now.register(
         "starling_replication_delay_seconds",
         "From the acceptance of an entry by another member to its being durable here. It compares two clocks: what they \
@@ -193,7 +205,7 @@ fn register_gossip(now: &mut Registry, state: &ClusterState) {
         ("starling_scrub_differences", "Puts that others had lost", state.differences),
         (
             "starling_comparisons_misanswered",
-            "Comparisons given up since a peer answered what it was not asked",
+            "Comparisons and catch-ups given up since a peer answered what it was not asked, or what cannot be",
             state.misanswers,
         ),
         (
@@ -250,6 +262,65 @@ fn register_peers(now: &mut Registry, peers: &[PeerState]) {
         now.register(*name, *help, family);
     }
 }
+
+/// What etcd's dashboards know of peers: by their ids.
+fn register_network(now: &mut Registry, member_id: &str, peers: &[PeerState]) {
+    for (name, help, label, value) in NETWORK_COUNTERS {
+        let family = Family::<[Label; 1], Counter>::default();
+        for peer in peers {
+            family.get_or_create(&[(label, peer.id.clone())]).inc_by(value(peer));
+        }
+        now.register(*name, *help, family);
+    }
+    let measured = |peer: &PeerState| Some((peer.id.clone(), peer.round_trips.clone()?));
+    let round_trips = RoundTrips(peers.iter().filter_map(measured).collect());
+    let help = "How long a question to a peer and its answer take";
+    now.register("etcd_network_peer_round_trip_time_seconds", help, round_trips);
+    let active = Family::<[Label; 2], Gauge>::default();
+    let disconnected = Family::<[Label; 2], Counter>::default();
+    for peer in peers {
+        let labels = [("Local", member_id.to_owned()), ("Remote", peer.id.clone())];
+        active.get_or_create(&labels).set(i64::from(peer.is_alive));
+        disconnected.get_or_create(&labels).inc_by(peer.failures);
+    }
+    now.register("etcd_network_active_peers", "Whether a peer seems alive", active);
+    let help = "How often a peer was not reached, or broke off";
+    now.register("etcd_network_disconnected_peers", help, disconnected);
+}
+
+/// A histogram that is kept elsewhere for each peer, under its id.
+#[derive(Debug)]
+struct RoundTrips(Vec<(String, Seconds)>);
+
+impl EncodeMetric for RoundTrips {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        for (id, seconds) in &self.0 {
+            seconds.encode(encoder.encode_family(&[("To", id.as_str())])?)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Seconds::TYPE
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A counter of a peer, by etcd's name, and the label that has the peer's id.
+type NetworkCounter = (&'static str, &'static str, &'static str, fn(&PeerState) -> u64);
+
+const NETWORK_COUNTERS: &[NetworkCounter] = &[
+    ("etcd_network_peer_sent_bytes", "Bytes sent to a peer", "To", |it| it.sent_bytes),
+    ("etcd_network_peer_received_bytes", "Bytes that came from a peer", "From", |it| {
+        it.received_bytes
+    }),
+    ("etcd_network_peer_sent_failures", "Messages for a peer that were dropped", "To", |it| {
+        it.dropped_messages
+    }),
+];
 
 /// A gauge for each value of a label.
 fn gauges(

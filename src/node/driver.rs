@@ -28,6 +28,7 @@ use crate::engine::lease_owner::LeaseLook;
 use crate::engine::mvcc::{Claims, Mvcc, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
+use crate::metrics::ApplyMetrics;
 use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
@@ -46,6 +47,8 @@ const TICK: Duration = Duration::from_millis(100);
 const EXPIRY_INTERVAL_MILLIS: u64 = 500;
 /// How often the free space is looked at.
 const DISK_INTERVAL_MILLIS: u64 = 1000;
+/// From when on a commit is in the log (etcd: a second).
+const SLOW_SYNC: Duration = Duration::from_secs(1);
 /// The priority of a sweep: the least there is.
 const SWEEP_NICE: i32 = 19;
 /// How long a sweep that failed is not tried again.
@@ -110,6 +113,15 @@ pub(super) enum Task {
     Read(oneshot::Sender<()>),
     /// Change the records of members; `None` removes one.
     Members(Vec<(MemberId, Option<MemberRecord>)>, oneshot::Sender<()>),
+    /// There is nobody to join: this member begins a cluster.
+    Found,
+    /// This member leaves; tell when another one knows, or, of one that is alone, when that is on record.
+    Leave {
+        /// Whether there are no others.
+        is_alone: bool,
+        /// Tells when it is done.
+        done: oneshot::Sender<()>,
+    },
     /// Say when the space of a compaction has been given up.
     AwaitReclaim(Revision, oneshot::Sender<Result<()>>),
     /// Take note of a sweep, which has ended so.
@@ -141,6 +153,8 @@ pub(super) struct Driver {
     /// Questions about members whose answers are durable with the next commit.
     admissions: Vec<(oneshot::Sender<Admitted>, Admitted)>,
     membership_changes: Vec<oneshot::Sender<()>>,
+    /// Others have to know of the entry with this seq, by which this member has left.
+    leaving: Option<(u64, oneshot::Sender<()>)>,
     /// Reads that wait for a majority, by their numbers.
     reads: BTreeMap<u64, oneshot::Sender<()>>,
     next_read: u64,
@@ -166,6 +180,34 @@ pub(super) struct Driver {
     /// No sweep starts before this, after one has failed.
     next_sweep_millis: u64,
     stopping: bool,
+    applied: Applied,
+}
+
+/// How long the evaluation of commands takes.
+struct Applied {
+    /// By kind, see [`kind_of`].
+    kinds: [ApplyMetrics; KINDS.len()],
+    /// When the former command was done with. In a batch that is when the next one begins: the clock is read once for each.
+    since: Instant,
+}
+
+/// Commands that are measured, by etcd's names.
+const KINDS: [&str; 8] =
+    ["Put", "DeleteRange", "Txn", "Compaction", "LeaseGrant", "LeaseRevoke", "Alarm", "Auth"];
+
+/// The place of a command in [`KINDS`].
+fn kind_of(command: &Command) -> Option<usize> {
+    Some(match command {
+        Command::Put(_) => 0,
+        Command::DeleteRange(_) => 1,
+        Command::Txn(_) => 2,
+        Command::Compact { .. } => 3,
+        Command::LeaseGrant { .. } => 4,
+        Command::LeaseRevoke { .. } => 5,
+        Command::Alarm { .. } => 6,
+        Command::Auth(_) => 7,
+        Command::SetLeader(_) | Command::Downgrade(_) => return None,
+    })
 }
 
 impl Driver {
@@ -181,12 +223,14 @@ impl Driver {
         let now_millis = clock.now().monotonic_millis;
         let me = replica.writer().origin();
         let traces = shared.traces.clone().map(|traces| WriteTraces::new(traces, me));
+        let kinds = KINDS.map(|kind| shared.metrics.apply(kind));
         Self {
             replica,
             peers,
             acks: Acks::default(),
             admissions: Vec::new(),
             membership_changes: Vec::new(),
+            leaving: None,
             reads: BTreeMap::new(),
             next_read: 0,
             tasks,
@@ -206,6 +250,7 @@ impl Driver {
             next_disk_millis: now_millis,
             next_sweep_millis: 0,
             stopping: false,
+            applied: Applied { kinds, since: Instant::now() },
         }
     }
 
@@ -258,6 +303,7 @@ impl Driver {
             return Ok(());
         }
         let start = Instant::now();
+        self.shared.metrics.log_bytes.inc_by(self.replica.writer_mut().open_bytes());
         let traced = self.traces.as_ref().and_then(WriteTraces::begin_commit);
         let before = self.replica.writer().tag();
         self.replica.commit(now)?;
@@ -269,7 +315,11 @@ impl Driver {
         if tag != before {
             tracing::info!(tag, before, "revisions have another tag: watchers start anew");
         }
-        self.shared.metrics.commit_seconds.observe(start.elapsed().as_secs_f64());
+        let took = start.elapsed();
+        self.shared.metrics.commit_seconds.observe(took.as_secs_f64());
+        if took > SLOW_SYNC {
+            tracing::warn!(?took, "expected-duration" = ?SLOW_SYNC, "slow fdatasync");
+        }
         let arrived = self.replica.arrived();
         if !arrived.is_empty() {
             let wall_millis = self.clock.now().wall_millis;
@@ -334,6 +384,7 @@ impl Driver {
             Err(RecvTimeoutError::Disconnected) => Some(Task::Stop),
         };
         let now = self.clock.now();
+        self.applied.since = Instant::now();
         while let Some(next) = task {
             self.take(next, now)?;
             if self.answers.len() >= BATCH_COMMANDS_MAX
@@ -389,6 +440,7 @@ impl Driver {
             Task::Removed(by) => {
                 tracing::warn!(%by, "a peer says that this member was removed");
                 self.replica.note_removal(now);
+                self.tell_left(u64::MAX);
             }
             Task::Loaded(peer) => self.replica.loaded(peer, now)?,
             Task::Asking(peer, compare) => self.replica.asking(peer, compare, now)?,
@@ -423,6 +475,11 @@ impl Driver {
                 self.replica.change_members(changes, now)?;
                 self.membership_changes.push(done);
             }
+            Task::Found => self.replica.stand_alone(),
+            Task::Leave { is_alone, done } => match self.replica.leave(now)? {
+                Some(seq) if !is_alone => self.leaving = Some((seq, done)),
+                _ => self.membership_changes.push(done),
+            },
             Task::AwaitReclaim(revision, reply) => self.awaiting_reclaim.push((revision, reply)),
             Task::Swept(sweep, result) => {
                 self.sweeper = None;
@@ -454,10 +511,22 @@ impl Driver {
     }
 
     fn execute(&mut self, command: Command, now: Now) -> Result<Outcome, StoreError> {
-        match self.replica.execute(command, now) {
+        let kind = kind_of(&command);
+        let outcome = self.replica.execute(command, now);
+        let until = Instant::now();
+        let since = std::mem::replace(&mut self.applied.since, until);
+        if let Some(kind) = kind {
+            self.applied.kinds[kind].observe(outcome.is_ok(), until - since);
+        }
+        match outcome {
             Ok(reply) => {
-                match reply.body {
-                    CommandReply::LeaseGrant(_) => _ = self.shared.metrics.leases_granted.inc(),
+                match &reply.body {
+                    CommandReply::LeaseGrant(lease) => {
+                        self.shared.metrics.leases_granted.inc();
+                        #[expect(clippy::cast_precision_loss, reason = "no lease lives for ages")]
+                        self.shared.metrics.lease_ttls.observe(lease.ttl_seconds as f64);
+                    }
+                    CommandReply::Compact => self.shared.metrics.compacted(),
                     CommandReply::LeaseRevoke => _ = self.shared.metrics.leases_revoked.inc(),
                     _ => {}
                 }
@@ -536,7 +605,9 @@ impl Driver {
         for effect in self.replica.take_effects() {
             match effect {
                 Effect::Send(to, message) => {
-                    if let Some(peers) = &self.peers {
+                    if let Some(peers) = &self.peers
+                        && !self.shared.blocks(to)
+                    {
                         // What does not get through is asked for again.
                         let _ = peers.transport.send(to, message);
                     }
@@ -560,6 +631,7 @@ impl Driver {
                 }
                 Effect::Acknowledged(peer, seq) => {
                     self.acks.acknowledged(peer, seq);
+                    self.tell_left(seq);
                     if let Some(traces) = &mut self.traces {
                         traces.acknowledged(peer, seq);
                     }
@@ -585,7 +657,7 @@ impl Driver {
                 ),
                 Effect::Misanswered(peer) => tracing::error!(
                     %peer,
-                    "the peer has answered a comparison with what it was not asked about: it is broken, or means harm"
+                    "the peer has answered a comparison or a catch-up with what cannot be: it is broken, or means harm"
                 ),
                 Effect::Live => self.observe_live(),
                 Effect::Ready => self.shared.observe_cluster(&self.replica),
@@ -608,6 +680,14 @@ impl Driver {
             self.released.push(&home, answer);
         }
         self.released.send();
+    }
+
+    /// Another member holds the entries of this one up to here.
+    fn tell_left(&mut self, held: u64) {
+        if let Some((_, done)) = self.leaving.take_if(|(seq, _)| *seq <= held) {
+            // Whoever wanted to know may have gone away.
+            let _ = done.send(());
+        }
     }
 
     /// Reads entries for a peer.
@@ -672,7 +752,7 @@ impl Driver {
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         let work = move || {
             // What gets lost is asked for again.
-            let send = |to, message| transport.send(to, message).is_ok();
+            let send = |to, message| !shared.blocks(to) && transport.send(to, message).is_ok();
             if let Err(error) = read(&mvcc, &send) {
                 shared.fail(error);
             }
@@ -729,6 +809,7 @@ impl Driver {
     fn look_at_leases(&mut self, now: Now) -> Result<(), StoreError> {
         let look = self.replica.look_at_leases(now)?;
         self.shared.metrics.leases_revoked.inc_by(look.ended as u64);
+        self.shared.metrics.leases_expired.inc_by(look.ended as u64);
         let LeaseLook { ended, taken_over, orphans, extended } = look;
         if extended > 0 {
             tracing::warn!(

@@ -150,6 +150,9 @@ impl Handle {
         channel: impl FnOnce(&Transport, MemberId) -> Option<Channel>,
     ) -> Result<Forward> {
         let transport = self.transport.as_ref().ok_or(Error::OwnerChanged)?;
+        if self.shared.blocks(to) {
+            return Err(Error::Timeout);
+        }
         let channel = channel(transport, to).ok_or(Error::Timeout)?;
         let (by, timeout) = (self.shared.member.id, self.shared.options.timeout);
         let (live, span) = (self.shared.follow_live(), self.span.clone());
@@ -158,7 +161,7 @@ impl Handle {
 
     /// Whether a member may send requests for another one on to this one.
     pub fn takes_forwarded(&self, by: MemberId, to: MemberId) -> bool {
-        to == self.shared.member.id && self.shared.admits(by)
+        to == self.shared.member.id && self.shared.admits(by) && !self.shared.blocks(by)
     }
 
     /// Whether requests can be forwarded at all.

@@ -1,19 +1,23 @@
 //! The one way into a running member, for the `api` layer: cheap to clone, safe to use from any thread.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::TrySendError;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::auth::AuthOptions;
+use super::blocked::{BlockChange, BlockRefused, Blocked};
 use super::clock::SystemClock;
+use super::contacts::Contacts;
 use super::driver::{Queue, Task};
 use super::home::Home;
+use super::joining::{Anew, Call};
 use super::searches::Searches;
+use super::snapshot::SNAPSHOTS_MAX;
 use super::status::{ClusterStatus, Facts};
 use super::tokens::Tokens;
 use super::write_traces::Queued;
@@ -27,12 +31,12 @@ use crate::engine::conflicts::Noted;
 use crate::engine::directory::Directory;
 use crate::engine::lease::Lessor;
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
-use crate::engine::replica::Replica;
+use crate::engine::replica::{Refusal, Replica};
 use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, Writer, txn};
 use crate::error::{AuthError, Error, Result, StoreError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Seconds};
 use crate::storage::schema::member::MemberRecord;
 use crate::traces::{RequestSpan, Traces};
 use crate::transport::Transport;
@@ -42,6 +46,8 @@ use crate::types::{
 
 /// A range that looks at more keys than this is read on a thread of its own, so that it holds up no one else.
 const INLINE_KEYS_MAX: u64 = 512;
+/// From when on a read of a majority counts as slow (etcd: 500 ms).
+const SLOW_READ: Duration = Duration::from_millis(500);
 /// How often a watch stream looks whether a progress notification is due, as a part of the interval.
 const PROGRESS_LOOKS: u32 = 10;
 const PROGRESS_LOOK_MIN: Duration = Duration::from_millis(10);
@@ -123,6 +129,8 @@ pub(super) struct Shared {
     pub(super) clock: SystemClock,
     /// Leases that peers are asked for.
     pub(super) searches: Searches,
+    /// Places for snapshots.
+    pub(super) snapshots: Arc<Semaphore>,
     pub(super) metrics: Arc<Metrics>,
     /// `None` if nobody wants any.
     pub(super) traces: Option<Arc<Traces>>,
@@ -135,6 +143,8 @@ pub(super) struct Shared {
     cluster: AtomicU64,
     /// The members, if there are or were others.
     directory: RwLock<Option<Arc<Directory>>>,
+    /// Whom this member does not talk to.
+    pub(super) blocked: Blocked,
     /// Who of them seems alive.
     live: watch::Sender<Arc<[MemberId]>>,
     /// What the driver has found out about the cluster.
@@ -147,12 +157,21 @@ pub(super) struct Shared {
     no_space: AtomicBool,
     /// Whether the clock of this member is too far off for it to write.
     fenced: AtomicBool,
+    /// Whether this member has just started, and does not know yet what time it is for the others.
+    unsure: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
     failure: Mutex<Option<StoreError>>,
     failed: Notify,
     /// Whether this process has been admitted by somebody.
     adopted: AtomicBool,
     removed: watch::Sender<Option<Removed>>,
+    /// Where wishes to join go, if there can be peers.
+    pub(super) calls: OnceLock<mpsc::Sender<Call>>,
+    /// Whom this member was told to join.
+    pub(super) contacts: Contacts,
+    /// Whether it was told so.
+    is_called: bool,
+    anew: watch::Sender<Option<Anew>>,
 }
 
 impl Shared {
@@ -163,6 +182,7 @@ impl Shared {
         quota_bytes: Option<u64>,
         clock: SystemClock,
         (metrics, traces, auth): (Arc<Metrics>, Option<Arc<Traces>>, AuthOptions),
+        (contacts, is_called): (Contacts, bool),
     ) -> Self {
         Self {
             mvcc: Arc::clone(writer.mvcc()),
@@ -176,6 +196,7 @@ impl Shared {
             bcrypt_cost: auth.bcrypt_cost,
             clock,
             searches: Searches::default(),
+            snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
             metrics,
             traces,
             member,
@@ -185,6 +206,7 @@ impl Shared {
             run: writer.origin().run,
             cluster: AtomicU64::new(writer.identity().cluster.0),
             directory: RwLock::new(None),
+            blocked: Blocked::default(),
             live: watch::Sender::new(Arc::new([])),
             facts: RwLock::default(),
             ready: AtomicBool::new(true),
@@ -192,11 +214,16 @@ impl Shared {
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
             fenced: AtomicBool::new(false),
+            unsure: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             failure: Mutex::new(None),
             failed: Notify::new(),
             adopted: AtomicBool::new(false),
             removed: watch::Sender::new(None),
+            calls: OnceLock::new(),
+            contacts,
+            is_called,
+            anew: watch::Sender::new(None),
         }
     }
 
@@ -239,6 +266,8 @@ impl Shared {
     /// Takes over where the member stands in its cluster.
     pub(super) fn observe_cluster(&self, replica: &Replica) {
         self.ready.store(replica.is_ready(), Ordering::Release);
+        let is_unsure = replica.is_unsure();
+        self.unsure.send_if_modified(|was| std::mem::replace(was, is_unsure) != is_unsure);
         if let Some(directory) = replica.directory() {
             let own = directory.members.get(&self.member.id);
             let is_admitted = own.is_some_and(|own| !own.initial);
@@ -257,6 +286,25 @@ impl Shared {
     /// Whether the clock of this member is too far off for it to write.
     pub(super) fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)
+    }
+
+    /// Whether this member writes nothing yet.
+    pub(super) fn is_unsure(&self) -> bool {
+        *self.unsure.borrow()
+    }
+
+    /// Waits until this member may write after its start, which is soon.
+    async fn until_sure(&self) -> Result<()> {
+        if !self.is_unsure() {
+            return Ok(());
+        }
+        let mut unsure = self.unsure.subscribe();
+        let sure = unsure.wait_for(|is_unsure| !is_unsure);
+        match tokio::time::timeout(self.options.timeout, sure).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::NotReady),
+        }
     }
 
     pub(super) fn fence(&self, is_fenced: bool) {
@@ -289,6 +337,13 @@ impl Shared {
         directory.members.contains_key(&member)
             || directory.membership.awaits
             || !directory.members.contains_key(&self.member.id)
+    }
+
+    /// Whether nothing is said to a member, and nothing heard from it.
+    pub(super) fn blocks(&self, member: MemberId) -> bool {
+        let directory = self.directory.read();
+        let members = directory.as_ref().map(|directory| &directory.members);
+        self.blocked.has(|| Some(members?.get(&member)?.name.as_str()))
     }
 
     /// Whether there are founders that nobody has met.
@@ -331,6 +386,46 @@ impl Shared {
             Ok(Some(removed)) => removed,
             _ => std::future::pending().await,
         }
+    }
+
+    /// Whether this member was told to join others while it ran.
+    pub(super) fn is_called(&self) -> bool {
+        self.is_called
+    }
+
+    /// This member is to start anew on its store.
+    pub(super) fn start_anew(&self, anew: Anew) {
+        self.anew.send_replace(Some(anew));
+    }
+
+    pub(super) async fn anew(&self) -> Anew {
+        let mut wishes = self.anew.subscribe();
+        // The sender is as alive as this is.
+        match wishes.wait_for(Option::is_some).await.map(|anew| anew.clone()) {
+            Ok(Some(anew)) => anew,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Whether somebody would be admitted, as far as is known now. Whoever admits looks again.
+    pub(super) fn judge(&self, member: MemberId, record: &MemberRecord) -> Result<(), Refusal> {
+        if self.has_removed(member) {
+            return Err(Refusal::Removed);
+        }
+        let me = self.member.id;
+        let shares = |urls: &[String]| urls.iter().any(|url| record.peer_urls.contains(url));
+        let is_rival = |name: &str, urls: &[String]| name == record.name || shares(urls);
+        let directory = self.directory();
+        let live = self.live();
+        let is_there = |id: MemberId| id == me || live.binary_search(&id).is_ok();
+        let others = directory.iter().flat_map(|it| it.members.iter());
+        let has_rival = others
+            .filter(|(id, other)| **id != member && other.is_started() && is_there(**id))
+            .any(|(_, other)| is_rival(&other.name, &other.peer_urls));
+        if has_rival || is_rival(&self.member.name, &self.member.peer_urls) {
+            return Err(Refusal::Taken);
+        }
+        Ok(())
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -401,11 +496,20 @@ impl Handle {
             return Ok(());
         }
         let (reader, wait) = oneshot::channel();
+        let begun = Instant::now();
         self.send(Task::Read(reader))?;
-        match tokio::time::timeout(self.shared.options.timeout, wait).await {
+        let metrics = &self.shared.metrics;
+        let read = tokio::time::timeout(self.shared.options.timeout, wait).await;
+        if begun.elapsed() > SLOW_READ {
+            metrics.slow_reads.inc();
+        }
+        match read {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::Timeout),
+            Err(_) => {
+                metrics.failed_reads.inc();
+                Err(Error::Timeout)
+            }
         }
     }
 
@@ -472,6 +576,11 @@ impl Handle {
         }
     }
 
+    /// How long questions to each peer and their answers take.
+    pub fn round_trips(&self) -> BTreeMap<MemberId, Seconds> {
+        self.transport.as_ref().map(Transport::round_trips).unwrap_or_default()
+    }
+
     /// Writes that were lost to others that had not seen them: the newest first, and how many there were.
     pub async fn conflicts(&self, max: usize) -> Result<(Vec<Noted>, u64)> {
         let (reply, wait) = oneshot::channel();
@@ -481,6 +590,24 @@ impl Handle {
             Ok(Err(_)) => Err(Error::Stopped),
             Err(_) => Err(Error::Timeout),
         }
+    }
+
+    /// Changes whom this member does not talk to, by name, until it stops. Returns the list.
+    pub fn block(
+        &self,
+        change: BlockChange,
+    ) -> std::result::Result<BTreeSet<String>, BlockRefused> {
+        let changes = change != BlockChange::default();
+        let names = self.shared.blocked.change(&self.shared.member.name, change)?;
+        if changes {
+            tracing::warn!(?names, "the members that this one does not talk to");
+        }
+        Ok(names)
+    }
+
+    /// Whether this member does not talk to another one.
+    pub fn blocks(&self, member: MemberId) -> bool {
+        self.shared.blocks(member)
     }
 
     /// This start of the member, as others name it.
@@ -496,6 +623,7 @@ impl Handle {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
         }
+        self.shared.until_sure().await?;
         if self.shared.is_fenced() {
             return Err(Error::ClockSkew);
         }
@@ -752,6 +880,10 @@ impl Handle {
         if !self.shared.is_ready() {
             return Err(Error::NotReady);
         }
+        // A compaction is a member's own.
+        if !matches!(command, Command::Compact { .. }) {
+            self.shared.until_sure().await?;
+        }
         let (reply, wait) = oneshot::channel();
         let queued = self.span.as_ref().map(|span| Box::new(Queued::now(span)));
         self.send(Task::Command {
@@ -761,10 +893,11 @@ impl Handle {
             ack: self.ack,
             queued,
         })?;
+        let _pending = Pending::new(&self.shared.metrics);
         let reply = match tokio::time::timeout(self.shared.options.timeout, wait).await {
             Ok(Ok(result)) => result?,
-            Ok(Err(_)) => return Err(Error::Stopped),
-            Err(_) => return Err(Error::Timeout),
+            Ok(Err(_)) => return Err(self.given_up(Error::Stopped)),
+            Err(_) => return Err(self.given_up(Error::Timeout)),
         };
         if let Some(span) = &self.span {
             span.answered(reply.revision, keys_of(&reply.body));
@@ -772,11 +905,32 @@ impl Handle {
         Ok(reply)
     }
 
-    fn send(&self, task: Task) -> Result<()> {
+    fn given_up(&self, error: Error) -> Error {
+        self.shared.metrics.writes_failed.inc();
+        error
+    }
+
+    pub(super) fn send(&self, task: Task) -> Result<()> {
         self.queue.try_send(task).map_err(|error| match error {
             TrySendError::Full(_) => Error::TooManyRequests,
             TrySendError::Disconnected(_) => Error::Stopped,
         })
+    }
+}
+
+/// A write that waits for its answer, or that its client waits for no more.
+struct Pending<'a>(&'a Metrics);
+
+impl<'a> Pending<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.writes_pending.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.writes_pending.dec();
     }
 }
 

@@ -11,12 +11,15 @@
 
 mod acks;
 mod auth;
+mod blocked;
 mod clock;
 mod compactor;
+mod contacts;
 mod driver;
 mod forward;
 mod handle;
 mod home;
+mod joining;
 mod leases;
 mod lost_and_found;
 mod passwords;
@@ -38,6 +41,7 @@ pub use crate::replication::liveness::State;
 pub use crate::storage::schema::member::MemberRecord;
 pub use acks::AcksWaiting;
 pub use auth::AuthOptions;
+pub use blocked::{BLOCKED_MAX, BlockChange, BlockRefused};
 pub use clock::SystemClock;
 pub use compactor::Retention;
 pub use forward::{
@@ -45,9 +49,10 @@ pub use forward::{
     Services, WRITE_ACK,
 };
 pub use handle::{Handle, Member, Removed, RequestOptions, Status, WatchStream};
+pub use joining::{Anew, JoinError, Joined, Joining, Leaving};
 pub use passwords::{COST_DEFAULT, COSTS};
 pub use peers::PeerOptions;
-pub use snapshot::SnapshotError;
+pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{CatchUp, ClusterStatus, Facts, HeldBack, PeerFacts, Reason};
 
 pub use tokens::{JwtOptions, TokenOptions};
@@ -62,6 +67,7 @@ use crate::storage::Store;
 use crate::traces::Traces;
 use crate::types::{ReadLevel, WriteAck};
 use compactor::Compactor;
+use contacts::Contacts;
 use driver::{Driver, QUEUE_MAX, Task};
 use handle::Shared;
 use home::Home;
@@ -91,6 +97,10 @@ pub struct NodeOptions {
     pub reads: ReadLevel,
     /// Where writes are kept that nobody else has any more; `None` for nowhere.
     pub lost_and_found: Option<PathBuf>,
+    /// Where it is kept whom the member was told to join while it ran; `None` for nowhere.
+    pub contacts: Option<PathBuf>,
+    /// The same of a former start on this store, if that was just now.
+    pub called: Vec<String>,
     /// What makes spans of requests and writes; `None` if nobody wants any.
     pub traces: Option<Arc<Traces>>,
 }
@@ -106,9 +116,15 @@ impl Node {
     pub fn start(
         store: Store,
         options: NodeOptions,
-        peers: Option<PeerOptions>,
+        mut peers: Option<PeerOptions>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
+        let contacts = Contacts::at(options.contacts);
+        let kept = contacts.read()?;
+        let called = if kept.is_empty() { options.called } else { kept };
+        if let Some(peers) = &mut peers {
+            peers.cluster.is_called = !called.is_empty();
+        }
         let clock = SystemClock::new();
         let now = clock.now();
         let cluster = peers.as_ref().map(|peers| peers.cluster.clone()).unwrap_or_default();
@@ -122,9 +138,20 @@ impl Node {
         };
         let quota_bytes = options.writer.quota_bytes;
         let seen = (metrics, options.traces, options.auth);
-        let shared =
-            Shared::new(replica.writer(), member, options.request, quota_bytes, clock, seen);
+        let called_to = (contacts, !called.is_empty());
+        let shared = Shared::new(
+            replica.writer(),
+            member,
+            options.request,
+            quota_bytes,
+            clock,
+            seen,
+            called_to,
+        );
         let shared = Arc::new(shared);
+        if let Some(peers) = &mut peers {
+            peers.go_by(&replica, &called);
+        }
         let (queue, tasks) = mpsc::sync_channel(QUEUE_MAX);
         let compactor = Compactor::new(options.retention, now.monotonic_millis);
         shared.observe_cluster(&replica);
@@ -170,6 +197,11 @@ impl Node {
     /// anew.
     pub async fn removed(&self) -> Removed {
         self.handle.shared.removed().await
+    }
+
+    /// Resolves when this member is to start anew on the same store: to join others, or since it has left some.
+    pub async fn anew(&self) -> Anew {
+        self.handle.shared.anew().await
     }
 
     /// Tells streams that the member stops. Requests are still answered.

@@ -9,13 +9,15 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use starling_proto::starling::peer::v1 as pb;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status};
 
+use super::blocked::BlockChange;
 use super::driver::{Queue, Task, step_back};
 use super::forward::Services;
 use super::handle::{Handle, Shared};
-use crate::engine::replica::{Admission, ClusterOptions, Refusal};
+use super::joining::{self, Call};
+use crate::engine::replica::{Admission, ClusterOptions, Refusal, Replica};
 use crate::replication::message::Message;
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Timestamp;
@@ -28,11 +30,20 @@ use crate::types::{ClusterId, MemberId, Origin};
 
 /// How long a peer's message waits for room in the writer's queue before it looks again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(2);
+/// What a member is told that has the name or the address of another.
+const TAKEN: &str = "a living member has this name or address";
 /// What a member is told that was removed (etcd's words).
 const REMOVED: &str = "the member has been permanently removed from the cluster";
+/// What a member is told that is on the list of those not to talk to.
+const BLOCKED: &str = "this member does not talk to you: it has blocked your name";
 
 /// How often founders look for each other, and joiners for a contact.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// So many looks in a row without a cluster before somebody begins one, where a name stands for all members.
+const FOUNDING_LOOKS: u32 = 10;
+/// A member without peers looks every so many times whether those it was to join have come together without it.
+const REUNION_LOOKS: u32 = 10;
 
 /// How long another founder may take to say who it is. One without data does not serve before that.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,8 +68,26 @@ pub struct PeerOptions {
     pub join: Vec<PeerUrl>,
     /// A domain, and the end of a service name, whose SRV records name members to join.
     pub discovery: Option<(String, String)>,
+    /// Names of members not to talk to.
+    pub block: Vec<String>,
     /// What answers requests that other members send on.
     pub services: Option<Services>,
+}
+
+impl PeerOptions {
+    /// A store that has left a cluster does not go by the settings that brought it there; one that was told to join others
+    /// goes to those, too.
+    pub(super) fn go_by(&mut self, replica: &Replica, called: &[String]) {
+        let is_called = !called.is_empty();
+        if replica.writer().has_parted() || is_called {
+            self.cluster.initial.clear();
+        }
+        if replica.writer().has_parted() {
+            self.join.clear();
+            self.discovery = None;
+        }
+        self.join.extend(parse_all(called.iter()));
+    }
 }
 
 /// What peers and the shell both know of where members are.
@@ -129,6 +158,7 @@ impl PeerHandler for Gate {
             name: shared.member.name.clone(),
             in_cluster: shared.is_ready(),
             admits_caller: shared.admits(MemberId(request.member_id)),
+            alone: shared.is_alone(),
         })
     }
 
@@ -147,8 +177,14 @@ impl PeerHandler for Gate {
         if !self.shared.is_ready() {
             return refuse("this member has not joined yet itself");
         }
+        if self.shared.is_unsure() {
+            return refuse("this member has just started");
+        }
         if self.shared.is_fenced() {
             return refuse("the clock of this member is off");
+        }
+        if self.shared.blocked.has(|| Some(&request.name)) {
+            return refuse(BLOCKED);
         }
         let member = MemberId(request.member_id);
         let record = MemberRecord {
@@ -160,18 +196,38 @@ impl PeerHandler for Gate {
             volatile: request.volatile,
             ..MemberRecord::default()
         };
+        if request.check {
+            return match self.shared.judge(member, &record) {
+                Ok(()) => Ok(pb::JoinReply::default()),
+                Err(Refusal::Removed) => refuse(REMOVED),
+                Err(Refusal::Taken) => refuse(TAKEN),
+            };
+        }
         let (reply, wait) = oneshot::channel();
         self.submit(Task::Admit { member, record: Box::new(record), reply }).await?;
         match wait.await.map_err(|_| stopped())? {
             Ok(admission) => Ok(to_reply(&admission)),
             Err(Refusal::Removed) => refuse(REMOVED),
-            Err(Refusal::Taken) => refuse("a living member has this name or address"),
+            Err(Refusal::Taken) => refuse(TAKEN),
+        }
+    }
+
+    async fn call(&self, request: pb::CallRequest) -> Result<pb::CallReply, Status> {
+        let refuse = |why: String| Ok(pb::CallReply { refusal: why });
+        if request.protocol != PROTOCOL {
+            return refuse("another protocol version is spoken here".to_owned());
+        }
+        match self.shared.call(parse_all(request.peer_urls.iter()), false).await {
+            Ok(_) => Ok(pb::CallReply::default()),
+            Err(why) => refuse(why.to_string()),
         }
     }
 
     fn admit(&self, from: MemberId, _run: u64) -> Result<(), String> {
         if self.shared.has_removed(from) {
             Err(REMOVED.to_owned())
+        } else if self.shared.blocks(from) {
+            Err(BLOCKED.to_owned())
         } else if self.shared.admits(from) {
             Ok(())
         } else {
@@ -255,6 +311,9 @@ impl Peers {
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start: {error}"))?;
+        let block = BlockChange { add: options.block, ..BlockChange::default() };
+        let refused = |why| format!("--peer-block: {why}");
+        shared.blocked.change(&shared.member.name, block).map_err(refused)?;
         let founders = parse_all(options.cluster.initial.iter().flatten());
         // The same command may have been started before, on a disk that is gone.
         shared.look_around(shared.mvcc.keys() == 0 && !founders.is_empty());
@@ -289,8 +348,11 @@ impl Peers {
             discovery: options.discovery,
             record: options.cluster.record,
         };
+        let (calls, called) = joining::calls();
+        // There is one search for each member.
+        let _ = shared.calls.set(calls);
         let background = start_background().map_err(|error| format!("cannot start: {error}"))?;
-        runtime.spawn(search.run());
+        runtime.spawn(search.run(called));
         Ok(Self { transport, runtime, background, addresses })
     }
 
@@ -351,10 +413,10 @@ fn parse_all<'a>(urls: impl Iterator<Item = &'a String>) -> Vec<PeerUrl> {
 }
 
 /// Looks for the other founders, or for somebody to join.
-struct Search {
-    transport: Transport,
-    shared: Arc<Shared>,
-    queue: Queue,
+pub(super) struct Search {
+    pub(super) transport: Transport,
+    pub(super) shared: Arc<Shared>,
+    pub(super) queue: Queue,
     addresses: Arc<Mutex<Addresses>>,
     founders: Vec<PeerUrl>,
     join: Vec<PeerUrl>,
@@ -365,26 +427,38 @@ struct Search {
 }
 
 impl Search {
-    async fn run(self) {
+    async fn run(self, mut calls: mpsc::Receiver<Call>) {
         let mut told = BTreeSet::new();
         let mut is_admitted = false;
+        let (mut in_vain, mut looks) = (0, 0_u32);
         loop {
+            looks = looks.wrapping_add(1);
             if self.shared.looks_around() {
                 is_admitted = is_admitted || self.look_around(&mut told).await;
             } else if !self.shared.is_ready() {
-                self.look_for_contact(&mut told).await;
+                in_vain = if self.look_for_contact(&mut told).await { in_vain + 1 } else { 0 };
+                if in_vain >= FOUNDING_LOOKS {
+                    tracing::info!("nobody here is in a cluster: this member begins one");
+                    in_vain = 0;
+                    let _ = self.queue.try_send(Task::Found);
+                }
+            } else if !self.join.is_empty() && looks.is_multiple_of(REUNION_LOOKS) {
+                self.look_for_reunion().await;
             } else if self.shared.awaits() {
                 let contacts = self.look_for_founders(&mut told).await;
                 self.ask_any_to_join(&contacts, &mut told).await;
             }
-            tokio::time::sleep(SEARCH_INTERVAL).await;
+            tokio::select! {
+                () = tokio::time::sleep(SEARCH_INTERVAL) => {}
+                Some(call) = calls.recv() => self.take_call(call).await,
+            }
             if self.shared.is_stopping() {
                 return;
             }
         }
     }
 
-    async fn candidates(&self, urls: &[PeerUrl]) -> Vec<Candidate> {
+    pub(super) async fn candidates(&self, urls: &[PeerUrl]) -> Vec<Candidate> {
         match self.transport.resolver().candidates(urls).await {
             Ok(candidates) => candidates,
             Err(error) => {
@@ -395,13 +469,18 @@ impl Search {
     }
 
     async fn hello(&self, candidate: &Candidate) -> Option<pb::HelloReply> {
+        let reply = self.hello_to_any(candidate).await?;
+        (reply.member_id != self.shared.member.id.0).then_some(reply)
+    }
+
+    /// The same, if it is this member itself, too.
+    async fn hello_to_any(&self, candidate: &Candidate) -> Option<pb::HelloReply> {
         let request = pb::HelloRequest {
             protocol: PROTOCOL,
             member_id: self.shared.member.id.0,
             cluster_id: self.shared.cluster().0,
         };
         match self.transport.hello(candidate.clone(), request).await {
-            Ok(reply) if reply.member_id == self.shared.member.id.0 => None,
             Ok(reply) => Some(reply),
             Err(status) => {
                 let address = candidate.address;
@@ -478,7 +557,9 @@ impl Search {
         let _ = self.queue.try_send(Task::Contact(member));
     }
 
-    async fn look_for_contact(&self, told: &mut BTreeSet<String>) {
+    /// Answers whether it is for this member to begin a cluster: it has been called by a name that stands for itself, too, and of
+    /// those that answer there none is in one, nor is any before it.
+    async fn look_for_contact(&self, told: &mut BTreeSet<String>) -> bool {
         let mut urls = self.join.clone();
         urls.extend(self.former.iter().cloned());
         if !self.former.is_empty() {
@@ -494,22 +575,48 @@ impl Search {
             }
         }
         if self.shared.is_joining() {
+            return false;
+        }
+        let (me, mut is_called, mut is_first) = (self.shared.member.id.0, false, true);
+        for candidate in self.candidates(&urls).await {
+            let Some(reply) = self.hello_to_any(&candidate).await else { continue };
+            if reply.member_id == me {
+                is_called = true;
+            } else if reply.in_cluster {
+                is_first = false;
+                if self.ask_to_join(&candidate, told).await {
+                    return false;
+                }
+            } else {
+                is_first &= me < reply.member_id;
+            }
+        }
+        // One that had peers, or was told to join somebody, has a cluster to go to.
+        is_called && is_first && self.former.is_empty() && !self.shared.is_called()
+    }
+
+    /// Two that did not see each other may both have begun a cluster: the later one by id goes to the other, if it is still alone.
+    async fn look_for_reunion(&self) {
+        if !self.shared.is_alone() {
             return;
         }
-        for candidate in self.candidates(&urls).await {
-            if let Some(reply) = self.hello(&candidate).await
-                && reply.in_cluster
-                && self.ask_to_join(&candidate, told).await
-            {
-                return;
+        let (me, cluster) = (self.shared.member.id.0, self.shared.cluster().0);
+        for candidate in self.candidates(&self.join).await {
+            let Some(reply) = self.hello(&candidate).await else { continue };
+            let goes = reply.in_cluster && reply.cluster_id != cluster;
+            if goes && (!reply.alone || reply.member_id < me) {
+                match self.go_to_if_admitted(&candidate).await {
+                    Ok(()) => return,
+                    Err(why) => tracing::debug!(%why, "cannot join those that are elsewhere"),
+                }
             }
         }
     }
 
-    /// Asks one member. Answers whether it has agreed.
-    async fn ask_to_join(&self, candidate: &Candidate, told: &mut BTreeSet<String>) -> bool {
+    /// What this member asks for when it wants to join.
+    pub(super) fn wish(&self) -> pb::JoinRequest {
         let record = self.record.clone();
-        let request = pb::JoinRequest {
+        pb::JoinRequest {
             protocol: PROTOCOL,
             member_id: self.shared.member.id.0,
             name: record.name,
@@ -519,9 +626,13 @@ impl Search {
             learner: record.learner,
             volatile: record.volatile,
             ..pb::JoinRequest::default()
-        };
+        }
+    }
+
+    /// Asks one member. Answers whether it has agreed.
+    async fn ask_to_join(&self, candidate: &Candidate, told: &mut BTreeSet<String>) -> bool {
         let Some(contact) = self.hello(candidate).await else { return false };
-        let answer = self.transport.join(candidate.clone(), request).await;
+        let answer = self.transport.join(candidate.clone(), self.wish()).await;
         let admission = answer.map_err(|status| status.message().to_owned()).and_then(from_reply);
         let admission = match admission {
             Ok(admission) => admission,

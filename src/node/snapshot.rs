@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Handle;
 use super::handle::Shared;
@@ -18,6 +21,31 @@ use crate::types::{Alarm, MemberId};
 
 /// What a snapshot leaves free on the disk, beyond its own size.
 const ROOM_BYTES: u64 = 64 << 20;
+
+/// Snapshots that there are at once, being made or being sent. Each takes a walk over the log, and a file as large as what is
+/// stored; further ones wait, as long as a request may.
+pub(super) const SNAPSHOTS_MAX: usize = 3;
+
+/// A file without a name, to be read from its beginning. It is gone when this is dropped.
+#[derive(Debug)]
+pub struct Snapshot {
+    file: File,
+    length: u64,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Snapshot {
+    /// Its length.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+impl Read for Snapshot {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
 
 /// Why there is no snapshot.
 #[derive(Debug)]
@@ -47,11 +75,15 @@ struct Around {
 
 impl Handle {
     /// Writes everything that is here now, at one revision, to a file without a name, to be read by etcd of that version.
-    /// Answers its length, too. Takes as long as a walk over the log; nobody else waits for that.
-    pub async fn snapshot(&self, version: &'static str) -> Result<(File, u64), SnapshotError> {
+    /// Takes as long as a walk over the log; nobody waits for that but those who want one, too, when there are many.
+    pub async fn snapshot(&self, version: &'static str) -> Result<Snapshot, SnapshotError> {
         if !self.is_ready() {
             return Err(SnapshotError::Refused(Error::NotReady));
         }
+        let place = Arc::clone(&self.shared.snapshots).acquire_owned();
+        let place = tokio::time::timeout(self.shared.options.timeout, place).await;
+        let place = place.map_err(|_| SnapshotError::Refused(Error::TooManyRequests))?;
+        let place = place.map_err(|_| SnapshotError::Refused(Error::Stopped))?;
         let removed = self.shared.directory().map(|directory| {
             let removed = directory.membership.removed.keys();
             removed.copied().collect()
@@ -63,8 +95,12 @@ impl Handle {
             version,
         };
         let shared = Arc::clone(&self.shared);
+        let begun = Instant::now();
         let written = tokio::task::spawn_blocking(move || shared.write_snapshot(around));
-        written.await.map_err(|_| SnapshotError::Refused(Error::Stopped))?
+        let (file, length) =
+            written.await.map_err(|_| SnapshotError::Refused(Error::Stopped))??;
+        self.shared.metrics.snapshot_seconds.observe(begun.elapsed());
+        Ok(Snapshot { file, length, _place: place })
     }
 }
 

@@ -207,6 +207,8 @@ pub struct CatchUp {
     pub heads: Vec<Head>,
     /// Behind what it has got already, as the receiver named it; `None` from the start.
     pub cursor: Option<Cursor>,
+    /// Where that ends, as the receiver named it with the first part; `None` before.
+    pub end: Option<Cursor>,
     /// About how many bytes it takes at once.
     pub bytes_max: u64,
 }
@@ -298,6 +300,10 @@ pub struct CatchUpPart {
     pub after: Option<Cursor>,
     /// Where to go on; `None` for the last part.
     pub next: Option<Cursor>,
+    /// Where the sender's log ended when the first part was asked for: what stands later is not part of this.
+    pub end: Cursor,
+    /// What the sender's log takes, in bytes, roughly.
+    pub log_bytes: u64,
     /// Whether another part follows that need not be asked for.
     pub more: bool,
     /// How much of the log is done, in thousandths.

@@ -59,8 +59,6 @@ pub(super) struct Cluster {
     admitted: Vec<(usize, usize, Admission, u64)>,
     /// Entries that were acknowledged by another member.
     safe: BTreeSet<(Origin, u64)>,
-    /// Runs that began on an old copy of a disk, and what was settled elsewhere by then.
-    stale: BTreeMap<Origin, Timestamp>,
     next_contact: u64,
     next_check: u64,
     next_id: usize,
@@ -121,7 +119,6 @@ impl Cluster {
             witnesses: BTreeMap::new(),
             admitted: Vec::new(),
             safe: BTreeSet::new(),
-            stale: BTreeMap::new(),
             next_contact: 0,
             next_check: 0,
             next_id: members,
@@ -285,7 +282,7 @@ impl Cluster {
     pub(super) fn start_to_join(&mut self, number: usize) {
         self.crash(number);
         self.world.network.heal();
-        self.world.actors[number].setup.cluster.joins = true;
+        self.world.actors[number].setup.cluster.is_called = true;
         self.start(number);
     }
 
@@ -451,6 +448,22 @@ impl Cluster {
         });
     }
 
+    /// A member leaves the cluster. When it comes back it is somebody else, alone, whom nobody reaches.
+    pub(super) fn leave(&mut self, number: usize) {
+        self.tell(format!("n{number} leaves"));
+        let left = self.world.with(number, |full, micros| {
+            full.with(micros, |replica, now| replica.leave(now).expect("no fault"))
+        });
+        assert!(left.flatten().is_some(), "it is a member");
+        // The others have to hear of it.
+        self.run(SECOND);
+        self.succeed(number);
+        let others: Vec<_> =
+            (0..self.world.actors.len()).filter(|other| *other != number).collect();
+        self.world.network.part(&[number], &others);
+        self.start(number);
+    }
+
     /// Those who belong to no cluster ask somebody.
     fn admit_joiners(&mut self) {
         for number in self.up() {
@@ -470,7 +483,8 @@ impl Cluster {
                 .into_iter()
                 .filter(|other| *other != number && self.is_reachable(number, *other))
                 .filter(|other| {
-                    self.world.actors[*other].replica.as_ref().is_some_and(|it| it.is_ready())
+                    let contact = self.world.actors[*other].replica.as_ref();
+                    contact.is_some_and(|it| it.is_ready() && !it.is_unsure())
                 })
                 .collect();
             // The first of all has nobody to join.
@@ -580,10 +594,7 @@ impl Cluster {
                 let heads = self.heads_of(*holder);
                 for (origin, entries) in &self.truth {
                     let head = heads.get(origin).copied().unwrap_or(0);
-                    // A run on an old copy of a disk begins with times from long ago, until it has heard of anybody.
-                    let stale = self.stale.get(origin).copied().unwrap_or_default();
-                    let is_due = |time: Timestamp| time <= settled && time > stale;
-                    let missing = entries.range(head + 1..).find(|(_, e)| is_due(e.time));
+                    let missing = entries.range(head + 1..).find(|(_, e)| e.time <= settled);
                     let survives = |seq: &u64| self.survives(*origin, *seq, &members);
                     if let Some((seq, entry)) = missing.filter(|(seq, _)| survives(seq)) {
                         self.fail(&format!(
@@ -657,9 +668,6 @@ impl Cluster {
         let rolled_back = self.shown.iter().map(|shown| shown.settled).max().unwrap_or_default();
         self.shown[number] = Shown { rolled_back, ..Shown::default() };
         self.start(number);
-        if let Some(replica) = &self.world.actors[number].replica {
-            self.stale.insert(replica.writer().origin(), rolled_back);
-        }
     }
 
     /// What lives at a member, with the stamps that count.

@@ -192,6 +192,7 @@ impl Light {
                 Output::Settled(_) | Output::Acknowledged(..) => {}
                 Output::LoadCatchUp(..)
                 | Output::ApplyCatchUp(_)
+                | Output::AbandonCatchUp
                 | Output::FinishCatchUp { .. }
                 | Output::Complete(_)
                 | Output::Compare { .. }

@@ -88,3 +88,113 @@ fn a_store_with_data_joins_another() {
         }
     }
 }
+
+/// Two stores had the same key; one of them deleted its own, which was later than the other's.
+#[test]
+fn what_a_store_had_deleted_hides_what_is_older() {
+    for seed in seeds(2) {
+        let mut cluster = Cluster::alone(seed);
+        cluster.join_new();
+        cluster.run(5 * SECOND);
+        let other = cluster.add_alone();
+        cluster.set(0, "older", "here");
+        cluster.set(other, "newer here", "there");
+        cluster.run(SECOND);
+        cluster.set(other, "older", "there");
+        cluster.set(0, "newer here", "here");
+        cluster.run(SECOND);
+        cluster.delete(other, &Bytes::from_static(b"older"));
+        cluster.delete(other, &Bytes::from_static(b"newer here"));
+        cluster.run(SECOND);
+        cluster.start_to_join(other);
+        busy(&mut cluster, 5 * SECOND);
+        cluster.run(10 * SECOND);
+        cluster.check_converged();
+        for number in cluster.up() {
+            assert_eq!(value(&cluster, number, "older"), None, "seed {seed}");
+            let newer = value(&cluster, number, "newer here");
+            assert_eq!(newer, Some(Bytes::from_static(b"here")), "seed {seed}");
+        }
+    }
+}
+
+/// A member leaves with all data, goes on alone, and comes back: that is as a cut that heals.
+#[test]
+fn a_member_leaves_and_comes_back() {
+    for (seed, members) in seeds(2).into_iter().flat_map(|seed| [(seed, 2), (seed, 3)]) {
+        let mut cluster = Cluster::found(members, seed);
+        busy(&mut cluster, 3 * SECOND);
+        let leaver = members - 1;
+        for key in ["untouched", "changed here", "changed there", "deleted here", "deleted there"] {
+            cluster.set(0, key, "before");
+        }
+        cluster.run(2 * SECOND);
+        let (before, tag) = (cluster.state(leaver), cluster.tags()[leaver]);
+        let member = cluster.world.actors[leaver].member();
+        cluster.leave(leaver);
+        assert_eq!(cluster.state(leaver), before, "seed {seed}: it keeps its data");
+        assert_eq!(cluster.tags()[leaver], tag, "seed {seed}: its clients see no change");
+        assert!(!cluster.members(0).contains(&member), "seed {seed}: the others know");
+        cluster.set(0, "changed here", "after");
+        cluster.set(leaver, "changed there", "after");
+        cluster.set(leaver, "only there", "after");
+        cluster.delete(0, &Bytes::from_static(b"deleted here"));
+        busy(&mut cluster, 3 * SECOND);
+        for _ in 0..20 {
+            // What is deleted is forgotten.
+            (0..leaver).for_each(|number| cluster.compact_and_sweep_at(number));
+            busy(&mut cluster, SECOND / 5);
+        }
+        // Not before: clients compact, and what a member has deleted alone and compacted comes back.
+        cluster.delete(leaver, &Bytes::from_static(b"deleted there"));
+        cluster.run(SECOND);
+        cluster.crash(leaver);
+        cluster.start(leaver);
+        assert!(value(&cluster, leaver, "only there").is_some(), "seed {seed}: it is still alone");
+        assert!(cluster.members(leaver).is_empty(), "seed {seed}");
+        cluster.start_to_join(leaver);
+        busy(&mut cluster, 5 * SECOND);
+        cluster.run(15 * SECOND);
+        cluster.check_converged();
+        for number in cluster.up() {
+            let of = |key| value(&cluster, number, key);
+            let text = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
+            assert_eq!(of("untouched"), text("before"), "seed {seed}");
+            assert_eq!(of("changed here"), text("after"), "seed {seed}");
+            assert_eq!(of("changed there"), text("after"), "seed {seed}");
+            assert_eq!(of("only there"), text("after"), "seed {seed}");
+            assert_eq!(of("deleted here"), None, "seed {seed}");
+            assert_eq!(of("deleted there"), None, "seed {seed}");
+        }
+        assert_eq!(cluster.members(0).len(), members, "seed {seed}");
+    }
+}
+
+/// A member that has left is the first of another cluster.
+#[test]
+fn a_member_that_has_left_takes_others_in() {
+    for seed in seeds(2) {
+        let mut cluster = Cluster::found(3, seed);
+        busy(&mut cluster, 3 * SECOND);
+        cluster.set(0, "before", "left");
+        cluster.run(2 * SECOND);
+        cluster.leave(2);
+        cluster.set(2, "alone", "there");
+        cluster.crash(0);
+        cluster.crash(1);
+        cluster.world.network.heal();
+        let joiner = cluster.join_new();
+        cluster.run(10 * SECOND);
+        cluster.set(joiner, "joined", "there");
+        cluster.delete(joiner, &Bytes::from_static(b"before"));
+        busy(&mut cluster, 5 * SECOND);
+        cluster.run(10 * SECOND);
+        let of = |number, key| value(&cluster, number, key);
+        for number in [2, joiner] {
+            assert!(of(number, "alone").is_some() && of(number, "joined").is_some(), "seed {seed}");
+            assert_eq!(of(number, "before"), None, "seed {seed}");
+        }
+        assert_eq!(cluster.state(2), cluster.state(joiner), "seed {seed}");
+        assert_eq!(cluster.members(2).len(), 2, "seed {seed}");
+    }
+}

@@ -23,6 +23,8 @@ mod liveness_tests;
 #[cfg(test)]
 mod merge_scenarios;
 pub mod network;
+#[cfg(test)]
+mod old_copy_scenarios;
 mod plot;
 #[cfg(test)]
 mod properties;
@@ -34,6 +36,8 @@ mod restart_scenarios;
 #[cfg(test)]
 mod scenarios;
 pub mod spread;
+#[cfg(test)]
+mod take_over_scenarios;
 pub mod tool;
 #[cfg(test)]
 mod witness;

@@ -331,6 +331,27 @@ mod tests {
         assert!(outcome.idle_bytes_per_second <= 2048.0, "{}", outcome.idle_bytes_per_second);
     }
 
+    /// Who hears of a small write first has it already, so all have it sooner, and no more often.
+    #[test]
+    fn small_writes_travel_with_their_news() {
+        let members = std::env::var("SIM_MEMBERS").ok().and_then(|text| text.parse().ok());
+        let outcomes = [0, Options::default().inline_bytes].map(|inline_bytes| {
+            let options = Options { inline_bytes, ..Options::default() };
+            let outcome = run(&Experiment { options, ..experiment(members.unwrap_or(100)) });
+            let [half, most, all] = [50, 99, 100].map(|percent| outcome.delay_micros(percent));
+            println!(
+                "{inline_bytes} bytes inline: {half:?} {most:?} {all:?} us, {:.3} copies, {:.0} idle, {:.0} busy",
+                outcome.payload_copies, outcome.idle_bytes_per_second, outcome.busy_bytes_per_second
+            );
+            check(&outcome, 50_000, 1_200_000);
+            outcome
+        });
+        let [before, after] = outcomes;
+        assert!(after.delay_micros(50) < before.delay_micros(50));
+        assert!(after.busy_bytes_per_second < 1.01 * before.busy_bytes_per_second);
+        assert!(after.payload_copies <= 1.05, "{}", after.payload_copies);
+    }
+
     /// A hint where members are keeps nothing from anybody.
     #[test]
     fn zones_hear_of_each_other() {

@@ -28,6 +28,7 @@ mod ingest;
 mod journal;
 mod memory;
 pub mod schema;
+mod sorter;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use rustix::fs::MemfdFlags;
 pub use disk::{Disk, DiskOptions};
 pub use ingest::Ingest;
 pub use memory::{Fault, Memory};
+pub use sorter::{Sorted, Sorter};
 
 use crate::error::StoreError;
 

@@ -477,6 +477,12 @@ pub enum Meta {
     Removed,
     /// Everything up to this place was written under a former member id, and does not count. When it is read its tag is 0.
     Former(Place),
+    /// This member has left its cluster of its own will: whoever opens the store next is somebody else, alone, with all
+    /// of its data.
+    Left,
+    /// Everything up to this place was written before this store's member last left a cluster: who the members were then
+    /// does not count. When it is read its tag is 0.
+    Parted(Place),
     /// Entries of an origin up to this seq, none of which is later than this, may lack writes that were replaced: they were
     /// given up for space before everybody had them.
     Floor(OriginIndex, u64, Timestamp),
@@ -506,9 +512,12 @@ const META_STRAYS: u8 = 12;
 const META_REMOVED: u8 = 13;
 const META_FORMER: u8 = 14;
 const META_FLOOR: u8 = 15;
+const META_LEFT: u8 = 16;
+const META_PARTED: u8 = 17;
 
-/// The value of the row that says so.
+/// The values of the rows that say so.
 const REMOVED: u8 = 1;
+const LEFT: u8 = 1;
 
 impl Meta {
     /// The key and value of the row.
@@ -588,6 +597,14 @@ impl Meta {
                 key.put_u8(META_FORMER);
                 value.put_slice(&place.encode());
             }
+            Self::Left => {
+                key.put_u8(META_LEFT);
+                value.put_u8(LEFT);
+            }
+            Self::Parted(place) => {
+                key.put_u8(META_PARTED);
+                value.put_slice(&place.encode());
+            }
         }
         (key.freeze(), value.freeze())
     }
@@ -629,6 +646,9 @@ impl Meta {
             [META_REMOVED] if reader.u8()? == REMOVED => Self::Removed,
             [META_REMOVED] => return Err(corrupt("a member is removed, or there is no such row")),
             [META_FORMER] => return Ok(Self::Former(Place::decode(&reader.rest(), 0)?)),
+            [META_LEFT] if reader.u8()? == LEFT => Self::Left,
+            [META_LEFT] => return Err(corrupt("a member has left, or there is no such row")),
+            [META_PARTED] => return Ok(Self::Parted(Place::decode(&reader.rest(), 0)?)),
             _ => return Err(StoreError::Corrupt(format!("unknown row {key:?} about the store"))),
         };
         reader.end()?;

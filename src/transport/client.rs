@@ -1,6 +1,7 @@
 //! The way out: one task for each member that sends what waits for it, over a connection that is there while it is needed.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use super::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, STREAMS_MAX};
 use super::socket::Socket;
 
 use super::{Identity, PeerStats, Shared, Timing, wire};
+use crate::metrics::Seconds;
 use crate::tls::Tls;
 use crate::types::MemberId;
 
@@ -122,6 +124,8 @@ pub(super) struct Peer {
     calls: Lane,
     watches: Lane,
     pub(super) counters: Counters,
+    /// How long a question and its answer take.
+    pub(super) round_trips: Seconds,
 }
 
 /// Where a member is.
@@ -166,6 +170,18 @@ pub(super) struct Counters {
     pub(super) received_bytes: AtomicU64,
 }
 
+/// How often it is measured how long a question and its answer take, while there is a stream.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(10);
+/// How soon for the first time.
+const MEASURE_FIRST: Duration = Duration::from_secs(1);
+/// etcd's buckets for that: the first one, and how many, each twice the one before.
+const ROUND_TRIP_SECONDS_FIRST: f64 = 0.0001;
+const ROUND_TRIP_BUCKETS: i32 = 16;
+
+fn round_trips() -> Seconds {
+    Seconds::new((0..ROUND_TRIP_BUCKETS).map(|power| ROUND_TRIP_SECONDS_FIRST * 2_f64.powi(power)))
+}
+
 impl Peer {
     pub(super) fn new(member: MemberId, urls: Vec<PeerUrl>) -> Self {
         Self {
@@ -176,6 +192,7 @@ impl Peer {
             calls: Lane::default(),
             watches: Lane::default(),
             counters: Counters::default(),
+            round_trips: round_trips(),
         }
     }
 
@@ -283,6 +300,7 @@ impl Peer {
         let connector = self.connector(&shared.dialer);
         let channel = shared.dialer.endpoint().connect_with_connector(connector).await;
         let mut client = PeerClient::new(channel.map_err(|error| unreachable(&error))?);
+        let measured = client.clone();
         let (_open, leaving) = watch::channel(());
         let outgoing = Outgoing {
             peer: Arc::clone(self),
@@ -296,6 +314,19 @@ impl Peer {
                 Err(Status::deadline_exceeded("the member reads nothing"))
             }
             _ = identity.changed() => Ok(()),
+            never = self.measure(measured) => match never {},
+        }
+    }
+
+    /// Measures on the way that messages go, so what is before them there counts. A question that fails says nothing.
+    async fn measure(&self, mut client: PeerClient<Channel>) -> Infallible {
+        sleep(MEASURE_FIRST).await;
+        loop {
+            let begun = Instant::now();
+            if client.hello(pb::HelloRequest::default()).await.is_ok() {
+                self.round_trips.observe(begun.elapsed());
+            }
+            sleep(MEASURE_INTERVAL).await;
         }
     }
 

@@ -47,6 +47,7 @@ pub use crate::tls::{TlsError, TlsFiles};
 pub use queue::{QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Refused};
 pub use server::PeerListener;
 
+use crate::metrics::Seconds;
 use crate::replication::message::Message;
 use crate::tls::{Purpose, Tls};
 use crate::types::{ClusterId, MemberId};
@@ -147,6 +148,12 @@ pub trait PeerHandler: Send + Sync + 'static {
 
     /// Takes someone into the cluster, or says why not.
     async fn join(&self, request: pb::JoinRequest) -> Result<pb::JoinReply, Status>;
+
+    /// Joins somebody else, or says why not.
+    async fn call(&self, request: pb::CallRequest) -> Result<pb::CallReply, Status> {
+        let _ = request;
+        Err(Status::unimplemented("this member joins nobody"))
+    }
 
     /// Whether messages of a member are taken; if not, why. It is told. Asked when it is greeted, and for each message.
     fn admit(&self, from: MemberId, run: u64) -> Result<(), String> {
@@ -360,6 +367,12 @@ impl Transport {
         peers.get(&to).map(|task| task.peer.watch_channel(&self.shared.dialer))
     }
 
+    /// How long questions to each peer and their answers take.
+    pub fn round_trips(&self) -> BTreeMap<MemberId, Seconds> {
+        let peers = self.shared.peers.read();
+        peers.iter().map(|(member, task)| (*member, task.peer.round_trips.clone())).collect()
+    }
+
     /// What became of the messages to each peer, and what came from it, since it is known where it is.
     pub fn stats(&self) -> BTreeMap<MemberId, PeerStats> {
         let peers = self.shared.peers.read();
@@ -394,6 +407,19 @@ impl Transport {
             let client = self.shared.dialer.client(candidate).await?;
             // The table of members can be long.
             client.max_decoding_message_size(wire::JOIN_BYTES_MAX).join(request).await
+        };
+        timed(call).await
+    }
+
+    /// Asks the member at an address to join this one.
+    pub async fn call(
+        &self,
+        candidate: Candidate,
+        request: pb::CallRequest,
+    ) -> Result<pb::CallReply, Status> {
+        let call = async {
+            let mut client = self.shared.dialer.client(candidate).await?;
+            client.call(request).await
         };
         timed(call).await
     }

@@ -287,6 +287,13 @@ impl PeerService for Service {
     ) -> Result<Response<pb::JoinReply>, Status> {
         self.0.handler.join(request.into_inner()).await.map(Response::new)
     }
+
+    async fn call(
+        &self,
+        request: Request<pb::CallRequest>,
+    ) -> Result<Response<pb::CallReply>, Status> {
+        self.0.handler.call(request.into_inner()).await.map(Response::new)
+    }
 }
 
 async fn greeting(frames: &mut Streaming<pb::Frame>) -> Result<pb::Greeting, Status> {

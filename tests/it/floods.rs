@@ -501,3 +501,40 @@ async fn keys_are_any_bytes() {
         assert_eq!(found, Some((&key, &key)));
     }
 }
+
+const SNAPSHOT: &str = "/etcdserverpb.Maintenance/Snapshot";
+
+#[tokio::test]
+async fn snapshots_are_few() {
+    const PLACES: usize = 3;
+    const KEYS: usize = 64;
+    let member = Member::start_tuned(|node| node.request.timeout = Duration::from_secs(2));
+    let mut kv = KvClient::new(member.channel().await);
+    // More than fits into what is on its way.
+    let value = "v".repeat(64 * 1024);
+    for i in 0..KEYS {
+        kv.put(put(&format!("k{i}"), &value)).await.expect("a put");
+    }
+    let ask = async || {
+        let client = connect(member.address).await;
+        let (response, mut stream) = begin(&client, Method::POST, SNAPSHOT, GRPC).await;
+        stream.send_data(frame(&[]), true).expect("it can be sent");
+        (response, client)
+    };
+    let mut held = Vec::new();
+    for _ in 0..PLACES {
+        let (response, client) = ask().await;
+        // It keeps the answer, but never reads its body.
+        held.push((in_time("a snapshot", response).await.expect("an answer"), client));
+    }
+    let (response, _client) = ask().await;
+    let (_, status) = answer(response).await;
+    let expected = (Code::ResourceExhausted, "etcdserver: too many requests");
+    assert_eq!((status.code(), status.message()), expected);
+    // Who goes makes room for who waits.
+    let (response, _client) = ask().await;
+    drop(held.pop());
+    let response = in_time("a snapshot", response).await.expect("an answer");
+    assert!(!response.headers().contains_key("grpc-status"), "{response:?}");
+    serves(&member).await;
+}

@@ -3,6 +3,7 @@
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+use crate::attacks::http;
 use crate::member::{Member, eventually, in_time};
 
 const CREATE: &str = r#"{"create_request":{"key":"AA==","range_end":"AA=="}}"#;
@@ -79,7 +80,10 @@ async fn a_stop_ends_streams_with_an_error() {
     watch.line_with("\"created\":true").await;
     let end = async {
         let line = watch.line_with("\"error\"").await;
-        assert_eq!(line, "{\"error\":{\"code\":14,\"message\":\"etcdserver: server stopped\"}}\n");
+        let text = "etcdserver: server stopped";
+        let error = serde_json::json!({"code": 14, "message": text, "grpc_code": 14, "http_code": 503, "http_status": "Service Unavailable"});
+        let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(line, serde_json::json!({ "error": error }));
     };
     tokio::join!(in_time("the stop", member.stop_server()), end);
 }
@@ -94,4 +98,14 @@ async fn a_call_that_takes_too_long_is_given_up() {
     let waiting = r#"{"name":"bA==","lease":8}"#;
     call(&member, "/v3/lock/lock", hurry, waiting, "504 Gateway Timeout").await;
     eventually("the key to go", || member.handle().status().keys == 1).await;
+}
+
+/// Clients of etcd before 3.6 read a field that is not there any more.
+#[tokio::test]
+async fn errors_have_the_fields_of_all_releases() {
+    let member = Member::start();
+    let text = "etcdserver: key is not provided";
+    let answer = http(&member, "POST /v3/kv/put", "", "{}").await;
+    let expected = format!("{{\"code\":3,\"error\":\"{text}\",\"message\":\"{text}\"}}");
+    assert!(answer.ends_with(&expected), "{answer}");
 }

@@ -3,9 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod attacks;
+mod blocked;
 mod cli;
 mod cluster;
 mod crash;
+mod deploy;
 mod disk;
 mod floods;
 mod forwarding;
@@ -14,6 +17,8 @@ mod hostile;
 mod leases;
 mod member;
 mod process;
+mod shell;
 mod tidy;
 mod tls;
 mod traces;
+mod websocket;

@@ -40,6 +40,15 @@ impl Member {
         Self::start_node(options, listeners, node_options(identity), None)
     }
 
+    /// The same with other options of the member.
+    pub(crate) fn start_tuned(tune: impl FnOnce(&mut NodeOptions)) -> Self {
+        let identity = Identity { member: MemberId(MEMBER), cluster: ClusterId(CLUSTER) };
+        let mut node = node_options(identity);
+        tune(&mut node);
+        let options = ServerOptions { worker_threads: 2, ..ServerOptions::default() };
+        Self::start_node(&options, vec![], node, None)
+    }
+
     /// Members that found a cluster together.
     pub(crate) fn found(members: u64) -> Vec<Self> {
         Self::found_traced(members, |_| None)
@@ -129,6 +138,7 @@ fn peer_options(member: u64, socket: TcpListener, urls: &[String]) -> PeerOption
         },
         join: vec![],
         discovery: None,
+        block: vec![],
         services: Some(Services::new(services)),
     }
 }
@@ -156,6 +166,8 @@ fn node_options(identity: Identity) -> NodeOptions {
         ack: WriteAck::Local,
         reads: ReadLevel::Local,
         lost_and_found: None,
+        contacts: None,
+        called: Vec::new(),
         traces: None,
     }
 }

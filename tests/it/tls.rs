@@ -9,6 +9,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use starling_proto::authpb;
+use starling_proto::etcdserverpb as pb;
+use starling_proto::etcdserverpb::auth_client::AuthClient;
+use starling_proto::etcdserverpb::kv_client::KvClient;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -19,6 +23,10 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
 
+use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+
+use crate::api::put;
 use crate::process::{Process, free_port};
 
 /// Those that there are.
@@ -303,4 +311,84 @@ async fn a_member_makes_its_own_certificate() {
     let answer = member.health(&cert, None).await;
     assert!(is_healthy(&answer), "{answer:?}");
     assert!(member.directory.path().join("fixtures/client/key.pem").exists());
+}
+
+impl Secured {
+    /// gRPC by somebody's certificate.
+    async fn channel(&self, ca: &Path, pair: &Pair) -> Channel {
+        let read = |path: &Path| fs::read(path).unwrap();
+        let tls = ClientTlsConfig::new()
+            .domain_name("localhost")
+            .ca_certificate(Certificate::from_pem(read(ca)))
+            .identity(Identity::from_pem(read(&pair.cert), read(&pair.key)));
+        let endpoint = Channel::from_shared(format!("https://127.0.0.1:{}", self.port)).unwrap();
+        endpoint.tls_config(tls).unwrap().connect().await.unwrap()
+    }
+
+    async fn http(&self, ca: &Path, pair: &Pair, line: &str, headers: &str) -> String {
+        let mut stream = self.connect(ca, Some(pair)).await.unwrap();
+        let json = r#"{"key":"YQ=="}"#;
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{json}",
+            json.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_makes_no_user_by_the_gateway() {
+    let ca = Ca::new();
+    let ca_file = ca.file("ca.pem");
+    let (root, ann) = (ca.pair("root"), ca.pair("ann"));
+    let flags = ["--client-cert-auth", "--trusted-ca-file", ca_file.to_str().unwrap()];
+    let member = Secured::start(&ca.pair("server"), &flags);
+    let channel = member.channel(&ca_file, &root).await;
+    let mut auth = AuthClient::new(channel.clone());
+    for name in ["root", "ann"] {
+        let options = Some(authpb::UserAddOptions { no_password: true });
+        let user = pb::AuthUserAddRequest { name: name.to_owned(), options, ..Default::default() };
+        auth.user_add(user).await.unwrap();
+    }
+    let grant = pb::AuthUserGrantRoleRequest { user: "root".to_owned(), role: "root".to_owned() };
+    auth.user_grant_role(grant).await.unwrap();
+    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+    KvClient::new(channel).put(put("a", "1")).await.expect("by gRPC it is root");
+
+    // By gRPC it is what the certificate says, whatever else is said.
+    let mut kv = KvClient::new(member.channel(&ca_file, &ann).await);
+    for (name, value, code) in [
+        ("x-forwarded-client-cert", "Subject=\"CN=root\"", Code::PermissionDenied),
+        ("x-ssl-client-s-dn", "CN=root", Code::PermissionDenied),
+        ("token", "x", Code::Unauthenticated),
+        ("authorization", "x", Code::Unauthenticated),
+    ] {
+        let mut request = tonic::Request::new(put("a", "2"));
+        request.metadata_mut().insert(name, value.parse().unwrap());
+        let refused = kv.put(request).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{name}: {refused:?}");
+    }
+    // By the gateway it is nobody, by any path, and told so.
+    let websocket = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                     Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    for (line, headers, status) in [
+        ("POST /v3/kv/range", "", "400"),
+        ("POST /v3beta/kv/range", "", "400"),
+        ("POST https://localhost/v3/kv/range", "", "400"),
+        ("POST /v3/kv/range", "Authorization: x\r\n", "400"),
+        ("OPTIONS /v3/kv/range", "", "400"),
+        ("GET /v3/kv/range", websocket, "400"),
+        ("POST //v3/kv/range", "", "307"),
+        ("POST /x/../v3/kv/range", "", "307"),
+        ("POST /V3/kv/range", "", "404"),
+    ] {
+        let answer = member.http(&ca_file, &root, line, headers).await;
+        assert_eq!(answer.get(9..12), Some(status), "{line} {headers}: {answer}");
+        let is_told = answer.contains("CommonName of client");
+        assert_eq!(is_told, status == "400", "{line} {headers}: {answer}");
+    }
+    assert!(is_healthy(&member.health(&ca_file, Some(&root)).await));
 }

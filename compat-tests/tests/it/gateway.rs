@@ -30,6 +30,9 @@ const OWN: &[&str] = &[
     "clientURLs",
 ];
 
+/// Fields of errors that etcd had up to 3.5, and starling still has.
+const OF_OLDER_RELEASES: &[&str] = &["error", "grpc_code", "http_code", "http_status"];
+
 /// Headers that clients of the gateway may look at.
 const HEADERS: &[&str] = &["content-type", "grpc-metadata-content-type", "www-authenticate"];
 
@@ -398,7 +401,7 @@ fn shown(answer: &[u8]) -> String {
     format!("{status} {headers:?} {}", lines.join("\n            "))
 }
 
-fn masked(line: &str) -> String {
+pub(super) fn masked(line: &str) -> String {
     let Ok(mut json) = serde_json::from_str(line) else { return line.to_owned() };
     mask(&mut json);
     json.to_string()
@@ -408,6 +411,9 @@ fn masked(line: &str) -> String {
 fn mask(json: &mut Value) {
     match json {
         Value::Object(fields) => {
+            if fields.contains_key("code") {
+                OF_OLDER_RELEASES.iter().for_each(|name| drop(fields.remove(*name)));
+            }
             for (name, value) in fields {
                 match value {
                     Value::String(text) if name == "message" => *text = masked_message(text),

@@ -43,6 +43,7 @@ pub(super) const REQUESTS: &[&str] = &[
     "GET /livez?exclude=serializable_read",
     "GET /livez/serializable_read?verbose",
     "POST /etcdserverpb.KV/Range",
+    "POST /debug/vars",
 ];
 
 /// Metrics that dashboards and alerts of etcd are made of.
@@ -182,6 +183,12 @@ async fn one_put(server: &Server) {
         KvClient::connect(server.url()).await.expect("a started server accepts connections");
     let put = PutRequest { key: "a".into(), value: "1".into(), ..Default::default() };
     client.put(put).await.expect("a put succeeds");
+}
+
+/// Status and body of a path.
+pub(super) fn get(server: &Server, path: &str) -> (String, String) {
+    let answer = ask(server, &format!("GET {path}"));
+    (answer.status, answer.body)
 }
 
 /// Sends one request on a connection of its own and reads all of the answer.

@@ -5,6 +5,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use starling_compat_tests::{Server, client, tools};
+use tempfile::TempDir;
+
+use crate::tls;
 
 #[test]
 fn java_jetcd() {
@@ -17,11 +20,16 @@ fn java_jetcd() {
     });
     let server = Server::starling();
     let (kind, endpoint) = (server.kind(), server.url());
+    let certificates = TempDir::new().expect("the temporary directory is writable");
+    tls::write_certificates(certificates.path(), &["server", "client"]);
+    let (_secure, secure_endpoint) = tls::start(kind, certificates.path());
     let server = Arc::new(Mutex::new(server));
     let mut tests = maven_test(&dir);
     tests
         .arg("--offline")
         .env("COMPAT_ENDPOINT", endpoint)
+        .env("COMPAT_TLS_ENDPOINT", secure_endpoint)
+        .env("COMPAT_CERTIFICATES", certificates.path())
         .env("COMPAT_CONTROL", client::control(&server));
     client::run(&mut tests, kind);
 }

@@ -6,6 +6,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use starling_compat_tests::{Server, client, tools};
+use tempfile::TempDir;
+
+use crate::tls;
 
 #[test]
 fn node_etcd3() {
@@ -16,6 +19,9 @@ fn node_etcd3() {
     let dir = client::install("node", &pins, |dir| install(&source, dir));
     let server = Server::starling();
     let (kind, endpoint) = (server.kind(), server.url());
+    let certificates = TempDir::new().expect("the temporary directory is writable");
+    tls::write_certificates(certificates.path(), &["server", "client"]);
+    let (_secure, secure_endpoint) = tls::start(kind, certificates.path());
     let server = Arc::new(Mutex::new(server));
     let mut tests = Command::new("node");
     tests
@@ -24,6 +30,8 @@ fn node_etcd3() {
         // The source tree has no node_modules.
         .env("NODE_PATH", dir.join("node_modules"))
         .env("COMPAT_ENDPOINT", endpoint)
+        .env("COMPAT_TLS_ENDPOINT", secure_endpoint)
+        .env("COMPAT_CERTIFICATES", certificates.path())
         .env("COMPAT_CONTROL", client::control(&server));
     client::run(&mut tests, kind);
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use starling_compat_tests::server::Kind;
+use starling_compat_tests::tools::EtcdTools;
 use starling_compat_tests::{Server, client, tools};
 
 struct Suite {
@@ -13,7 +15,16 @@ struct Suite {
     tests: &'static str,
     /// The variable in which the suite looks for the server.
     endpoint: &'static str,
+    /// The names of the members, if it takes more than one.
+    cluster: &'static [&'static str],
+    /// Tests that name revisions by numbers of their own, 1 or 3; in a cluster those are nobody's.
+    alone: &'static [&'static str],
+    /// What turns on tests of the suite that are off by default.
+    args: &'static [&'static str],
 }
+
+/// What the suites know members by; they stop the last two.
+const PIFPAF: &[&str] = &["pifpaf0", "pifpaf1", "pifpaf2"];
 
 #[test]
 fn python_etcd3() {
@@ -23,6 +34,9 @@ fn python_etcd3() {
         requirements: include_str!("../../python/etcd3.txt"),
         tests: "tests",
         endpoint: "PYTHON_ETCD_HTTP_URL",
+        cluster: PIFPAF,
+        alone: &["test_compact", "test_watch_key_with_revision_compacted"],
+        args: &[],
     });
 }
 
@@ -34,6 +48,9 @@ fn python_aetcd() {
         requirements: include_str!("../../python/aetcd.txt"),
         tests: "tests/integration",
         endpoint: "TEST_ETCD_HTTP_URL",
+        cluster: PIFPAF,
+        alone: &[],
+        args: &["--with-cluster"],
     });
 }
 
@@ -46,6 +63,9 @@ fn python_etcd3gw() {
         requirements: include_str!("../../python/etcd3gw.txt"),
         tests: "etcd3gw/tests",
         endpoint: "TOOZ_TEST_HTTP_URL",
+        cluster: &["solo"],
+        alone: &[],
+        args: &[],
     });
 }
 
@@ -58,19 +78,34 @@ fn run(suite: &Suite) {
     let dir = client::install(&format!("python-{}", suite.library), &pins, |dir| {
         install(suite, dir);
     });
-    let server = Server::starling();
+    let alone = suite.alone.join(" or ");
+    let together = suite.alone.iter().map(|name| format!("not {name}")).collect::<Vec<_>>();
+    let cluster = Server::start_cluster(Kind::Starling, suite.cluster, &[]);
+    client::wait_until_formed(&cluster, etcd);
+    let mut tests = pytest(suite, &dir, etcd, &cluster[0]);
+    client::run(tests.args(["-k", &together.join(" and ")]), cluster[0].kind());
+    if !alone.is_empty() {
+        let server = Server::starling();
+        client::run(pytest(suite, &dir, etcd, &server).args(["-k", &alone]), server.kind());
+    }
+}
+
+fn pytest(suite: &Suite, dir: &Path, etcd: &EtcdTools, server: &Server) -> Command {
     let mut pytest = Command::new(dir.join("bin/python"));
     pytest
         .args(["-m", "pytest", "-p", &format!("{}_suite", suite.library), suite.tests])
         // What the packages' own configuration adds is for coverage.
         .args(["-o", "addopts=", "-p", "no:cacheprovider", "--disable-warnings"])
-        .current_dir(source(suite, &dir))
-        .env("PATH", path_with(&etcd.etcdctl))
+        .args(suite.args)
+        .current_dir(source(suite, dir))
+        .env("PATH", path_with(&[&tools::package_dir().join("python/bin"), parent(&etcd.etcdctl)]))
+        .env("COMPAT_ETCDCTL", &etcd.etcdctl)
+        .env("COMPAT_ETCDUTL", &etcd.etcdutl)
         .env("PYTHONPATH", tools::package_dir().join("python"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("TEST_ETCD_VERSION", "v3.6.0")
         .env(suite.endpoint, server.url());
-    client::run(&mut pytest, server.kind());
+    pytest
 }
 
 fn install(suite: &Suite, dir: &Path) {
@@ -100,10 +135,14 @@ fn source(suite: &Suite, dir: &Path) -> PathBuf {
     dir.join(format!("{}-{}", suite.library, suite.release))
 }
 
-/// The search path of programs, with the folder of `program` first.
-fn path_with(program: &Path) -> std::ffi::OsString {
-    let folder = program.parent().map(Path::to_owned);
+pub(crate) fn parent(program: &Path) -> &Path {
+    program.parent().expect("a program is in a folder")
+}
+
+/// The search path of programs, with some folders first.
+pub(crate) fn path_with(folders: &[&Path]) -> std::ffi::OsString {
+    let folders = folders.iter().map(|&folder| folder.to_owned());
     let others = std::env::var_os("PATH").unwrap_or_default();
-    std::env::join_paths(folder.into_iter().chain(std::env::split_paths(&others)))
-        .expect("a folder of the target directory can be in the search path")
+    std::env::join_paths(folders.chain(std::env::split_paths(&others)))
+        .expect("a folder of the source tree can be in the search path")
 }

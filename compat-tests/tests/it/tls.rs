@@ -36,7 +36,7 @@ const COMMANDS: &[(&str, &str)] = &[
 ];
 
 /// A CA, and a certificate of each name, which is for this machine.
-fn write_certificates(directory: &Path, names: &[&str]) {
+pub(crate) fn write_certificates(directory: &Path, names: &[&str]) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -56,8 +56,8 @@ fn write_certificates(directory: &Path, names: &[&str]) {
     }
 }
 
-/// What all commands print on a server.
-fn record(kind: Kind, tools: &EtcdTools, directory: &Path) -> String {
+/// Starts a server that clients reach by TLS, with certificates of their own. Answers its URL, too.
+pub(crate) fn start(kind: Kind, directory: &Path) -> (Server, String) {
     let file = |name: &str| directory.join(name).display().to_string();
     let (port, _) = free_ports();
     let url = format!("https://127.0.0.1:{port}");
@@ -65,6 +65,14 @@ fn record(kind: Kind, tools: &EtcdTools, directory: &Path) -> String {
     let flags = ["--listen-client-urls", &url, "--advertise-client-urls", &url];
     let files = ["--cert-file", &cert, "--key-file", &key, "--trusted-ca-file", &ca];
     let server = Server::start(kind, &[&flags[..], &files[..], &["--client-cert-auth"]].concat());
+    (server, url)
+}
+
+/// What all commands print on a server.
+fn record(kind: Kind, tools: &EtcdTools, directory: &Path) -> String {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let (server, url) = start(kind, directory);
+    let ca = file("ca.pem");
     let mut text = String::new();
     for (user, words) in COMMANDS {
         let mut etcdctl = Command::new(&tools.etcdctl);

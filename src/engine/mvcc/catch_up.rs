@@ -2,7 +2,7 @@
 //!
 //! It is read off the log, in order, part by part, while the writer goes on. What is overwritten meanwhile is left out:
 //! what overwrote it comes later in the log, or is newer than the heads that were told with the first part. What the
-//! open batch overwrites is not left out, though, since a crash may bring it back.
+//! open batch overwrites is not left out, though, since a crash may bring it back. It ends where the log ended when it began.
 
 use std::ops::Bound;
 
@@ -60,9 +60,14 @@ impl Mvcc {
     ) -> Result<(), StoreError> {
         let mut left = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
         let part_bytes = (left / PARTS).clamp(1, PART_BYTES_MAX);
+        // What is not there yet is not covered by what is claimed: it comes as entries.
+        let newest = Place { revision: self.revision(), n: u32::MAX };
+        let durable = self.marks.read().durable.unwrap_or(newest);
+        let end = request.end.unwrap_or_else(|| cursor_of(durable));
+        let log_bytes = self.log_bytes();
         let mut after = request.cursor;
         loop {
-            let part = self.catch_up(&request.heads, after, part_bytes)?;
+            let part = self.catch_up(&request.heads, (after, Some(end)), part_bytes)?;
             let StatePart { entries, next, progress } = part;
             // However little it has: who asks for the next part has time for others in between.
             left = left.saturating_sub(entries.bytes().max(part_bytes / 2).max(1));
@@ -76,6 +81,8 @@ impl Mvcc {
                 entries,
                 after,
                 next,
+                end,
+                log_bytes,
                 more,
                 progress,
                 floors,
@@ -87,22 +94,22 @@ impl Mvcc {
         }
     }
 
-    /// What lives, and what is kept to say that something is gone, as far as `heads` does not cover it. Behind a
-    /// cursor, about so many bytes, whole entries. Reads the log once, in all calls together.
+    /// What lives, and what is kept to say that something is gone, as far as `heads` does not cover it. Behind a place, and
+    /// up to another one, if there is one; about so many bytes, whole entries. Reads the log once, in all calls together.
     pub fn catch_up(
         &self,
         heads: &[Head],
-        cursor: Option<Cursor>,
+        between: (Option<Cursor>, Option<Cursor>),
         bytes_max: usize,
     ) -> Result<StatePart, StoreError> {
-        self.under_one_tag(|tag| self.catch_up_under(tag, heads, cursor, bytes_max))
+        self.under_one_tag(|tag| self.catch_up_under(tag, heads, between, bytes_max))
     }
 
     fn catch_up_under(
         &self,
         tag: u16,
         heads: &[Head],
-        cursor: Option<Cursor>,
+        (cursor, end): (Option<Cursor>, Option<Cursor>),
         bytes_max: usize,
     ) -> Result<StatePart, StoreError> {
         let origins = self.origins.read().clone();
@@ -111,9 +118,12 @@ impl Mvcc {
         let start = cursor.map(place_of).max(self.former()).map(Place::encode);
         let start =
             start.as_ref().map_or(Bound::Unbounded, |start| Bound::Excluded(start.as_ref()));
+        let last_revision = end.map_or_else(|| self.revision().counter(), |end| end.revision);
+        let end = end.map(|end| place_of(end).encode());
+        let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Included(end.as_ref()));
         let mut packer = Packer::with_capacity(bytes_max.min(PART_BYTES_MAX) + PART_BYTES_MORE);
         let (mut current, mut last, mut next) = (None, None, None);
-        for (i, item) in self.store.passing_rows(Space::Log, start, Bound::Unbounded).enumerate() {
+        for (i, item) in self.store.passing_rows(Space::Log, start, end).enumerate() {
             let (key, value) = item?;
             let place = Place::decode(&key, tag)?;
             let row = RowView::of(&value)?;
@@ -146,7 +156,7 @@ impl Mvcc {
             next: next.map(cursor_of),
             progress: next.map_or_else(
                 || progress(1, 1),
-                |place| progress(place.revision.counter(), self.revision().counter()),
+                |place| progress(place.revision.counter(), last_revision),
             ),
         })
     }

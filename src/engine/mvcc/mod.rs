@@ -279,6 +279,12 @@ impl Mvcc {
         self.guarded.read().live_bytes
     }
 
+    /// The bytes of all rows of the log but records, roughly.
+    pub(super) fn log_bytes(&self) -> u64 {
+        let guarded = self.guarded.read();
+        guarded.live_bytes + guarded.dead.ready() + guarded.dead.waiting()
+    }
+
     /// The keys that live now.
     #[expect(
         clippy::misnamed_getters,
@@ -336,6 +342,13 @@ impl Mvcc {
     /// What is known of a key's newest version, if the key lives. For the writer, who sees its own open batch.
     pub(super) fn latest(&self, key: &[u8]) -> Option<Latest> {
         self.guarded.read().index.find(key)?.alive().copied()
+    }
+
+    /// Where the index has the delete of a key that does not live.
+    pub(super) fn tombstone(&self, key: &[u8]) -> Option<Place> {
+        let guarded = self.guarded.read();
+        let latest = *guarded.index.find(key)?.latest();
+        latest.head.is_dead().then(|| latest.head.place())
     }
 
     /// Where the entries of each origin are, for members that want them.

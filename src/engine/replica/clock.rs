@@ -2,6 +2,9 @@
 //!
 //! * After a start the clock goes on shortly after where it had stopped, until peers confirm what the wall clock shows: an
 //!   entry of a time that is far ahead could not be taken back. Who hears of nobody believes its wall clock after a while.
+//! * Until then, or until it has heard what time it is for somebody else, a member that was started again writes nothing: it may
+//!   have been given an old copy of its disk. Then what it knows as the last time is long ago, and the others may have settled,
+//!   and forgotten, what came after that. Nobody can take in an entry of that time any more.
 //! * From then on it goes on by monotonic time, and the wall clock only counts as long as others confirm it.
 //! * If it is off the median of the live members all the same, or has given out times that are, the member *fences* itself:
 //!   it takes no writes of clients, until that is over.
@@ -13,7 +16,7 @@ use std::collections::BTreeMap;
 
 use super::{Effect, Replica};
 use crate::engine::command::Command;
-use crate::error::Error;
+use crate::error::{Error, StoreError};
 use crate::replication::clocks::apart;
 use crate::replication::entry::Segment;
 use crate::replication::message::{ClockReading, Message, Promises};
@@ -27,8 +30,8 @@ const SKEW_MILLIS_MAX: u64 = 500;
 const ASK_MILLIS: u64 = 2000;
 /// New peers that are asked at once.
 const ASK_AT_ONCE_MAX: usize = 3;
-/// Who has heard of nobody for so long believes its wall clock.
-const ALONE_MILLIS: u64 = 10_000;
+/// Who has heard of nobody for so long after its start believes its wall clock.
+const ALONE_MILLIS: u64 = 5000;
 /// A restarted member goes on so far behind the last time that is known, since entries may have left that were never durable.
 const RESTART_MILLIS: u64 = 1000;
 /// Who is fenced says so to everybody so often ...
@@ -80,6 +83,10 @@ pub(super) struct ClockWatch {
     clocks: Clocks,
     /// Whether the wall clock was confirmed in this run, or is believed for want of anybody to ask.
     is_confirmed: bool,
+    /// Whether this member does not know yet what the others may have settled: it writes nothing.
+    is_unsure: bool,
+    /// Whether a peer has said what time it is there.
+    is_told: bool,
     /// Whether it has jumped since.
     has_jumped: bool,
     is_fenced: bool,
@@ -96,10 +103,13 @@ pub(super) struct ClockWatch {
 }
 
 impl ClockWatch {
-    pub(super) fn new(options: ClockOptions, now: Now) -> Self {
+    /// `is_unsure` of one that goes on with a store that had peers.
+    pub(super) fn new(options: ClockOptions, is_unsure: bool, now: Now) -> Self {
         Self {
             clocks: Clocks::new(options.skew_millis_max),
             is_confirmed: false,
+            is_unsure,
+            is_told: false,
             has_jumped: false,
             is_fenced: false,
             median: None,
@@ -112,7 +122,18 @@ impl ClockWatch {
     }
 
     pub(super) fn wake_at(&self) -> u64 {
-        if self.is_fenced { self.next_ask.min(self.next_fence) } else { self.next_ask }
+        let alone = if self.is_unsure { self.alone_millis() } else { u64::MAX };
+        let fence = if self.is_fenced { self.next_fence } else { u64::MAX };
+        self.next_ask.min(fence).min(alone)
+    }
+
+    pub(super) fn is_unsure(&self) -> bool {
+        self.is_unsure
+    }
+
+    /// When it has been alone for long enough, if it has heard of nobody until then.
+    fn alone_millis(&self) -> u64 {
+        self.started_millis + ALONE_MILLIS
     }
 
     /// Whom to ask now.
@@ -141,6 +162,55 @@ impl Replica {
     /// Whether this member takes no writes because of its clock.
     pub fn is_fenced(&self) -> bool {
         self.cluster.as_ref().is_some_and(|cluster| cluster.clock.is_fenced)
+    }
+
+    /// Whether this member writes nothing yet, since it does not know what time it is for the others.
+    pub fn is_unsure(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.clock.is_unsure)
+    }
+
+    /// Whether the clock is right enough to write.
+    pub(in crate::engine) fn may_write(&self) -> bool {
+        !self.is_unsure() && !self.is_fenced()
+    }
+
+    /// Begins to write, when it is known what time it is for the others, or when this member has been alone for so long that
+    /// its wall clock has to do.
+    pub(super) fn end_doubt(&mut self, now: Now) -> Result<(), StoreError> {
+        let Some(clock) = self.cluster.as_ref().map(|cluster| &cluster.clock) else {
+            return Ok(());
+        };
+        let is_late = now.monotonic_millis >= clock.alone_millis();
+        if !clock.is_unsure || !(clock.is_told || clock.is_confirmed || is_late) {
+            return Ok(());
+        }
+        if is_late {
+            self.judge_clock(now);
+        }
+        if let Some(cluster) = &mut self.cluster {
+            cluster.clock.is_unsure = false;
+        }
+        self.effects.push(Effect::Ready);
+        // What was to be written at the start is written now.
+        self.read_directory(now)?;
+        self.check_tag(now)
+    }
+
+    /// Begins to write, whatever the others' time may be.
+    pub(super) fn end_doubt_now(&mut self, now: Now) -> Result<(), StoreError> {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.clock.is_told = true;
+        }
+        self.end_doubt(now)
+    }
+
+    /// There is nobody whose time could be another one.
+    pub(super) fn end_doubt_alone(&mut self) {
+        let me = self.writer.identity().member;
+        let Some(cluster) = &mut self.cluster else { return };
+        let members = &cluster.directory.members;
+        let has_peers = members.iter().any(|(id, record)| *id != me && record.is_started());
+        cluster.clock.is_unsure &= has_peers || !members.contains_key(&me);
     }
 
     /// Whether a peer has said of itself that it takes no writes because of its clock.
@@ -183,11 +253,14 @@ impl Replica {
         }
     }
 
-    /// Whether a command may be executed now.
+    /// Whether a command may be executed now, as far as the clock is concerned.
     pub(super) fn check_fence(&self, command: &Command) -> Result<(), Error> {
         // A compaction is a member's own, and leaves no entry.
         let is_local = matches!(command, Command::Compact { .. });
-        if self.is_fenced() && !is_local { Err(Error::ClockSkew) } else { Ok(()) }
+        if is_local || self.may_write() {
+            return Ok(());
+        }
+        Err(if self.is_unsure() { Error::NotReady } else { Error::ClockSkew })
     }
 
     /// What others are told of the clocks here. Until the wall clock is confirmed, it is what counts: they have to find out.
@@ -241,6 +314,7 @@ impl Replica {
                     cluster.clock.clocks.hear(from, asked, reading, now);
                 }
                 self.judge_clock(now);
+                self.hear_time(reading, now);
                 None
             }
             Message::Fence(is_fenced) => {
@@ -250,6 +324,19 @@ impl Replica {
             // All rows of it are older than its own time. To take none of them is as if it had been lost.
             Message::Promises(Promises { now: time, .. }) if time > self.due_time(now) => None,
             message => Some(message),
+        }
+    }
+
+    /// What is written from now on is later than what a peer has written or heard of. Not if that is further ahead than clocks
+    /// may be apart.
+    fn hear_time(&mut self, reading: ClockReading, now: Now) {
+        let time = Timestamp::from_millis(reading.time_millis.saturating_add(1));
+        if !self.is_unsure() || time > self.due_time(now) {
+            return;
+        }
+        self.writer.observe(time);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.clock.is_told = true;
         }
     }
 
@@ -289,7 +376,7 @@ impl Replica {
         // Not in and out all the time at the very limit.
         let limit = if clock.is_fenced { skew - skew / 4 } else { skew };
         let Some(verdict) = clock.clocks.judge(own, &cluster.live, limit, now) else {
-            let is_alone = now.monotonic_millis >= clock.started_millis + ALONE_MILLIS;
+            let is_alone = now.monotonic_millis >= clock.alone_millis();
             if is_alone && !clock.is_confirmed && !clock.is_fenced {
                 clock.is_confirmed = true;
                 self.writer.trust_clock(now.wall_millis, now);

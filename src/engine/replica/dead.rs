@@ -34,7 +34,7 @@ impl Replica {
     /// Removes who is dead for too long.
     pub(super) fn remove_dead(&mut self, now: Now) -> Result<(), StoreError> {
         let Some(after_millis) = self.options.remove_dead_after_millis else { return Ok(()) };
-        let (is_fit, me) = (self.is_ready() && !self.is_fenced(), self.writer.identity().member);
+        let (is_fit, me) = (self.is_ready() && self.may_write(), self.writer.identity().member);
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let (dead, millis) = (&mut cluster.dead, now.monotonic_millis);
         if millis < dead.next_look {

@@ -3,8 +3,11 @@
 //! It may learn that by the entry that removes it, from a peer that does not talk to it any more, or at its next start. In any
 //! case it puts that on record and ends. The next one that opens the store is somebody else, who may join again: see
 //! `engine/former.rs`.
+//!
+//! A member that leaves removes itself, and keeps its data: see `engine/parted.rs`.
 
 use super::{Effect, Replica};
+use crate::error::StoreError;
 use crate::time::Now;
 
 /// Without so long a silence nobody was removed for being dead.
@@ -28,6 +31,8 @@ enum Stage {
     Open { was_live: bool },
     /// Its owner has been told.
     Told,
+    /// It has left, in the open batch or before.
+    Left,
 }
 
 impl Removal {
@@ -36,6 +41,11 @@ impl Removal {
         if before.is_some_and(|before| !is_recent(before, now)) {
             self.back_millis = Some(now.monotonic_millis);
         }
+    }
+
+    /// Whether this member is none any more, by the will of others or its own.
+    pub(super) fn is_over(&self) -> bool {
+        self.stage != Stage::Member
     }
 
     fn is_in_touch(&self, now: Now) -> bool {
@@ -58,6 +68,23 @@ impl Replica {
             cluster.removal.stage = Stage::Open { was_live };
             self.writer.mark_removed();
         }
+    }
+
+    /// This member leaves its cluster, with the open batch: the others hear of it by the entry whose seq is answered, and whoever
+    /// opens the store next is somebody else, alone, with all of its data. `None` if there is nobody to leave, or if it is on
+    /// its way out already.
+    pub fn leave(&mut self, now: Now) -> Result<Option<u64>, StoreError> {
+        let Some(cluster) = &mut self.cluster else { return Ok(None) };
+        if cluster.removal.stage != Stage::Member {
+            return Ok(None);
+        }
+        self.end_doubt_now(now)?;
+        let Some(cluster) = &mut self.cluster else { return Ok(None) };
+        cluster.removal.stage = Stage::Left;
+        let removal = self.removal_of(self.writer.identity().member);
+        self.write(removal, now)?;
+        self.writer.mark_left();
+        Ok(Some(self.writer.seq()))
     }
 
     /// Everything so far is on disk.

@@ -14,7 +14,7 @@ impl Replica {
     pub(super) fn write_strays(&mut self, now: Now) -> Result<(), StoreError> {
         let is_catching_up = self.gossip().is_some_and(|gossip| gossip.catching_up().is_some());
         // Times of a clock that is off would hide what others write.
-        let is_time = self.has_caught_up() && !is_catching_up && !self.is_fenced();
+        let is_time = self.has_caught_up() && !is_catching_up && self.may_write();
         if self.cluster.is_none() || !self.writer.has_strays() || !is_time {
             return Ok(());
         }

@@ -46,6 +46,10 @@ impl Replica {
     /// Takes a tag, or another one, if the members make that necessary; and lets them know.
     pub(super) fn check_tag(&mut self, now: Now) -> Result<(), StoreError> {
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        if cluster.clock.is_unsure() {
+            // It says so, and may not write yet.
+            return Ok(());
+        }
         let is_old_copy = std::mem::take(&mut cluster.is_old_copy);
         let (me, tag) = (self.writer.identity().member, self.writer.tag());
         let own = cluster.directory.members.get(&me).cloned();

@@ -86,6 +86,8 @@ fn messages() -> Vec<(&'static str, Message)> {
         entries: entries(ops.clone()).into_iter().map(|entry| (origin(2), entry)).collect(),
         after: None,
         next: None,
+        end: Cursor { revision: 9, n: 0 },
+        log_bytes: 1000,
         more: false,
         progress: 1000,
         floors: vec![OriginFloor { head: head(2, 1), time: time(2) }],
@@ -147,6 +149,7 @@ fn messages() -> Vec<(&'static str, Message)> {
             Message::CatchUp(CatchUp {
                 heads: vec![head(2, 2)],
                 cursor: Some(Cursor { revision: 2, n: 0 }),
+                end: None,
                 bytes_max: u64::MAX,
             }),
         ),
@@ -155,6 +158,15 @@ fn messages() -> Vec<(&'static str, Message)> {
         (
             "future-part",
             Message::CatchUpPart(CatchUpPart { collected: Timestamp(1 << 63), ..part.clone() }),
+        ),
+        // Of a log that is larger than any.
+        (
+            "endless-part",
+            Message::CatchUpPart(CatchUpPart {
+                next: Some(Cursor { revision: 3, n: 0 }),
+                log_bytes: u64::MAX,
+                ..part.clone()
+            }),
         ),
         ("part", Message::CatchUpPart(part)),
         ("compare", Message::Compare(compare)),

@@ -56,9 +56,11 @@ async fn within<T>(
     }
 }
 
-/// An error on its own.
+/// An error on its own: as etcd puts it, with the field that it had up to 3.5 besides, since there are clients that read it.
 pub(super) fn refusal(status: &Status) -> Response<AnswerBody> {
-    with_status(status, format!("{}", body_of(status)))
+    let (code, message) = (i32::from(status.code()), status.message());
+    let body = json!({ "code": code, "message": message, "error": message });
+    with_status(status, body.to_string())
 }
 
 fn with_status(status: &Status, body: String) -> Response<AnswerBody> {
@@ -70,10 +72,6 @@ fn with_status(status: &Status, body: String) -> Response<AnswerBody> {
         response.headers_mut().insert(WWW_AUTHENTICATE, message);
     }
     response
-}
-
-fn body_of(status: &Status) -> serde_json::Value {
-    json!({ "code": i32::from(status.code()), "message": status.message() })
 }
 
 fn json_response(body: AnswerBody) -> Response<AnswerBody> {
@@ -129,8 +127,18 @@ async fn next_line(messages: &mut Messages, route: &Route) -> Result<Option<Byte
     }
 }
 
+/// An error in a stream, with the fields of 3.7 and those of 3.5.
 fn error_line(status: &Status) -> String {
-    format!("{}\n", json!({ "error": body_of(status) }))
+    let code = i32::from(status.code());
+    let http_code = http_status(status.code());
+    let error = json!({
+        "code": code,
+        "message": status.message(),
+        "grpc_code": code,
+        "http_code": http_code.as_u16(),
+        "http_status": http_code.canonical_reason().unwrap_or_default(),
+    });
+    format!("{}\n", json!({ "error": error }))
 }
 
 /// The messages of a gRPC response.

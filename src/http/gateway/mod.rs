@@ -12,7 +12,7 @@
 //! does not pay for it.
 //!
 //! A method with one request takes the first JSON value of the body; one with a stream of them takes values one after the
-//! other, as they come. A stream of answers is one `{"result":...}` a line.
+//! other, as they come. A stream of answers is one `{"result":...}` a line. The same goes by [WebSocket](websocket).
 //!
 //! Source: grpc-gateway v2, `runtime`, as etcd sets it up in `server/embed/serve.go`.
 
@@ -20,7 +20,9 @@ mod answer;
 mod json;
 mod requests;
 mod schema;
+mod websocket;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -28,18 +30,22 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, TE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::limit::MessageLimit;
-use super::{Answer, AnswerBody};
+use super::access_control::Allowed;
+use super::limit::{Limits, MessageLimit};
+use super::{Answer, AnswerBody, ServerOptions};
+use crate::api::Context;
 use crate::api::router::{self, Router};
-use requests::{Requests, first_request};
+use requests::{FirstObject, Requests, first_request, max_json_bytes};
 use schema::{Route, schema};
+use websocket::{Pings, Terms};
 
 /// Where the gateway's paths begin, and where they did before they were stable.
-const ROOT: &str = "/v3/";
-const FORMER_ROOT: &str = "/v3beta/";
+pub(super) const ROOT: &str = "/v3/";
+pub(super) const FORMER_ROOT: &str = "/v3beta/";
 
 const APPLICATION_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
@@ -54,13 +60,28 @@ const METADATA_PREFIX: &str = "grpc-metadata-";
 
 /// Translates between JSON and gRPC.
 pub(super) struct Gateway {
+    context: Context,
     router: Arc<Router>,
-    max_message_bytes: usize,
+    limits: Limits,
+    pings: Pings,
+    /// The pages that may ask by WebSocket.
+    origins: Allowed,
+    /// Held by whoever is no HTTP connection any more, and has to be waited for.
+    open: mpsc::Sender<Infallible>,
 }
 
 impl Gateway {
-    pub(super) fn new(router: Arc<Router>, max_message_bytes: usize) -> Self {
-        Self { router, max_message_bytes }
+    pub(super) fn new(
+        context: &Context,
+        options: &ServerOptions,
+        router: Arc<Router>,
+        limits: Limits,
+        open: mpsc::Sender<Infallible>,
+    ) -> Self {
+        let pings =
+            Pings { interval: options.keepalive_interval, timeout: options.keepalive_timeout };
+        let (context, origins) = (context.clone(), options.origins.clone());
+        Self { context, router, limits, pings, origins, open }
     }
 
     /// Whether a path is the gateway's, known or not.
@@ -74,19 +95,56 @@ impl Gateway {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let route = below_root(request.uri().path())
-            .and_then(|rest| schema().route(&format!("{ROOT}{rest}")));
-        let Some(route) = route else {
-            return Answer::Ready(Some(answer::refusal(&Status::not_found("Not Found"))));
+        if websocket::is_wanted(request.headers()) {
+            return Answer::Ready(Some(self.upgrade(request)));
+        }
+        let Some(route) = route(request.uri().path()) else {
+            return Answer::Ready(Some(unknown_path()));
         };
         if request.method() != Method::POST {
             let not_allowed = Status::unimplemented("Method Not Allowed");
             return Answer::Ready(Some(answer::refusal(&not_allowed)));
         }
         let (head, body) = request.into_parts();
-        let call = serve(Arc::clone(&self.router), route, self.max_message_bytes, head, body);
+        let call = serve(Arc::clone(&self.router), route, self.limits, head, body);
         Answer::Path(Box::pin(call))
     }
+
+    /// Answers by WebSocket. As in etcd that a path is not there is only said then.
+    fn upgrade<B>(&self, mut request: Request<B>) -> Response<AnswerBody> {
+        if !self.origins.allows_request(request.headers()) {
+            return websocket::foreign_origin();
+        }
+        let answer = websocket::answer(&request);
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return answer;
+        }
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (mut head, _) = request.into_parts();
+        websocket::move_token(&mut head.headers);
+        let terms = Terms {
+            context: self.context.clone(),
+            max_message_bytes: max_json_bytes(self.limits.max_bytes),
+            pings: self.pings,
+            _open: self.open.clone(),
+        };
+        let (router, limits) = (Arc::clone(&self.router), self.limits);
+        let call = async move |messages| match route(head.uri.path()) {
+            None => unknown_path(),
+            Some(route) if route.takes_stream => serve(router, route, limits, head, messages).await,
+            Some(route) => serve(router, route, limits, head, FirstObject::new(messages)).await,
+        };
+        tokio::spawn(websocket::serve(upgrade, terms, call));
+        answer
+    }
+}
+
+fn route(path: &str) -> Option<&'static Route> {
+    schema().route(&format!("{ROOT}{}", below_root(path)?))
+}
+
+fn unknown_path() -> Response<AnswerBody> {
+    answer::refusal(&Status::not_found("Not Found"))
 }
 
 /// Reads JSON as one message of a method, and as a stream of them in pieces of a size; for [`crate::fuzzing`].
@@ -96,16 +154,19 @@ pub(crate) fn look(
     json: &[u8],
     size: usize,
 ) -> Option<(Result<Bytes, Status>, Vec<Bytes>)> {
+    use std::time::Duration;
+
     use futures_util::FutureExt;
     use http_body_util::{BodyExt, Full, StreamBody};
     let Route { input, .. } = schema().route(path)?;
-    let max = json.len();
+    let limits = Limits { max_bytes: json.len(), max_time: Duration::from_secs(1) };
     let whole = Full::new(Bytes::copy_from_slice(json));
-    let first = first_request(whole, input, max).now_or_never().expect("all of it is there");
+    let first = requests::read_first_request(whole, input, limits.max_bytes);
+    let first = first.now_or_never().expect("all of it is there");
     let pieces = json.chunks(size).map(Bytes::copy_from_slice);
     let pieces = pieces.map(|piece| Ok::<_, Status>(http_body::Frame::data(piece)));
     let body = StreamBody::new(futures_util::stream::iter(pieces));
-    let mut requests = Requests::new(body, input.clone(), max);
+    let mut requests = Requests::new(body, input.clone(), limits);
     let mut frames = Vec::new();
     while let Some(frame) = requests.frame().now_or_never().expect("all of it is there") {
         frames.extend(frame.ok().and_then(|frame| frame.into_data().ok()));
@@ -120,7 +181,7 @@ fn below_root(path: &str) -> Option<&str> {
 async fn serve<B>(
     router: Arc<Router>,
     route: &'static Route,
-    max_message_bytes: usize,
+    limits: Limits,
     head: Parts,
     body: B,
 ) -> Response<AnswerBody>
@@ -133,15 +194,15 @@ where
         Err(status) => return answer::refusal(&status),
     };
     let requests = if route.takes_stream {
-        AnswerBody::new(Requests::new(body, route.input.clone(), max_message_bytes))
+        AnswerBody::new(Requests::new(body, route.input.clone(), limits))
     } else {
-        match first_request(body, &route.input, max_message_bytes).await {
+        match first_request(body, &route.input, limits).await {
             Ok(frame) => AnswerBody::new(http_body_util::Full::new(frame)),
             Err(status) => return answer::refusal(&status),
         }
     };
-    let requests = MessageLimit::new(requests, max_message_bytes);
-    let call = router.call(grpc_request(route, &head.headers, requests));
+    let requests = MessageLimit::new(requests, limits);
+    let call = router.call(grpc_request(route, &head.headers, requests), None);
     answer::of_call(call, route, deadline).await
 }
 

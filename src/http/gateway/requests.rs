@@ -11,6 +11,7 @@ use prost_reflect::MessageDescriptor;
 use tonic::{Code, Status};
 
 use super::json;
+use crate::http::limit::{Begun, Limits, too_slow};
 
 /// Base64 takes a third more than what it stands for; names and escapes take little in a request that is large.
 const JSON_EXPANSION: usize = 2;
@@ -18,7 +19,7 @@ const JSON_EXPANSION: usize = 2;
 /// A flag, that nothing is compressed, and a length before each message.
 pub(super) const PREFIX_BYTES: usize = 5;
 
-fn max_json_bytes(max_message_bytes: usize) -> usize {
+pub(super) fn max_json_bytes(max_message_bytes: usize) -> usize {
     max_message_bytes.saturating_mul(JSON_EXPANSION)
 }
 
@@ -30,6 +31,20 @@ fn too_large(bytes: usize, max_message_bytes: usize) -> Status {
 
 /// The frame of the one message of a body.
 pub(super) async fn first_request<B>(
+    body: B,
+    input: &MessageDescriptor,
+    limits: Limits,
+) -> Result<Bytes, Status>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let read = read_first_request(body, input, limits.max_bytes);
+    tokio::time::timeout(limits.max_time, read).await.unwrap_or_else(|_| Err(too_slow()))
+}
+
+/// However long it takes.
+pub(super) async fn read_first_request<B>(
     mut body: B,
     input: &MessageDescriptor,
     max_message_bytes: usize,
@@ -68,13 +83,15 @@ pub(super) struct Requests<B> {
     /// What has come and is no whole value yet.
     json: BytesMut,
     objects: Objects,
+    begun: Begun,
     ended: bool,
 }
 
 impl<B> Requests<B> {
-    pub(super) fn new(body: B, input: MessageDescriptor, max_message_bytes: usize) -> Self {
+    pub(super) fn new(body: B, input: MessageDescriptor, limits: Limits) -> Self {
         let (json, objects) = (BytesMut::new(), Objects::default());
-        Self { body, input, max_message_bytes, json, objects, ended: false }
+        let (begun, max_message_bytes) = (Begun::new(limits.max_time), limits.max_bytes);
+        Self { body, input, max_message_bytes, json, objects, begun, ended: false }
     }
 
     /// The next message, if all of it has come.
@@ -105,7 +122,10 @@ where
         let this = &mut *self;
         while !this.ended {
             match this.next() {
-                Ok(Some(frame)) => return Poll::Ready(Some(Ok(Frame::data(frame)))),
+                Ok(Some(frame)) => {
+                    this.begun.reset();
+                    return Poll::Ready(Some(Ok(Frame::data(frame))));
+                }
                 Ok(None) => {}
                 Err(status) => {
                     tracing::debug!(%status, "a request of the gateway makes no sense");
@@ -113,20 +133,59 @@ where
                     break;
                 }
             }
-            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => {
+            match Pin::new(&mut this.body).poll_frame(cx) {
+                Poll::Pending => return this.begun.wait(this.objects.is_within(), cx),
+                Poll::Ready(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
                         this.json.extend_from_slice(&data);
                     }
                 }
-                Some(Err(error)) => {
+                Poll::Ready(Some(Err(error))) => {
                     this.ended = true;
                     return Poll::Ready(Some(Err(Status::from_error(error.into()))));
                 }
-                None => this.ended = true,
+                Poll::Ready(None) => this.ended = true,
             }
         }
         Poll::Ready(None)
+    }
+}
+
+/// A body that ends with its first object; what came along behind that is not looked at. One that ends before that is an error: who goes away half-way has asked for
+/// nothing.
+pub(super) struct FirstObject<B> {
+    body: B,
+    objects: Objects,
+    ended: bool,
+}
+
+impl<B> FirstObject<B> {
+    pub(super) fn new(body: B) -> Self {
+        Self { body, objects: Objects::default(), ended: false }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for FirstObject<B> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            None => Err(Status::cancelled("there is no request")),
+            Some(frame) => frame,
+        };
+        let data = frame.map(|frame| frame.into_data().unwrap_or_default());
+        Poll::Ready(Some(data.and_then(|data| {
+            this.ended = this.objects.is_end_in_piece(&data)?;
+            Ok(Frame::data(data))
+        })))
     }
 }
 
@@ -140,6 +199,17 @@ struct Objects {
 }
 
 impl Objects {
+    /// Whether part of an object has come, and more is to.
+    fn is_within(&self) -> bool {
+        self.depth > 0
+    }
+
+    /// Whether the first object ends in a piece; each is shown once.
+    fn is_end_in_piece(&mut self, piece: &[u8]) -> Result<bool, Status> {
+        self.looked_at = 0;
+        Ok(self.find_end(piece)?.is_some())
+    }
+
     /// The end of the first object; `None` if it has not come yet. What it finds must be taken off before the next call.
     fn find_end(&mut self, json: &[u8]) -> Result<Option<usize>, Status> {
         while let Some(byte) = json.get(self.looked_at) {
@@ -165,12 +235,16 @@ impl Objects {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures_util::StreamExt;
     use http_body_util::{BodyExt, Full, StreamBody};
 
     use super::super::schema::schema;
     use super::*;
 
     const MAX: usize = 1000;
+    const LIMITS: Limits = Limits { max_bytes: MAX, max_time: Duration::from_secs(60) };
 
     async fn ids(pieces: &[&[u8]]) -> Vec<Vec<u8>> {
         let input = schema().route("/v3/lease/keepalive").expect("a path of etcd's").input.clone();
@@ -179,7 +253,7 @@ mod tests {
             .map(|piece| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(piece))))
             .collect();
         let body = StreamBody::new(tokio_stream::iter(pieces));
-        let mut requests = Requests::new(body, input, MAX);
+        let mut requests = Requests::new(body, input, LIMITS);
         let mut frames = Vec::new();
         while let Some(frame) = requests.frame().await {
             frames.push(frame.expect("no error").into_data().expect("data").to_vec());
@@ -213,7 +287,48 @@ mod tests {
         let pieces = vec![&endless[..]; JSON_EXPANSION + 2];
         assert_eq!(ids(&pieces).await.len(), 0);
         let input = &schema().route("/v3/lease/revoke").expect("a path of etcd's").input;
-        let refused = first_request(Full::new(vec![b' '; 2 * MAX + 1].into()), input, MAX).await;
+        let refused = first_request(Full::new(vec![b' '; 2 * MAX + 1].into()), input, LIMITS).await;
         assert_eq!(refused.expect_err("too large").code(), Code::ResourceExhausted);
+    }
+
+    /// A body that sends pieces, and then no more.
+    fn stalled(pieces: &[&'static str]) -> impl Body<Data = Bytes, Error = Status> + Unpin {
+        let pieces: Vec<_> = pieces.iter().map(|piece| Ok(Frame::data((*piece).into()))).collect();
+        StreamBody::new(tokio_stream::iter(pieces).chain(futures_util::stream::pending()))
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_is_not_waited_for() {
+        let limits = Limits { max_time: Duration::from_millis(1), ..LIMITS };
+        let input = &schema().route("/v3/lease/keepalive").expect("a path of etcd's").input;
+        for pieces in [vec![], vec!["{}"], vec!["{\"ID\":"]] {
+            let refused = first_request(stalled(&pieces), input, limits).await;
+            assert_eq!(refused.expect_err("too slow").code(), Code::DeadlineExceeded);
+        }
+        let body = stalled(&["{}", "{\"ID\":"]);
+        let mut requests = Requests::new(body, input.clone(), limits);
+        requests.frame().await.expect("one came").expect("it is good");
+        let refused = requests.frame().await.expect("an end").expect_err("too slow");
+        assert_eq!(refused.code(), Code::DeadlineExceeded);
+    }
+
+    async fn first_object(pieces: &[&'static str]) -> Result<String, Code> {
+        let pieces: Vec<_> = pieces.iter().map(|piece| Ok(Frame::data((*piece).into()))).collect();
+        let body = FirstObject::new(StreamBody::new(tokio_stream::iter(pieces)));
+        let collected = body.collect().await.map_err(|status| status.code())?;
+        Ok(String::from_utf8(collected.to_bytes().to_vec()).expect("text"))
+    }
+
+    #[tokio::test]
+    async fn the_first_object_is_all_that_is_read() {
+        assert_eq!(first_object(&["{}", "{}", "x"]).await.as_deref(), Ok("{}"));
+        assert_eq!(
+            first_object(&["{\"a\":", "\"}\"} {", "}"]).await.as_deref(),
+            Ok("{\"a\":\"}\"} {")
+        );
+        assert_eq!(first_object(&["nonsense"]).await.as_deref(), Ok("nonsense"));
+        for pieces in [&[][..], &["{"], &["{\"a\":", "1"], &[" \n"]] {
+            assert_eq!(first_object(pieces).await, Err(Code::Cancelled), "{pieces:?}");
+        }
     }
 }

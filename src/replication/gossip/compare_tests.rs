@@ -7,15 +7,15 @@ use crate::replication::settled::{Frontier, Membership};
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin};
 
-const ME: Origin = Origin { member: MemberId(1), run: 1 };
-const BROKEN: MemberId = MemberId(2);
-const OTHER: MemberId = MemberId(3);
+pub(super) const ME: Origin = Origin { member: MemberId(1), run: 1 };
+pub(super) const BROKEN: MemberId = MemberId(2);
+pub(super) const OTHER: MemberId = MemberId(3);
 /// How many keys there are here.
 const KEYS: u64 = 1 << 16;
 /// Into how many parts ranges are split, and when no more.
 const PARTS: u64 = 16;
 
-fn at(millis: u64) -> Now {
+pub(super) fn at(millis: u64) -> Now {
     Now { wall_millis: 1_000_000 + millis, monotonic_millis: millis }
 }
 
@@ -59,7 +59,7 @@ fn everything(compare: &Compare) -> Compared {
     Compared { number: compare.number, differing, gone: compare.dots.clone() }
 }
 
-fn gossip(peers: &[MemberId], options: Options) -> Gossip {
+pub(super) fn gossip(peers: &[MemberId], options: Options) -> Gossip {
     let frontier = Frontier::new(ME.member, Timestamp(9), Timestamp(9));
     let head = Head { origin: ME, seq: 1 };
     let mut gossip = Gossip::new(ME, options, 1, &[head], frontier, at(0));
@@ -93,7 +93,7 @@ fn answer(gossip: &mut Gossip, compared: Compared, now: Now) -> Vec<Output> {
 }
 
 /// Whom the data is asked of anew.
-fn starts_over_with(outputs: &[Output]) -> Option<MemberId> {
+pub(super) fn starts_over_with(outputs: &[Output]) -> Option<MemberId> {
     outputs.iter().find_map(|output| match output {
         Output::Send(to, Message::CatchUp(_)) => Some(*to),
         _ => None,

@@ -108,7 +108,7 @@ impl Gossip {
         merging.comparison.deadline_millis = now.monotonic_millis + CATCH_UP_PATIENCE_MILLIS;
     }
 
-    /// A peer has answered what it was not asked.
+    /// A peer has answered what it was not asked, or what cannot be.
     pub(super) fn misanswered(&mut self, peer: MemberId) {
         self.counts.misanswers += 1;
         self.outputs.push(Output::Misanswered(peer));

@@ -18,6 +18,8 @@
 
 mod barrier;
 mod catch_up;
+#[cfg(test)]
+mod catch_up_tests;
 mod compare;
 #[cfg(test)]
 mod compare_tests;
@@ -37,7 +39,7 @@ use super::dice::Dice;
 use super::entry::{Entry, Segment};
 use super::heads::Heads;
 use super::message::{
-    CatchUp, Compare, Cursor, Dot, Head, Message, OriginFloor, Segments, Span, TracedEntry,
+    CatchUp, Compare, Dot, Head, Message, OriginFloor, Segments, Span, TracedEntry,
 };
 use super::packed::PackedEntries;
 use super::pulls::Pulls;
@@ -47,6 +49,7 @@ use super::traced::Traced;
 use crate::time::{Now, Timestamp};
 use crate::types::{MemberId, Origin, Revision};
 use barrier::Barrier;
+use catch_up::CatchingUp;
 use merge::Merging;
 use peer::Peer;
 use scrub::Scrub;
@@ -79,6 +82,10 @@ const BACK_OFF: (u64, u64) = (3, 2);
 const ANNOUNCE_WINDOW_MAX_MILLIS: u64 = 250;
 /// What an announced head takes, roughly, in bytes.
 const ANNOUNCED_HEAD_BYTES: u64 = 20;
+/// Own entries of so few bytes travel with the news of them: who hears it first needs not ask.
+const INLINE_BYTES_MAX: usize = 4 << 10;
+/// Entries that follow each other sooner than that are announced only: who hears of the second one would lack the first.
+const INLINE_PAUSE_MILLIS: u64 = 50;
 /// What announcements may take, in bytes per second: with more to say, members say it less often.
 const ANNOUNCE_BYTES_PER_SECOND: u64 = 256 << 10;
 /// One exchange out of so many goes to a peer that seems dead: that is how the two sides of a cut find each other.
@@ -101,6 +108,8 @@ pub struct Options {
     pub exchange_max_millis: u64,
     /// How long moved heads are gathered before they are announced.
     pub announce_millis: u64,
+    /// Up to how many bytes own entries travel with the news of them, where that is announced; zero for never.
+    pub inline_bytes: usize,
     /// How often promises are made and passed on.
     pub promise_millis: u64,
     /// Memory for the newest entries, in bytes.
@@ -123,6 +132,7 @@ impl Default for Options {
             exchange_millis: 1000,
             exchange_max_millis: 10_000,
             announce_millis: 5,
+            inline_bytes: INLINE_BYTES_MAX,
             promise_millis: 5000,
             scrub_millis: Some(SCRUB_MILLIS),
             recent_bytes: 16 << 20,
@@ -178,6 +188,13 @@ pub enum Input {
     },
     /// Entries of this peer, of this origin, could not be taken now.
     NotTaken(MemberId, Origin),
+    /// What [`Output::FinishCatchUp`] has asked for is in the open batch, or durable.
+    TakenOver,
+    /// A part of a peer's data could not be taken.
+    NotTakenOver {
+        /// Since nobody can have written that; otherwise for want of room.
+        is_unsound: bool,
+    },
     /// All the data of a peer has been taken over, up to here.
     CaughtUp(Timestamp),
     /// This member has just joined: it needs the data.
@@ -206,9 +223,13 @@ pub enum Output {
     },
     /// Read a part of the data, send it, then say [`Input::Loaded`].
     LoadCatchUp(MemberId, CatchUp),
-    /// Write a part of another member's data. No heads move.
+    /// Write a part of another member's data, or keep it until all of it is there. No heads move. If it cannot be taken, say
+    /// [`Input::NotTakenOver`].
     ApplyCatchUp(PackedEntries),
-    /// All parts are there: move the heads there, unless they are further.
+    /// What was kept of another member's data is of no use: the rest of it does not come.
+    AbandonCatchUp,
+    /// All parts are there: when their contents are written, move the heads there, unless they are further, and say
+    /// [`Input::TakenOver`].
     FinishCatchUp {
         /// Where the heads go.
         heads: Vec<Head>,
@@ -236,7 +257,8 @@ pub enum Output {
     Drop(Vec<Dot>),
     /// A peer lacks these puts, which everybody should have: write them anew, and say so.
     Differ(MemberId, Vec<Dot>),
-    /// A peer has answered a comparison with what it was not asked about: say so. Somebody else is tried.
+    /// A peer has answered a comparison with what it was not asked about, or its data has no end: say so. Somebody else is
+    /// tried.
     Misanswered(MemberId),
     /// Nothing is here any more that others have forgotten: remember that this member is complete up to here, then say
     /// [`Input::CaughtUp`].
@@ -259,17 +281,6 @@ pub enum Output {
     OldCopy,
     /// The failure detector has something to hear.
     Swim(MemberId, bytes::Bytes),
-}
-
-/// Where a catch-up from a peer stands.
-#[derive(Clone, Debug)]
-struct CatchingUp {
-    from: MemberId,
-    /// Of the first part.
-    claims: Option<(Vec<Head>, Timestamp)>,
-    cursor: Option<Cursor>,
-    progress: u16,
-    deadline_millis: u64,
 }
 
 /// Counters of the gossip, for metrics.
@@ -297,7 +308,7 @@ pub struct Counts {
     pub scrubs: u64,
     /// Puts that others lack though everybody should have them.
     pub differences: u64,
-    /// Comparisons given up since the answer was about something else than the question.
+    /// Comparisons and catch-ups given up since the peer said what it cannot mean.
     pub misanswers: u64,
 }
 
@@ -344,6 +355,8 @@ pub struct Gossip {
     barriers: BTreeMap<u64, Barrier>,
     /// The last own entry that may have been sent before it is durable.
     offered: u64,
+    /// Up to which own entry others were told, where that is announced, and when.
+    told_own: (u64, u64),
     /// Whether this member held anything when it began to catch up.
     had_data: bool,
     exchange_interval: u64,
@@ -372,7 +385,7 @@ impl Gossip {
         for head in heads {
             own.advance(*head);
         }
-        let millis = now.monotonic_millis;
+        let (told_own, millis) = ((own.seq(me), 0), now.monotonic_millis);
         Self {
             me,
             revision: Revision(0),
@@ -401,6 +414,7 @@ impl Gossip {
             scrub: Scrub::new(options.scrub_millis.map(|after| millis + dice.below(after.max(1)))),
             barriers: BTreeMap::new(),
             offered: 0,
+            told_own,
             exchange_interval: options.exchange_millis,
             next_exchange: millis + dice.below(options.exchange_millis),
             current_when_pledged: Timestamp::default(),
@@ -434,6 +448,8 @@ impl Gossip {
                 self.frontier.raise_complete(complete);
                 self.hurry(now);
             }
+            Input::TakenOver => self.taken_over(now),
+            Input::NotTakenOver { is_unsound } => self.not_taken_over(is_unsound, now),
             Input::CatchUpFrom(peer) => self.begin_catch_up(peer, now),
             Input::Collected(time) => self.collected = self.collected.max(time),
             Input::Tick => {}
@@ -698,7 +714,7 @@ impl Gossip {
         if let Some(catching_up) = &mut self.catching_up
             && catching_up.from == from
         {
-            catching_up.deadline_millis = until;
+            catching_up.postpone(until);
         }
         if let Some(merging) = &mut self.merging
             && merging.comparison.with == from

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     ANNOUNCE_BYTES_PER_SECOND, ANNOUNCE_WINDOW_MAX_MILLIS, ANNOUNCED_HEAD_BYTES, Gossip, HEADS_MAX,
-    Output, SEGMENTS_BYTES_MAX,
+    INLINE_PAUSE_MILLIS, Output, SEGMENTS_BYTES_MAX,
 };
 use crate::replication::message::{Head, Message, Segments};
 use crate::time::Now;
@@ -39,6 +39,12 @@ impl Gossip {
             return;
         }
         self.dirty.extend(moved);
+        if moved.contains(&self.me) && self.send_inline(now) {
+            self.dirty.remove(&self.me);
+        }
+        if self.dirty.is_empty() {
+            return;
+        }
         let window = self.announce_window();
         self.next_announce.get_or_insert(now.monotonic_millis + window);
     }
@@ -133,6 +139,9 @@ impl Gossip {
             return;
         }
         self.next_announce = None;
+        if self.dirty.contains(&self.me) {
+            self.told_own = (self.heads.seq(self.me), now.monotonic_millis);
+        }
         let heads: Vec<_> = std::mem::take(&mut self.dirty)
             .into_iter()
             .map(|origin| Head { origin, seq: self.heads.seq(origin) })
@@ -143,6 +152,33 @@ impl Gossip {
                 self.send(*peer, Message::Announce(heads.to_vec()));
             }
         }
+    }
+
+    /// Sends own entries to those who would be told of them, if they are few and the first for a while: they need not ask, and
+    /// nobody waits for the announcement. Answers whether it did.
+    fn send_inline(&mut self, now: Now) -> bool {
+        let (told, told_millis) = self.told_own;
+        let is_quiet = now.monotonic_millis >= told_millis + INLINE_PAUSE_MILLIS;
+        if !is_quiet || self.options.inline_bytes == 0 {
+            return false;
+        }
+        let want = Head { origin: self.me, seq: told };
+        let head = self.heads.seq(self.me);
+        let Some(segment) = self.recent.behind(want, self.options.inline_bytes) else {
+            return false;
+        };
+        if segment.through < head || segment.bytes() > self.options.inline_bytes {
+            return false;
+        }
+        self.told_own = (head, now.monotonic_millis);
+        let (segments, collected) = (vec![segment], self.collected);
+        let traces = self.traced.within(&segments);
+        let (answers, has_holes, patient) = (false, false, true);
+        let segments = Segments { segments, collected, answers, has_holes, traces, patient };
+        for peer in self.listeners() {
+            self.send(peer, Message::Segments(segments.clone()));
+        }
+        true
     }
 
     /// A few random peers, and both neighbours in the ring of all members, so that everybody is somebody's neighbour.

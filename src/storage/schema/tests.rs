@@ -85,6 +85,8 @@ fn any_meta() -> impl Strategy<Value = Meta> {
         }),
         Just(Meta::Removed),
         any_place().prop_map(|place| Meta::Former(place.with_tag(0))),
+        Just(Meta::Left),
+        any_place().prop_map(|place| Meta::Parted(place.with_tag(0))),
     ]
 }
 
@@ -275,6 +277,8 @@ fn examples() -> Vec<(&'static str, Bytes, Bytes)> {
         ("removed", Meta::Removed),
         ("former", Meta::Former(place)),
         ("floor", Meta::Floor(OriginIndex(2), 300, time)),
+        ("left", Meta::Left),
+        ("parted", Meta::Parted(place)),
     ];
     let rows = [
         ("put", put),

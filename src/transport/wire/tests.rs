@@ -243,11 +243,16 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         count().prop_map(|retry_millis| Message::Busy { retry_millis }),
         promises().prop_map(Message::Promises),
-        (heads(), cursor(), count()).prop_map(|(heads, cursor, bytes_max)| {
-            Message::CatchUp(CatchUp { heads, cursor, bytes_max })
+        (heads(), cursor(), cursor(), count()).prop_map(|(heads, cursor, end, bytes_max)| {
+            Message::CatchUp(CatchUp { heads, cursor, end, bytes_max })
         }),
-        (part, cursor(), any::<bool>()).prop_map(
-            |(((heads, floors), complete, entries, next, progress), after, more)| {
+        (part, cursor(), any::<bool>(), (any::<u64>(), any::<u32>(), any::<u64>())).prop_map(
+            |(
+                ((heads, floors), complete, entries, next, progress),
+                after,
+                more,
+                (revision, n, log_bytes),
+            )| {
                 let floors =
                     floors.into_iter().map(|head| OriginFloor { head, time: Timestamp(head.seq) });
                 let complete = Timestamp(complete).min(Timestamp::HEARD_MAX);
@@ -259,6 +264,8 @@ fn message() -> impl Strategy<Value = Message> {
                     entries: entries.into_iter().collect(),
                     after,
                     next,
+                    end: Cursor { revision, n },
+                    log_bytes,
                     more,
                     progress,
                     floors: floors.collect(),

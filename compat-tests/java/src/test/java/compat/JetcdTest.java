@@ -9,9 +9,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.etcd.jetcd.ByteSequence;
 import io.etcd.jetcd.Client;
+import io.etcd.jetcd.ClientBuilder;
 import io.etcd.jetcd.Election;
 import io.etcd.jetcd.KeyValue;
 import io.etcd.jetcd.Watch;
+import io.etcd.jetcd.auth.Permission;
 import io.etcd.jetcd.election.LeaderResponse;
 import io.etcd.jetcd.kv.GetResponse;
 import io.etcd.jetcd.kv.TxnResponse;
@@ -27,6 +29,7 @@ import io.etcd.jetcd.options.WatchOption;
 import io.etcd.jetcd.watch.WatchEvent;
 import io.etcd.jetcd.watch.WatchResponse;
 import io.grpc.stub.StreamObserver;
+import java.io.File;
 import java.io.IOException;
 import java.net.Socket;
 import java.util.ArrayList;
@@ -45,7 +48,8 @@ import org.junit.jupiter.api.condition.EnabledIfEnvironmentVariable;
  * Tests a running server with jetcd.
  *
  * <p>They assert what the library's users rely on, and pass on etcd as well as on starling. The server is at
- * COMPAT_ENDPOINT; a line sent to COMPAT_CONTROL restarts it.
+ * COMPAT_ENDPOINT; a line sent to COMPAT_CONTROL restarts it. Another
+ * one at COMPAT_TLS_ENDPOINT wants certificates of its clients, as they are in the folder COMPAT_CERTIFICATES.
  */
 @Timeout(30)
 @EnabledIfEnvironmentVariable(named = "COMPAT_ENDPOINT", matches = ".+")
@@ -378,5 +382,70 @@ class JetcdTest {
         var status = get(client.getMaintenanceClient().statusMember(System.getenv("COMPAT_ENDPOINT")));
         assertEquals(members.get(0).getId(), status.getLeader());
         assertTrue(status.getVersion().startsWith("3."), status.getVersion());
+    }
+
+    /** A client by TLS, without a certificate of its own if that is null. */
+    private static ClientBuilder secure(String certificate) throws Exception {
+        String folder = System.getenv("COMPAT_CERTIFICATES");
+        return Client.builder()
+                .endpoints(System.getenv("COMPAT_TLS_ENDPOINT"))
+                .authority("127.0.0.1")
+                .sslContext(context -> {
+                    context.trustManager(new File(folder, "ca.pem"));
+                    if (certificate != null) {
+                        context.keyManager(new File(folder, certificate + ".pem"), new File(folder, certificate + ".key"));
+                    }
+                });
+    }
+
+    private static Client as(String user, String password) throws Exception {
+        return secure("client").user(bytes(user)).password(bytes(password)).build();
+    }
+
+    @Test
+    void byTlsAClientShowsItsCertificate() throws Exception {
+        try (Client known = secure("client").build(); Client unknown = secure(null).build()) {
+            get(known.getKVClient().put(bytes("tls/key"), bytes("1")));
+            assertEquals(List.of("tls/key=1"), pairs(get(known.getKVClient().get(bytes("tls/key")))));
+            assertThrows(Exception.class, () -> unknown.getKVClient().get(bytes("tls/key")).get(2, SECONDS));
+        }
+    }
+
+    @Test
+    void usersMayDoWhatTheirRolesAllow() throws Exception {
+        try (Client anybody = secure("client").build()) {
+            var auth = anybody.getAuthClient();
+            get(auth.userAdd(bytes("root"), bytes("secret")));
+            get(auth.roleAdd(bytes("root")));
+            get(auth.userGrantRole(bytes("root"), bytes("root")));
+            get(auth.userAdd(bytes("alice"), bytes("word")));
+            get(auth.roleAdd(bytes("reader")));
+            get(auth.roleGrantPermission(
+                    bytes("reader"), bytes("auth/shared/"), bytes("auth/shared0"), Permission.Type.READ));
+            get(auth.roleGrantPermission(
+                    bytes("reader"), bytes("auth/alice"), ByteSequence.EMPTY, Permission.Type.READWRITE));
+            get(auth.userGrantRole(bytes("alice"), bytes("reader")));
+            assertRefused("user name already exists", auth.userAdd(bytes("alice"), bytes("word")));
+            assertRefused("role name not found", auth.userGrantRole(bytes("alice"), bytes("none")));
+            assertEquals(List.of("reader"), get(auth.userGet(bytes("alice"))).getRoles());
+            assertEquals(2, get(auth.roleGet(bytes("reader"))).getPermissions().size());
+            get(anybody.getKVClient().put(bytes("auth/shared/a"), bytes("1")));
+            get(auth.authEnable());
+            try (Client user = as("alice", "word"); Client admin = as("root", "secret"); Client wrong = as("alice", "no")) {
+                var kv = user.getKVClient();
+                var shared = get(kv.get(bytes("auth/shared/"), prefix().build()));
+                assertEquals(List.of("auth/shared/a=1"), pairs(shared));
+                get(kv.put(bytes("auth/alice"), bytes("2")));
+                assertRefused("permission denied", kv.put(bytes("auth/shared/a"), bytes("3")));
+                assertRefused("permission denied", kv.get(bytes("auth/other")));
+                assertRefused("permission denied", user.getAuthClient().userAdd(bytes("bob"), bytes("word")));
+                // The library does not pass on what the server says to a wrong password.
+                assertRefused("UNAUTHENTICATED", wrong.getKVClient().get(bytes("auth/alice")));
+                get(admin.getAuthClient().userRevokeRole(bytes("alice"), bytes("reader")));
+                assertRefused("permission denied", kv.get(bytes("auth/alice")));
+                get(admin.getAuthClient().authDisable());
+            }
+            assertEquals(List.of("auth/alice=2"), pairs(get(anybody.getKVClient().get(bytes("auth/alice")))));
+        }
     }
 }
