@@ -578,7 +578,7 @@ fn the_end_of_a_catch_up_shows_what_was_on_its_way() {
     let before = member.writer.mvcc().revision();
     for seq in 1..4 {
         let op = put_op(if seq == 2 { "b" } else { "a" }, "some value");
-        let state = [(origin, entry(seq, seq * 10, vec![op]))];
+        let state = [(origin, entry(seq, seq * 10, vec![op]))].into_iter().collect();
         member.writer.apply_catch_up_at_leisure(&state, at(0)).unwrap();
         member.commit();
     }
@@ -835,7 +835,8 @@ fn what_was_set_aside_shows_in_order() {
     ];
     let mut staged = member.writer.begin_staging();
     for part in entries.chunks(2) {
-        assert_eq!(member.writer.stage(&mut staged, part).unwrap(), Outcome::Taken);
+        let part = part.iter().cloned().collect();
+        assert_eq!(member.writer.stage(&mut staged, &part).unwrap(), Outcome::Taken);
     }
     let before = member.writer.mvcc().revision();
     let mut staged = staged.in_order().unwrap();
@@ -854,9 +855,9 @@ fn what_was_set_aside_shows_in_order() {
         assert_eq!(shown, expected.map(|(key, after, version)| (Bytes::from(key), after, version)));
         member.crash();
     }
-    let none = (x, entry(0, 5, puts(&["d"])));
+    let none = [(x, entry(0, 5, puts(&["d"])))].into_iter().collect();
     let mut staged = member.writer.begin_staging();
-    assert_eq!(member.writer.stage(&mut staged, &[none]).unwrap(), Outcome::Unsound);
+    assert_eq!(member.writer.stage(&mut staged, &none).unwrap(), Outcome::Unsound);
 }
 
 /// What came by catching up stands before entries of lower seqs. Those must not be passed over.
@@ -866,7 +867,7 @@ fn entries_out_of_order_are_waited_for() {
     let origin = stamp(0, 2).origin;
     let of = |seq, key| entry(seq, seq * 10, vec![put_op(key, "some value")]);
     let entries = [of(1, "a"), of(2, "b"), of(3, "c"), of(4, "d"), of(5, "e"), of(6, "f")];
-    let state = [4, 1].map(|i: usize| (origin, Arc::clone(&entries[i])));
+    let state = [4, 1].map(|i: usize| (origin, Arc::clone(&entries[i]))).into_iter().collect();
     member.writer.apply_catch_up(&state, at(0)).unwrap();
     member.commit();
     assert!(member.writer.heads().is_empty());
@@ -918,7 +919,8 @@ fn a_state_is_as_on_disk() {
     let whole =
         |member: &Member| member.writer.mvcc().catch_up(&[], (None, None), usize::MAX).unwrap();
     let before = whole(&member);
-    let ops: Vec<usize> = before.entries.iter().map(|(_, entry)| entry.ops.len()).collect();
+    let entries = before.entries.unpack();
+    let ops: Vec<usize> = entries.iter().map(|(_, entry)| entry.ops.len()).collect();
     assert_eq!(ops, [1; 5], "two puts, two deletes, a record: {before:?}");
     // In a batch that is open.
     for command in [put("a", "2"), put("b", "2"), delete("d")] {
@@ -927,7 +929,8 @@ fn a_state_is_as_on_disk() {
     assert!(member.writer.write_records(vec![record(None)], at(0)).is_ok());
     assert_eq!(whole(&member), before);
     member.commit();
-    let after: Vec<_> = whole(&member).entries.into_iter().map(|(_, e)| e.ops[0].clone()).collect();
+    let entries = whole(&member).entries.unpack();
+    let after: Vec<_> = entries.iter().map(|(_, entry)| entry.ops[0].clone()).collect();
     assert!(matches!(&after[0], EntryOp::Delete { key, .. } if key == "c"), "{after:?}");
     assert!(matches!(&after[4], EntryOp::InternalDelete { .. }), "{after:?}");
     assert_eq!(after.len(), 5, "{after:?}");
