@@ -45,6 +45,8 @@ pub enum Error {
     NotLearner,
     /// The learner is not there, or has not got the data yet.
     LearnerNotReady,
+    /// A learner does not serve clients: go to another.
+    Learner,
     /// This member is not taken for the leader.
     NotLeader,
     /// No member, or none that could be taken for the leader.
@@ -149,6 +151,7 @@ impl fmt::Display for Error {
             Self::NotEnoughMembers => write!(f, "no member would be left"),
             Self::NotLearner => write!(f, "not a learner"),
             Self::LearnerNotReady => write!(f, "the learner has not got the data yet"),
+            Self::Learner => write!(f, "this member is a learner"),
             Self::NotLeader => write!(f, "not leader"),
             Self::BadLeaderTransferee => write!(f, "bad leader transferee"),
             Self::DowngradeInProcess => write!(f, "a downgrade is under way"),

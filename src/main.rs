@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use starling::api::{self, SlowLimits};
 use starling::cli::{self, ToolError};
-use starling::config::{self, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig};
-use starling::engine::Options as WriterOptions;
+use starling::config::{
+    self, ClusterConfig, Command, Config, Invocation, ListenUrl, TlsConfig, TokenConfig,
+    initial_cluster,
+};
+use starling::engine::{Options as WriterOptions, has_owner};
 use starling::http::{Allowed, FaceOptions, Listener, Server, ServerOptions, Serves, forwarded};
 use starling::logging;
 use starling::metrics::Metrics;
@@ -174,18 +177,20 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
     // Addresses first: they are quickly checked, and a store may take a while to open. Clients come in after that.
     let mut ports = Ports::open(config)?;
     let store = open_store(config)?;
+    let found = found_by_registry(config, &store)?;
+    let config = found.as_ref().unwrap_or(config);
     if config.cluster.forgets_others {
         tracing::warn!(
             "--force-new-cluster: all other members are removed; start without it next time"
         );
     }
-    let mut called = Vec::new();
+    let mut former = Anew::default();
     loop {
-        let (end, kept) = serve_member(config, ports, &store, called)?;
+        let (end, kept) = serve_member(config, ports, &store, former)?;
         match (end, kept) {
             (End::Anew(anew), Some(kept)) => {
                 tracing::info!(contacts = ?anew.contacts, "starting anew on the same store");
-                (ports, called) = (kept, anew.contacts);
+                (ports, former) = (kept, anew);
             }
             (End::Removed, _) => {
                 tracing::info!("stopped");
@@ -197,6 +202,38 @@ fn serve(config: &Config, warnings: &[String]) -> Result<(), String> {
             }
         }
     }
+}
+
+/// The settings of a new member whose fellow founders stand in a registry, as if they had been named by `--initial-cluster`; waits
+/// until all are there. `None` for any other.
+fn found_by_registry(config: &Config, store: &Store) -> Result<Option<Config>, String> {
+    let Some(registry) = &config.cluster.registry else { return Ok(None) };
+    if config.cluster.existing || has_owner(store).map_err(|error| describe(&error))? {
+        return Ok(None);
+    }
+    let urls = &config.advertise_peer_urls;
+    let options = cli::registry::Options {
+        endpoints: registry.endpoints.clone(),
+        token: registry.token.clone(),
+        dial_timeout: registry.dial_timeout,
+        request_timeout: registry.request_timeout,
+        keepalive: registry.keepalive,
+        is_secure: registry.is_secure,
+        ca: registry.ca.clone(),
+        cert: registry.cert.clone(),
+        key: registry.key.clone(),
+        user: registry.user.clone(),
+    };
+    // The same for as long as it has not founded anything.
+    let member = founding_cluster(&registry.token, urls).0;
+    let founders = cli::registry::founders(&options, member, &config.name, urls)?;
+    tracing::info!(founders, "all members that found the cluster are in the registry");
+    let initial = initial_cluster(&founders).map_err(|error| error.text)?;
+    if initial.get(&config.name).is_none_or(|own| own.iter().any(|url| !urls.contains(url))) {
+        return Err(format!("discovery: two members are called {:?}: {founders}", config.name));
+    }
+    let cluster = ClusterConfig { initial, ..config.cluster.clone() };
+    Ok(Some(Config { cluster, cluster_token: registry.token.clone(), ..config.clone() }))
 }
 
 /// Puts a new process in the place of this one, by the same command. Returns why that cannot be.
@@ -272,7 +309,7 @@ fn serve_member(
     config: &Config,
     ports: Ports,
     store: &Store,
-    called: Vec<String>,
+    former: Anew,
 ) -> Result<(End, Option<Ports>), String> {
     let Ports { clients, http, metrics: metrics_listeners, faces, peers } = ports.again()?;
     let metrics =
@@ -280,7 +317,8 @@ fn serve_member(
     let peers = peer_options(config, peers, &metrics)?;
     let traces = Traces::start(&config.traces, &config.name)?.map(Arc::new);
     let auth = auth_options(config)?;
-    let options = NodeOptions { traces: traces.clone(), auth, called, ..node_options(config) };
+    let mut options = NodeOptions { traces: traces.clone(), auth, ..node_options(config) };
+    (options.called, options.writer.reserved) = (former.contacts, former.reserved);
     let node = Node::start(store.clone(), options, peers, Arc::clone(&metrics))
         .map_err(|error| describe(&error))?;
     let handle = node.handle();

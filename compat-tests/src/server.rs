@@ -132,6 +132,21 @@ impl Server {
         Self::start_all(kind, names, args, |_| Vec::new())
     }
 
+    /// Starts a member at a place that those of a cluster know of: whoever has announced it has drawn the ports.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up, with its log.
+    pub fn join(&self, name: &str, (client_port, peer_port): (u16, u16)) -> Self {
+        let mut place =
+            Place { name: name.to_owned(), client_port, peer_port, cluster: String::new() };
+        place.cluster = format!("{},{name}={}", self.place.cluster, place.peer_url());
+        let data = TempDir::new().expect("the temporary directory is writable");
+        let args = vec!["--initial-cluster-state=existing".to_owned()];
+        let server = Self::spawn(self.kind, self.program.clone(), args, place, data);
+        server.ready().unwrap_or_else(|log| panic!("{name} did not start:\n{log}"))
+    }
+
     fn start_all(
         kind: Kind,
         names: &[&str],

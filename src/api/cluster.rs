@@ -139,6 +139,9 @@ impl Cluster for ClusterService {
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
         self.context.access(&request)?.known()?;
+        if request.get_ref().linearizable {
+            self.context.node.await_founders().await;
+        }
         Ok(Response::new(pb::MemberListResponse { header: self.header(), members: self.list() }))
     }
 

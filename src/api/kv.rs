@@ -162,6 +162,9 @@ impl KvService {
         let access = self.context.access(&request);
         let request = request.into_inner();
         let is_linearizable = !request.serializable;
+        if is_linearizable && !self.context.is_trusted && self.context.node.is_learner() {
+            return Err(Error::Learner.into());
+        }
         let kept = elsewhere::kept(&self.context.node, &request);
         let range = convert::range(request)?;
         access?.range(&range)?;

@@ -94,7 +94,7 @@ impl Maintenance for MaintenanceService {
             raft_applied_index: index,
             errors,
             db_size_in_use: convert::shown(status.live_bytes.max(1)),
-            is_learner: false,
+            is_learner: node.is_learner(),
             storage_version: CLUSTER_VERSION.to_owned(),
             db_size_quota: status.quota_bytes.map_or(NO_QUOTA, convert::shown),
             downgrade_info: Some(node.downgrade().map_or_else(Default::default, |version| {

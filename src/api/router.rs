@@ -38,6 +38,7 @@ use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::slow::{SlowLimits, Timed};
 use super::{Context, status, unary, watch};
+use crate::error::Error;
 use crate::metrics::{ClientMetrics, RpcKind, RpcMetrics};
 use crate::node::{READ, WRITE_ACK};
 use crate::traces::RequestSpan;
@@ -249,6 +250,9 @@ impl Router {
         if let Some(refusal) = refusal(request.headers()) {
             return Call::Unknown(Some(refusal.into_http()));
         }
+        if !self.context.is_trusted && self.context.node.is_learner() && !is_for_learners(method) {
+            return Call::Unknown(Some(Status::from(Error::Learner).into_http()));
+        }
         let levels = match Levels::of(request.headers()) {
             Ok(levels) => levels,
             Err(refusal) => return Call::Unknown(Some(refusal.into_http())),
@@ -398,6 +402,16 @@ fn methods(context: &Context) -> HashMap<String, Arc<Method>> {
         }
     }
     methods
+}
+
+/// Whether a learner answers it, as in etcd: a Range, too, if it says that it takes what is there.
+fn is_for_learners(method: &Method) -> bool {
+    match method.service {
+        ServiceName::Health | ServiceName::Admin => true,
+        ServiceName::Kv => matches!(method.hot, Some(Hot::Range)),
+        ServiceName::Maintenance => matches!(method.names.1, "Status" | "Snapshot"),
+        _ => false,
+    }
 }
 
 /// What is refused for its headers alone.

@@ -56,6 +56,7 @@ fn code_and_text(error: &Error) -> (Code, String) {
         Error::NotLearner => {
             (Code::FailedPrecondition, "etcdserver: can only promote a learner member")
         }
+        Error::Learner => (Code::FailedPrecondition, "etcdserver: rpc not supported for learner"),
         Error::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
         Error::BadLeaderTransferee => {
             (Code::FailedPrecondition, "etcdserver: bad leader transferee")
@@ -178,6 +179,7 @@ mod tests {
                 "etcdserver: can only promote a learner member which is in sync with leader",
             ),
             (Error::NotLearner, 9, "etcdserver: can only promote a learner member"),
+            (Error::Learner, 9, "etcdserver: rpc not supported for learner"),
             (Error::OwnerChanged, 14, "etcdserver: leader changed"),
             (Error::NotReady, 14, "etcdserver: no leader"),
             (Error::ClockSkew, 14, "etcdserver: clock skew"),

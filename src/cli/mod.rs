@@ -1,4 +1,5 @@
-//! The commands of the program that are no member: what they have in common, and those that ask a running one.
+//! The commands of the program that are no member: what they have in common, and those that ask a running one. And whom a member
+//! asks before it is one: [`registry`].
 
 mod block;
 mod conflicts;
@@ -8,6 +9,7 @@ mod health;
 mod import;
 mod member;
 mod mirror;
+pub mod registry;
 mod shell;
 mod status;
 mod table;

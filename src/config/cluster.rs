@@ -8,6 +8,31 @@ use super::tls::{PEER, TlsConfig};
 use super::{Settings, UsageError};
 use crate::types::{LeaseExpiry, ReadLevel, WriteAck};
 
+/// Where the members of a new cluster find each other: the registry of etcd's v3 discovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// The servers that have it; any is as good.
+    pub endpoints: Vec<String>,
+    /// What the members have in common.
+    pub token: String,
+    /// How long a connection may take.
+    pub dial_timeout: Duration,
+    /// How long an answer may take.
+    pub request_timeout: Duration,
+    /// How often a server is pinged, and how long it has to answer that.
+    pub keepalive: (Duration, Duration),
+    /// Whether to use TLS where endpoints do not say so.
+    pub is_secure: bool,
+    /// Who has signed their certificates, if not whom the system trusts.
+    pub ca: Option<String>,
+    /// Certificate to show.
+    pub cert: Option<String>,
+    /// Its key.
+    pub key: Option<String>,
+    /// Who asks: name and password.
+    pub user: Option<(String, String)>,
+}
+
 /// How a member takes part in a cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterConfig {
@@ -27,6 +52,8 @@ pub struct ClusterConfig {
     pub discovery_srv: Option<String>,
     /// What stands behind `etcd-server-` in the names of those records.
     pub discovery_srv_name: String,
+    /// Where the members that found a cluster are put down, each by itself.
+    pub registry: Option<RegistryConfig>,
     /// What a write waits for, unless it says otherwise.
     pub write_ack: WriteAck,
     /// What a linearizable read asks, unless it says otherwise.
@@ -51,13 +78,26 @@ pub struct ClusterConfig {
     pub tls: Option<TlsConfig>,
 }
 
+/// The members of a cluster, each with its addresses: `name=url,name=url`.
+pub fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<String>>, UsageError> {
+    let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for member in text.split(',').map(str::trim).filter(|member| !member.is_empty()) {
+        let (name, url) = member.split_once('=').unwrap_or(("", member));
+        let url = parse::urls("initial-cluster", url)?;
+        members.entry(name.to_owned()).or_default().extend(url);
+    }
+    Ok(members)
+}
+
 impl Settings {
     pub(super) fn cluster(&self, name: &str) -> Result<ClusterConfig, UsageError> {
         let initial = self.initial_cluster(name)?;
         let (join, seek) = (self.list("join"), self.list("seek"));
         let discovery_srv =
             Some(self.text("discovery-srv").to_owned()).filter(|domain| !domain.is_empty());
-        if !initial.is_empty() && discovery_srv.is_some() {
+        let registry = self.registry()?;
+        let named = [!initial.is_empty(), discovery_srv.is_some(), registry.is_some()];
+        if named.into_iter().filter(|is_named| *is_named).count() > 1 {
             let text = "multiple discovery or bootstrap flags are set. \
                         Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"";
             return Err(UsageError::config(text.to_owned()));
@@ -67,12 +107,14 @@ impl Settings {
             || !join.is_empty()
             || !seek.is_empty()
             || discovery_srv.is_some()
+            || registry.is_some()
             || self.is_on("force-new-cluster")
             || self.is_set("listen-peer-urls")
             || self.is_set("initial-advertise-peer-urls");
         let listen_peer_urls =
             if wants_peers { self.listen_urls("listen-peer-urls")? } else { Vec::new() };
-        if !seek.is_empty() && (initial.len() > 1 || !join.is_empty() || discovery_srv.is_some()) {
+        let is_told = initial.len() > 1 || !join.is_empty();
+        if !seek.is_empty() && (is_told || discovery_srv.is_some() || registry.is_some()) {
             let text =
                 "--seek is for members that begin alone: give no other flag that names others";
             return Err(UsageError::config(text.to_owned()));
@@ -87,6 +129,7 @@ impl Settings {
             seek,
             discovery_srv,
             discovery_srv_name: self.text("discovery-srv-name").to_owned(),
+            registry,
             write_ack: self.choice("write-ack")?,
             read_level: self.choice("linearizable-reads")?,
             lease_expiry: self.choice("lease-expiry")?,
@@ -109,12 +152,7 @@ impl Settings {
                 format!("invalid value {state:?} for flag -initial-cluster-state: invalid value");
             return Err(UsageError::syntax(text));
         }
-        let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for member in self.list("initial-cluster") {
-            let (name, url) = member.split_once('=').unwrap_or(("", &member));
-            let url = parse::urls("initial-cluster", url)?;
-            members.entry(name.to_owned()).or_default().extend(url);
-        }
+        let mut members = initial_cluster(self.text("initial-cluster"))?;
         if !members.is_empty() && !members.contains_key(name) {
             return Err(UsageError::config(format!(
                 "couldn't find local name {name:?} in the initial cluster configuration"
@@ -132,6 +170,51 @@ impl Settings {
             }
         }
         Ok(members)
+    }
+
+    fn registry(&self) -> Result<Option<RegistryConfig>, UsageError> {
+        let config = |text: &str| UsageError::config(text.to_owned());
+        let (endpoints, token) =
+            (self.list("discovery-endpoints"), self.text("discovery-token").to_owned());
+        if endpoints.is_empty() != token.is_empty() {
+            return Err(config("both --discovery-token and --discovery-endpoints must be set"));
+        }
+        if self.text("discovery-endpoints").split(',').any(|it| it.trim().is_empty())
+            && !endpoints.is_empty()
+        {
+            return Err(config("--discovery-endpoints must not contain empty endpoints"));
+        }
+        let text = |flag: &str| Some(self.text(flag).to_owned()).filter(|text| !text.is_empty());
+        let user = match (text("discovery-user"), text("discovery-password")) {
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(config("--discovery-password is for --discovery-user"));
+            }
+            (Some(name), Some(password)) => Some((name, password)),
+            (Some(both), None) => {
+                let Some((name, password)) = both.split_once(':') else {
+                    return Err(config(
+                        "--discovery-user needs a password, which nobody can be asked for",
+                    ));
+                };
+                Some((name.to_owned(), password.to_owned()))
+            }
+        };
+        Ok((!endpoints.is_empty()).then(|| RegistryConfig {
+            endpoints,
+            token,
+            dial_timeout: self.duration("discovery-dial-timeout"),
+            request_timeout: self.duration("discovery-request-timeout"),
+            keepalive: (
+                self.duration("discovery-keepalive-time"),
+                self.duration("discovery-keepalive-timeout"),
+            ),
+            is_secure: !self.is_on("discovery-insecure-transport"),
+            ca: text("discovery-cacert"),
+            cert: text("discovery-cert"),
+            key: text("discovery-key"),
+            user,
+        }))
     }
 
     pub(super) fn list(&self, name: &str) -> Vec<String> {

@@ -57,7 +57,7 @@ const NO_RAFT: Effect = Ignored("there is no raft");
 const NO_BBOLT: Effect = Ignored("the store is not bbolt");
 const NO_QUORUM: Effect = Ignored("there is no quorum to lose");
 const LATER: Effect = Ignored("not supported yet");
-const NO_DISCOVERY: Effect = Refused("discovery is not supported yet");
+const NO_V2: Effect = Refused("etcd has removed v2 discovery, too");
 const REMOVED: Effect = Ignored("etcd has removed it, too");
 
 const fn flag(
@@ -133,22 +133,22 @@ pub const GROUPS: &[Group] = &[
         flag("remove-dead-after", Duration, "0s", Honoured, "(starling) remove members that have been dead for so long; 0 for never"),
         flag("strict-reconfig-check", Bool, "true", NO_QUORUM, "refuse changes that would cost the quorum"),
         flag("max-learners", Int, "1", NO_QUORUM, "learners at once"),
-        flag("discovery", Text, "", NO_DISCOVERY, "discovery by etcd v2"),
-        flag("discovery-proxy", Text, "", NO_DISCOVERY, "discovery by etcd v2"),
-        flag("discovery-fallback", Text, "exit", Ignored("discovery is not supported yet"), "what to do without discovery"),
-        flag("discovery-token", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-endpoints", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-dial-timeout", Duration, "2s", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-request-timeout", Duration, "5s", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-keepalive-time", Duration, "2s", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-keepalive-timeout", Duration, "6s", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-insecure-transport", Bool, "true", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-insecure-skip-tls-verify", Bool, "false", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-cert", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-key", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-cacert", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-user", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
-        flag("discovery-password", Text, "", NO_DISCOVERY, "discovery by etcd v3"),
+        flag("discovery", Text, "", NO_V2, "discovery by etcd v2"),
+        flag("discovery-proxy", Text, "", NO_V2, "discovery by etcd v2"),
+        flag("discovery-fallback", Text, "exit", REMOVED, "what to do without discovery"),
+        flag("discovery-token", Text, "", Honoured, "what the members of a new cluster have in common in the registry"),
+        flag("discovery-endpoints", Text, "", Honoured, "an etcd, or Starling, that has the registry of etcd's v3 discovery"),
+        flag("discovery-dial-timeout", Duration, "2s", Honoured, "how long a connection to it may take"),
+        flag("discovery-request-timeout", Duration, "5s", Honoured, "how long it has for an answer"),
+        flag("discovery-keepalive-time", Duration, "2s", Honoured, "how often it is pinged"),
+        flag("discovery-keepalive-timeout", Duration, "6s", Honoured, "how long it has to answer a ping"),
+        flag("discovery-insecure-transport", Bool, "true", Honoured, "whether to do without TLS; https:// always has it"),
+        flag("discovery-insecure-skip-tls-verify", Bool, "false", Refused("certificates are always verified"), "whether to trust anybody"),
+        flag("discovery-cert", Text, "", Honoured, "certificate to show to it"),
+        flag("discovery-key", Text, "", Honoured, "its key"),
+        flag("discovery-cacert", Text, "", Honoured, "who has signed its certificate"),
+        flag("discovery-user", Text, "", Honoured, "name, or name:password"),
+        flag("discovery-password", Text, "", Honoured, "password of that user"),
         flag("discovery-srv", Text, "", Honoured, "domain whose SRV records name the members"),
         flag("discovery-srv-name", Text, "", Honoured, "what to append to the service name of those records"),
         flag("v2-deprecation", Text, "write-only", REMOVED, "etcd's v2 store"),

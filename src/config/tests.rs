@@ -161,6 +161,23 @@ fn settings_that_cannot_be_are_refused() {
             "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
         ),
         (
+            "--discovery-endpoints http://a:1",
+            "both --discovery-token and --discovery-endpoints must be set",
+        ),
+        ("--discovery-token blue", "both --discovery-token and --discovery-endpoints must be set"),
+        (
+            "--discovery-endpoints a:1,,b:1 --discovery-token blue",
+            "--discovery-endpoints must not contain empty endpoints",
+        ),
+        (
+            "--discovery-endpoints http://a:1 --discovery-token blue --discovery-srv example.com",
+            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
+        ),
+        (
+            "--discovery-endpoints a:1 --discovery-token blue --discovery-user root",
+            "--discovery-user needs a password, which nobody can be asked for",
+        ),
+        (
             "--feature-gates LeaseCheckpointPersist=true",
             "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
         ),

@@ -59,7 +59,7 @@ pub use mvcc::KeyVersion;
 pub use pair::Pair;
 pub use records::RecordChange;
 pub use replicated::RecordWrite;
-pub use writer::{Options, Writer};
+pub use writer::{Options, Writer, has_owner};
 
 /// Why an operation did not succeed.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ mod strays;
 mod tags;
 mod take_over;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -160,6 +160,15 @@ pub struct Admission {
     pub time: Timestamp,
     /// The members, itself included.
     pub members: Vec<(MemberId, MemberRecord)>,
+}
+
+/// The place that was reserved for a member at these addresses, before it was started.
+pub fn reserved<'a>(
+    members: &'a BTreeMap<MemberId, MemberRecord>,
+    peer_urls: &[String],
+) -> Option<(MemberId, &'a MemberRecord)> {
+    let mut places = members.iter().filter(|(_, it)| !it.is_started() && !it.initial);
+    places.find(|(_, it)| shares(&it.peer_urls, peer_urls)).map(|(id, record)| (*id, record))
 }
 
 /// Why a member is not admitted.
@@ -540,11 +549,15 @@ impl Replica {
             return Ok(Err(Refusal::Removed));
         }
         let mut writes = Vec::new();
+        let mut record = MemberRecord { initial: false, ..record.clone() };
         if !members.get(&member).is_some_and(MemberRecord::is_started) {
             let is_rival = |other: &MemberRecord| {
                 other.is_started()
                     && (other.name == record.name || shares(&other.peer_urls, &record.peer_urls))
             };
+            // Who was added as a learner comes as one, whatever it thinks.
+            record.learner |=
+                reserved(members, &record.peer_urls).is_some_and(|(_, it)| it.learner);
             for (rival, other) in members.iter().filter(|(id, _)| **id != member) {
                 if !other.is_started() && shares(&other.peer_urls, &record.peer_urls) {
                     writes.push(removal(Table::Member, MemberRecord::key(*rival)));
@@ -557,14 +570,13 @@ impl Replica {
                     writes.extend(self.removal_of(*rival));
                 }
             }
-            let joined = self.writer.time();
-            let record = MemberRecord { joined, initial: false, ..record.clone() };
+            record.joined = self.writer.time();
             writes.push(put(Table::Member, MemberRecord::key(member), record.value()));
             self.write(writes, now)?;
         }
         let known = self.directory().map(|directory| directory.members.clone());
         let mut members = known.unwrap_or_default();
-        members.insert(member, record.clone());
+        members.insert(member, record);
         Ok(Ok(Admission {
             cluster: self.writer.identity().cluster,
             time: self.writer.time(),

@@ -60,6 +60,13 @@ pub(super) struct StoreMeta {
 }
 
 impl StoreMeta {
+    /// Whether nothing was ever written, by nobody.
+    pub(super) fn is_blank(&self, store: &Store) -> Result<bool, StoreError> {
+        let is_nobodys = !self.removed && !self.left && self.former.is_none();
+        let mut log = store.rows(Space::Log, Bound::Unbounded, Bound::Unbounded);
+        Ok(is_nobodys && log.next().transpose()?.is_none())
+    }
+
     pub(super) fn read(store: &Store) -> Result<Self, StoreError> {
         let mut meta = Self::default();
         for row in store.rows(Space::Meta, Bound::Unbounded, Bound::Unbounded) {

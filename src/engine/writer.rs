@@ -69,6 +69,8 @@ const REPLACED_WARM_MAX: usize = 1024;
 pub struct Options {
     /// Who the store belongs to, if it is a new one.
     pub identity: Identity,
+    /// Who it belongs to from now on, if nothing was ever written to it: a place was reserved for this member.
+    pub reserved: Option<MemberId>,
     /// The bytes that the data may take; `None` for no limit.
     pub quota_bytes: Option<u64>,
     /// The bytes that may wait in the log for members that are away, and of use to nobody else; `None` for no limit.
@@ -97,6 +99,7 @@ impl Options {
     pub fn new(identity: Identity) -> Self {
         Self {
             identity,
+            reserved: None,
             quota_bytes: Some(2 << 30),
             log_bytes_max: Some(2 << 30),
             value_cache_bytes: 64 << 20,
@@ -202,6 +205,8 @@ pub struct Writer {
     pub(super) former_peers: Vec<String>,
     /// Whether this store's member has ever left a cluster.
     pub(super) has_parted: bool,
+    /// Whether nothing had ever been written to the store when it was opened.
+    is_blank: bool,
     room: Room,
     pub(super) quota_bytes: Option<u64>,
     /// So much may wait in the log for members that are away.
@@ -215,6 +220,11 @@ pub struct Writer {
     pub(super) disk_room_bytes: u64,
 }
 
+/// Whether a store is some member's already.
+pub fn has_owner(store: &Store) -> Result<bool, StoreError> {
+    Ok(StoreMeta::read(store)?.identity.is_some())
+}
+
 impl Writer {
     /// Takes over a store: reads the log back into memory and starts a new run. Costs a read of the whole log.
     pub fn open(store: Store, options: &Options, now: Now) -> Result<Self, StoreError> {
@@ -223,6 +233,10 @@ impl Writer {
         let mut identity = meta.identity.unwrap_or(options.identity);
         if meta.removed || meta.left {
             identity.member = options.identity.member;
+        }
+        let is_blank = meta.is_blank(&store)?;
+        if let Some(reserved) = options.reserved.filter(|_| is_blank) {
+            identity.member = reserved;
         }
         let left = meta.left.then(|| meta.part(&mut identity, options.run_entropy));
         let mvcc = Arc::new(Mvcc::new(store, options.value_cache_bytes, meta.tag));
@@ -267,6 +281,7 @@ impl Writer {
             replica: Replicated::new(heads, (meta.promised, meta.complete)),
             former_peers: end.former_peers()?,
             has_parted: false,
+            is_blank,
             room: Room::Enough,
             quota_bytes: options.quota_bytes,
             log_bytes_max: options.log_bytes_max,
@@ -321,6 +336,11 @@ impl Writer {
             self.reclaim = Some(Reclaim::begin(&self.mvcc, compacted, None));
         }
         self.check_space()
+    }
+
+    /// Whether nothing had ever been written to the store when it was opened, so that it may as well be somebody else's.
+    pub fn is_blank(&self) -> bool {
+        self.is_blank
     }
 
     /// What readers share with the writer.

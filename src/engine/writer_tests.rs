@@ -399,3 +399,22 @@ fn watch_all(start_revision: i64) -> WatchCreate {
         fragment: false,
     }
 }
+
+/// A place was reserved for somebody: a store that has nothing is that member's, any other stays whose it is.
+#[test]
+fn only_a_blank_store_becomes_another_members() {
+    let mut member = Member::new();
+    assert!(member.writer.is_blank());
+    member.options.reserved = Some(MemberId(7));
+    member.restart();
+    assert_eq!(member.writer.identity().member, MemberId(7));
+    assert_eq!(member.writer.origin().member, MemberId(7));
+    member.options.reserved = None;
+    member.restart();
+    assert_eq!(member.writer.identity().member, MemberId(7), "it is on disk");
+    member.all([put("a", "1")]);
+    member.options.reserved = Some(MemberId(8));
+    member.restart();
+    assert!(!member.writer.is_blank());
+    assert_eq!(member.writer.identity().member, MemberId(7));
+}

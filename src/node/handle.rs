@@ -31,7 +31,7 @@ use crate::engine::conflicts::Noted;
 use crate::engine::directory::Directory;
 use crate::engine::lease::Lessor;
 use crate::engine::mvcc::{Mvcc, Reader, StateHash};
-use crate::engine::replica::{Refusal, Replica};
+use crate::engine::replica::{Refusal, Replica, reserved};
 use crate::engine::settings::Settings;
 use crate::engine::watch::{Hub, Stream, WatchCreate, WatchReply};
 use crate::engine::{Failure, KeyVersion, Writer, txn};
@@ -52,6 +52,10 @@ const SLOW_READ: Duration = Duration::from_millis(500);
 /// How often a watch stream looks whether a progress notification is due, as a part of the interval.
 const PROGRESS_LOOKS: u32 = 10;
 const PROGRESS_LOOK_MIN: Duration = Duration::from_millis(10);
+/// How long after its start a member waits for other founders before it says who the members are ...
+const FOUNDERS_MILLIS: u64 = 3000;
+/// ... and how often it looks for them.
+const FOUNDERS_POLL: Duration = Duration::from_millis(20);
 
 /// Who this member is, for headers and member lists.
 #[derive(Clone, Debug)]
@@ -158,6 +162,8 @@ pub(super) struct Shared {
     no_space: AtomicBool,
     /// Whether the clock of this member is too far off for it to write.
     fenced: AtomicBool,
+    /// Whether this member does not serve clients yet.
+    learner: AtomicBool,
     /// Whether this member has just started, and does not know yet what time it is for the others.
     unsure: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
@@ -172,6 +178,8 @@ pub(super) struct Shared {
     pub(super) contacts: Contacts,
     /// Whether it was told so.
     is_called: bool,
+    /// Whether nothing had ever been written to the store when this process opened it.
+    is_blank: bool,
     anew: watch::Sender<Option<Anew>>,
 }
 
@@ -215,6 +223,7 @@ impl Shared {
             entries: AtomicU64::new(writer.entries()),
             no_space: AtomicBool::new(writer.is_out_of_space()),
             fenced: AtomicBool::new(false),
+            learner: AtomicBool::new(false),
             unsure: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             failure: Mutex::new(None),
@@ -224,6 +233,7 @@ impl Shared {
             calls: OnceLock::new(),
             contacts,
             is_called,
+            is_blank: writer.is_blank(),
             anew: watch::Sender::new(None),
         }
     }
@@ -277,6 +287,7 @@ impl Shared {
         if let Some(directory) = replica.directory() {
             let own = directory.members.get(&self.member.id);
             let is_admitted = own.is_some_and(|own| !own.initial);
+            self.learner.store(own.is_some_and(|own| own.learner), Ordering::Relaxed);
             *self.directory.write() = Some(Arc::new(directory.clone()));
             // Whoever was admitted by others is ready when it has their data.
             if is_admitted {
@@ -370,6 +381,17 @@ impl Shared {
         let is_admitted =
             || self.adopted.load(Ordering::Acquire) || self.has_member(self.member.id);
         !self.is_ready() && is_admitted()
+    }
+
+    /// Whether this member is as good as any other: it was not admitted yet, and has nothing.
+    pub(super) fn may_become_another(&self) -> bool {
+        self.is_blank && !self.is_ready() && !self.is_joining()
+    }
+
+    /// The member for which a place is reserved at these addresses.
+    pub(super) fn reserved(&self, peer_urls: &[String]) -> Option<MemberId> {
+        let directory = self.directory()?;
+        reserved(&directory.members, peer_urls).map(|(member, _)| member)
     }
 
     /// This member has been admitted.
@@ -563,6 +585,20 @@ impl Handle {
     /// Whether clients may be served: a member that joins has to get the data first.
     pub fn is_ready(&self) -> bool {
         self.shared.is_ready()
+    }
+
+    /// Waits until the founders of a cluster that has just been started know each other: until then each is somebody else. Not for
+    /// long, since one of them may never come.
+    pub async fn await_founders(&self) {
+        let is_young = || self.shared.clock.now().monotonic_millis < FOUNDERS_MILLIS;
+        while self.shared.awaits() && is_young() {
+            tokio::time::sleep(FOUNDERS_POLL).await;
+        }
+    }
+
+    /// Whether this member was added as one that only follows, and has not been promoted.
+    pub fn is_learner(&self) -> bool {
+        self.shared.learner.load(Ordering::Relaxed)
     }
 
     /// The members, this one included.

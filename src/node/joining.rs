@@ -115,12 +115,14 @@ pub enum Leaving {
 }
 
 /// A member is to start anew on the same store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Anew {
-    /// Whom it is to join.
+    /// Whom it is to join, if that is not what its settings say.
     pub contacts: Vec<String>,
     /// Whether it has just left others, who may still listen.
     pub has_left: bool,
+    /// Who it is to be: there is a place for that member.
+    pub reserved: Option<MemberId>,
 }
 
 /// Somebody wants this member to join.
@@ -202,7 +204,7 @@ impl Handle {
         }
         if waits {
             shared.keep_contacts(Vec::new()).await?;
-            shared.start_anew(Anew { contacts: Vec::new(), has_left: false });
+            shared.start_anew(Anew::default());
             return Ok(Leaving::Left);
         }
         if !shared.is_ready() {
@@ -225,7 +227,7 @@ impl Handle {
         if heard.is_err() {
             tracing::warn!("no other member has said that it knows that this one has left");
         }
-        shared.start_anew(Anew { contacts: Vec::new(), has_left: true });
+        shared.start_anew(Anew { has_left: true, ..Anew::default() });
         Ok(Leaving::Left)
     }
 }
@@ -337,7 +339,7 @@ impl Search {
             wait.await.map_err(|_| JoinError::Failed(Error::Stopped))?;
         }
         tracing::warn!(contact = %candidate.url, "this member starts anew, to join others");
-        shared.start_anew(Anew { contacts, has_left: false });
+        shared.start_anew(Anew { contacts, ..Anew::default() });
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use super::discovery::{Discovery, Plan, Step};
 use super::driver::{Queue, Task, step_back};
 use super::forward::Services;
 use super::handle::{Handle, Shared};
-use super::joining::{self, Call};
+use super::joining::{self, Anew, Call};
 use crate::engine::replica::{Admission, ClusterOptions, Refusal, Replica};
 use crate::replication::message::Message;
 use crate::storage::schema::member::MemberRecord;
@@ -171,6 +171,7 @@ impl PeerHandler for Gate {
     async fn join(&self, request: pb::JoinRequest) -> Result<pb::JoinReply, Status> {
         let refuse =
             |why: &str| Ok(pb::JoinReply { refusal: why.to_owned(), ..pb::JoinReply::default() });
+        let takes_reserved = request.takes_reserved;
         if request.protocol != PROTOCOL {
             return refuse("another protocol version is spoken here");
         }
@@ -208,6 +209,11 @@ impl PeerHandler for Gate {
                 Err(Refusal::Removed) => refuse(REMOVED),
                 Err(Refusal::Taken) => refuse(TAKEN),
             };
+        }
+        let reserved = takes_reserved.then(|| self.shared.reserved(&record.peer_urls)).flatten();
+        if let Some(reserved) = reserved.filter(|reserved| *reserved != member) {
+            let reserved_member_id = reserved.0;
+            return Ok(pb::JoinReply { reserved_member_id, ..pb::JoinReply::default() });
         }
         let (reply, wait) = oneshot::channel();
         self.submit(Task::Admit { member, record: Box::new(record), reply }).await?;
@@ -270,6 +276,7 @@ fn to_reply(admission: &Admission) -> pb::JoinReply {
         cluster_id: admission.cluster.0,
         now: admission.time.0,
         members: members.collect(),
+        reserved_member_id: 0,
     }
 }
 
@@ -738,7 +745,18 @@ impl Search {
         if self.shared.blocked.has(|| Some(&contact.name)) {
             return false;
         }
-        let answer = self.transport.join(candidate.clone(), self.wish()).await;
+        let takes_reserved = self.shared.may_become_another();
+        let wish = pb::JoinRequest { takes_reserved, ..self.wish() };
+        let answer = self.transport.join(candidate.clone(), wish).await;
+        if let Ok(reply) = &answer
+            && takes_reserved
+            && reply.reserved_member_id != 0
+        {
+            let reserved = MemberId(reply.reserved_member_id);
+            tracing::info!(member = %reserved, "a place is reserved for this member: it takes that");
+            self.shared.start_anew(Anew { reserved: Some(reserved), ..Anew::default() });
+            return false;
+        }
         let admission = answer.map_err(|status| status.message().to_owned()).and_then(from_reply);
         let admission = match admission {
             Ok(admission) => admission,

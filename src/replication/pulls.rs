@@ -79,6 +79,18 @@ impl Pulls {
         lack.holders.push((from, head.seq));
     }
 
+    /// No more is to be taken of some origins than this: what is behind it is not asked for.
+    pub(super) fn limit(&mut self, limit: impl Fn(Origin) -> u64, heads: &Heads) {
+        self.lacks.retain(|origin, lack| {
+            let limit = limit(*origin);
+            lack.through = lack.through.min(limit);
+            for (_, seq) in &mut lack.holders {
+                *seq = (*seq).min(limit);
+            }
+            lack.through > heads.applied(*origin)
+        });
+    }
+
     /// Takes note of what has come.
     pub(super) fn satisfy(&mut self, origin: Origin, heads: &Heads) {
         let applied = heads.applied(origin);

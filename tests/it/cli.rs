@@ -190,7 +190,7 @@ fn what_cannot_be_is_refused_on_one_line() {
             1,
             "KeyFile and CertFile must both be present[key: , cert: a.pem]",
         ),
-        (&["--discovery", "http://a:1"], 1, "discovery is not supported yet: --discovery"),
+        (&["--discovery", "http://a:1"], 1, "etcd has removed v2 discovery, too: --discovery"),
         (
             &["--initial-cluster", "default=http://a:1,b=http://b:1"],
             1,

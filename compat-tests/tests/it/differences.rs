@@ -394,7 +394,7 @@ fn etcd_program() -> &'static Path {
     &tools::etcd().expect("these cases are run where etcd is").etcd
 }
 
-fn flags(name: &str, client: u16, peer: u16) -> Vec<String> {
+pub(super) fn flags(name: &str, client: u16, peer: u16) -> Vec<String> {
     let mut flags = vec![format!("--name={name}")];
     for (flag, port) in [
         ("listen-client-urls", client),
@@ -409,13 +409,13 @@ fn flags(name: &str, client: u16, peer: u16) -> Vec<String> {
 }
 
 /// A program that is started where it stands.
-struct Running {
-    child: Child,
-    log: Arc<Log>,
+pub(super) struct Running {
+    pub(super) child: Child,
+    pub(super) log: Arc<Log>,
 }
 
 impl Running {
-    fn start(program: &Path, dir: &Path, flags: &[String]) -> Self {
+    pub(super) fn start(program: &Path, dir: &Path, flags: &[String]) -> Self {
         let mut child = Command::new(program)
             .args(flags)
             .current_dir(dir)
@@ -430,7 +430,7 @@ impl Running {
         Self { child, log }
     }
 
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         self.log.wait_for(server::READY, server::START_DEADLINE)
     }
 }

@@ -79,7 +79,7 @@ const METRICS: &[&str] = &[
     "process_open_fds ",
 ];
 
-struct Answer {
+pub(super) struct Answer {
     status: String,
     content_type: String,
     body: String,
@@ -192,7 +192,7 @@ pub(super) fn get(server: &Server, path: &str) -> (String, String) {
 }
 
 /// Sends one request on a connection of its own and reads all of the answer.
-fn ask(server: &Server, request: &str) -> Answer {
+pub(super) fn ask(server: &Server, request: &str) -> Answer {
     let mut socket =
         TcpStream::connect(server.address()).expect("a started server accepts connections");
     socket.set_read_timeout(Some(ANSWER_DEADLINE)).expect("a socket has a deadline");
@@ -223,7 +223,7 @@ impl Answer {
     }
 
     /// The checks of `?verbose` come in no order.
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut lines: Vec<&str> = self.body.split('\n').collect();
         lines.sort_unstable();
         format!("{} ({}) {lines:?}", self.status, self.content_type)

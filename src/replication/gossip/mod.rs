@@ -25,6 +25,8 @@ mod compare;
 mod compare_tests;
 mod exchange;
 mod merge;
+#[cfg(test)]
+mod offer_tests;
 mod peer;
 mod promise;
 mod revisions;
@@ -750,7 +752,9 @@ impl Gossip {
         }
         for entry in entries {
             let after = self.offered.max(self.heads.seq(self.me));
-            if entry.seq > after {
+            // What lies between may be on its way to the disk without ever having been offered: then this one waits for it, and for
+            // its own commit. Peers take a stretch for all that is there.
+            if entry.seq == after + 1 {
                 self.offered = entry.seq;
                 self.recent.push(self.me, after, entry);
             }
@@ -799,6 +803,8 @@ impl Gossip {
             self.outputs.push(Output::Seal(unsaid));
         }
         self.peers.retain(|peer, _| self.membership.members.contains_key(peer));
+        // Whoever holds more of a run that has ended says so, and until then nobody takes it.
+        self.pulls.limit(|origin| self.membership.limit(origin), &self.heads);
         self.hurry(now);
     }
 

@@ -1,0 +1,89 @@
+//! What peers are given, and what is asked of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::compare_tests::{BROKEN, ME, OTHER, at, gossip};
+use super::{Input, Options, Output};
+use crate::replication::entry::{Entry, Segment};
+use crate::replication::message::{Head, Message, Segments};
+use crate::replication::settled::Membership;
+use crate::time::Timestamp;
+use crate::types::{MemberId, Origin};
+
+fn entry(seq: u64) -> Arc<Entry> {
+    Arc::new(Entry { seq, time: Timestamp(seq), ops: Vec::new() })
+}
+
+fn sent(outputs: &[Output], to: MemberId) -> Vec<Segment> {
+    let segments = outputs.iter().filter_map(|output| match output {
+        Output::Send(peer, Message::Segments(Segments { segments, .. })) if *peer == to => {
+            Some(segments.clone())
+        }
+        _ => None,
+    });
+    segments.flatten().collect()
+}
+
+fn pulled(outputs: &[Output]) -> Vec<Head> {
+    let wants = outputs.iter().filter_map(|output| match output {
+        Output::Send(_, Message::Pull { wants, .. }) => Some(wants.clone()),
+        _ => None,
+    });
+    wants.flatten().collect()
+}
+
+/// An entry became durable without ever having been offered, and the one behind it is offered before that is known here: whoever
+/// got the second alone would take it for both.
+#[test]
+fn what_is_offered_has_no_gaps() {
+    let mut gossip = gossip(&[OTHER], Options::default());
+    assert_eq!(gossip.heads().seq(ME), 1);
+    let mut outputs = gossip.step(at(10), Input::Offered(vec![entry(3)]));
+    let entries = [2, 3].map(|seq| (ME, entry(seq))).to_vec();
+    outputs.extend(gossip.step(at(11), Input::Committed { entries, heads: Vec::new() }));
+    outputs.extend(gossip.step(at(12), Input::Offered(vec![entry(4)])));
+    let mut seqs = Vec::new();
+    for segment in sent(&outputs, OTHER) {
+        assert_eq!(segment.after, seqs.last().copied().unwrap_or(1), "{outputs:?}");
+        seqs.extend(segment.entries.iter().map(|entry| entry.seq));
+        assert_eq!(seqs.last(), Some(&segment.through), "{outputs:?}");
+    }
+    assert_eq!(seqs, [2, 3, 4], "{outputs:?}");
+}
+
+/// A member has a new run, and of its former one nobody has said yet how far it goes: nothing of that would be taken, so nobody
+/// is asked for it. Then somebody says so.
+#[test]
+fn what_would_not_be_taken_is_not_asked_for() {
+    let mut gossip = gossip(&[BROKEN, OTHER], Options::default());
+    let former = Origin { member: BROKEN, run: 1 };
+    let missing = Head { origin: former, seq: 9 };
+    let segment = Segment { origin: former, after: 8, through: 9, entries: vec![entry(9)] };
+    let news = Segments {
+        segments: vec![segment],
+        collected: Timestamp(0),
+        answers: false,
+        has_holes: false,
+        traces: Vec::new(),
+        patient: false,
+    };
+    let outputs = gossip.step(at(10), Input::Receive(OTHER, Message::Segments(news.clone())));
+    let asked = Head { seq: 0, ..missing };
+    assert_eq!(pulled(&outputs), [asked], "it is missing");
+
+    let members = [ME.member, BROKEN, OTHER].map(|member| (member, Timestamp(1)));
+    let runs = [(ME.member, 1), (BROKEN, 2), (OTHER, 1)].map(|(it, run)| (it, (run, Timestamp(9))));
+    let ended = Membership::new(members.into(), runs.into());
+    let mut outputs = gossip.step(at(11), Input::Membership(ended.clone().into()));
+    for millis in 12..2000 {
+        outputs.extend(gossip.step(at(millis), Input::Tick));
+    }
+    assert_eq!(pulled(&outputs), []);
+
+    let mut sealed = ended;
+    sealed.seals = BTreeMap::from([(former, (9, Timestamp(10)))]);
+    gossip.step(at(2000), Input::Membership(sealed.into()));
+    let outputs = gossip.step(at(2001), Input::Receive(OTHER, Message::Segments(news)));
+    assert_eq!(pulled(&outputs), [asked]);
+}
