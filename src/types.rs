@@ -412,10 +412,13 @@ impl MediaType {
 
     /// Reads one, which is printable ASCII; none at all is [`Self::NONE`].
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let is_sound =
-            text.len() <= Self::BYTES_MAX && text.iter().all(|c| matches!(c, b' '..=b'~'));
-        let text = std::str::from_utf8(text).ok().filter(|_| is_sound)?;
+        let text = std::str::from_utf8(text).ok().filter(|_| Self::is_sound(text))?;
         Some(Self((!text.is_empty()).then(|| text.into())))
+    }
+
+    /// Whether [`Self::parse`] reads it.
+    pub fn is_sound(text: &[u8]) -> bool {
+        text.len() <= Self::BYTES_MAX && text.iter().all(|c| matches!(c, b' '..=b'~'))
     }
 
     /// Its text, which is empty where nothing was said.

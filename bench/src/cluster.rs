@@ -7,7 +7,9 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use starling_proto::etcdserverpb as pb;
+use starling_proto::etcdserverpb::cluster_client::ClusterClient;
 use starling_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 
 use crate::Outcome;
@@ -128,6 +130,18 @@ impl Cluster {
         Ok(newcomer)
     }
 
+    /// Stops the last member, which is no member any more then.
+    fn leave(&mut self) -> Outcome {
+        let server = self.members.pop().ok_or("no members")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (_, id) = runtime.block_on(leader(server.port()))?;
+        server.end(Signal::TERM)?;
+        self.ports.pop();
+        runtime.block_on(remove(self.members[0].port(), id))?;
+        let directory = self.directory.join(format!("m{}", self.members.len()));
+        Ok(std::fs::remove_dir_all(directory)?)
+    }
+
     fn cpu(&self) -> Duration {
         self.members.iter().map(Server::cpu).sum()
     }
@@ -151,6 +165,14 @@ async fn leader(port: u16) -> Outcome<(u64, u64)> {
     let mut client = MaintenanceClient::with_origin(connection, origin);
     let status = client.status(pb::StatusRequest {}).await?.into_inner();
     Ok((status.leader, status.header.map_or(0, |header| header.member_id)))
+}
+
+async fn remove(port: u16, id: u64) -> Outcome {
+    let connection = Connection::open(port).await?;
+    let origin = format!("http://127.0.0.1:{port}").parse()?;
+    let mut client = ClusterClient::with_origin(connection, origin);
+    client.member_remove(pb::MemberRemoveRequest { id }).await?;
+    Ok(())
 }
 
 /// Measures what was asked for; the answer is Markdown.
@@ -270,13 +292,10 @@ fn join(options: &Options, text: &mut String) -> Outcome {
     work::fill(&cluster.members[0], &load)?;
     std::thread::sleep(SETTLE);
     let bytes: u64 = (0..options.keys).map(|n| data::key(n).len() as u64 + 256).sum();
-    let begun = Instant::now();
-    copy(bytes, &directory.join("copy"))?;
-    let copied = begun.elapsed();
-    let begun = Instant::now();
-    cluster.join(false)?.wait_for_answer()?;
-    let joined = begun.elapsed();
-    let cpu = [0, 2].map(|number: usize| cluster.members[number].cpu().as_secs_f64());
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds {
+        rounds.push(newcomer(&mut cluster, bytes, &directory)?);
+    }
     let beside = Load { clients: CLIENTS_BESIDE, ..load };
     let calm = work::run(&cluster.members[0], &beside)?.figures();
     let mut newcomer = None;
@@ -287,8 +306,17 @@ fn join(options: &Options, text: &mut String) -> Outcome {
     let beside_took = newcomer.ok_or("it was started")??;
     let busy = busy.figures();
     let mb = bytes as f64 / 1e6;
-    let (copied, joined) = (copied.as_secs_f64(), joined.as_secs_f64());
-    writeln!(text, "A newcomer gets {} keys of 256 bytes, {mb:.0} MB.\n", options.keys)?;
+    let of = |field: fn(&Newcomer) -> Duration| {
+        median(rounds.iter().map(|round| field(round).as_secs_f64()))
+    };
+    let (copied, joined) = (of(|it| it.copied), of(|it| it.joined));
+    let ratios = rounds.iter().map(|it| it.copied.as_secs_f64() / it.joined.as_secs_f64());
+    let per_key = |cpu: f64| cpu * 1e6 / options.keys.max(1) as f64;
+    writeln!(
+        text,
+        "A newcomer gets {} keys of 256 bytes, {mb:.0} MB; medians of {} rounds.\n",
+        options.keys, options.rounds
+    )?;
     writeln!(text, "| what | s | MB/s |\n|---|---|---|")?;
     writeln!(
         text,
@@ -308,14 +336,45 @@ fn join(options: &Options, text: &mut String) -> Outcome {
     )?;
     writeln!(
         text,
-        "Its contact's p99 for gets and puts 4:1: {:.2} ms before, {:.2} ms meanwhile ({:.1} x). \
-         CPU of the newcomer {:.1} s.\n",
+        "The newcomer's speed to that of the copy just before it: {:.2}. CPU time, us/key: {:.2} of the newcomer, {:.2} of its contact.\n",
+        median(ratios),
+        per_key(of(|it| it.cpu)),
+        per_key(of(|it| it.contact_cpu))
+    )?;
+    writeln!(
+        text,
+        "Its contact's p99 for gets and puts 4:1: {:.2} ms before, {:.2} ms meanwhile ({:.1} x).\n",
         calm.p99_us / 1e3,
         busy.p99_us / 1e3,
         busy.p99_us / calm.p99_us,
-        cpu[1]
     )?;
     Ok(())
+}
+
+/// A plain copy, and a newcomer right after it.
+struct Newcomer {
+    /// How long the copy took.
+    copied: Duration,
+    /// How long the newcomer took.
+    joined: Duration,
+    /// CPU time of the newcomer.
+    cpu: Duration,
+    /// CPU time of the member that it asks.
+    contact_cpu: Duration,
+}
+
+/// Copies so many bytes, and lets a newcomer take the data of the cluster, which it leaves again.
+fn newcomer(cluster: &mut Cluster, bytes: u64, directory: &Path) -> Outcome<Newcomer> {
+    let begun = Instant::now();
+    copy(bytes, &directory.join("copy"))?;
+    let copied = begun.elapsed();
+    let (begun, before) = (Instant::now(), cluster.members[0].cpu());
+    let newcomer = cluster.join(false)?;
+    newcomer.wait_for_answer()?;
+    let (joined, cpu) = (begun.elapsed(), newcomer.cpu());
+    let contact_cpu = cluster.members[0].cpu() - before;
+    cluster.leave()?;
+    Ok(Newcomer { copied, joined, cpu, contact_cpu })
 }
 
 /// Another newcomer; answers how long it took.

@@ -9,7 +9,6 @@
 //! changes nothing is kept as a hidden row, for other members; an entry of hidden rows only takes no revision.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -22,6 +21,7 @@ use super::{Failure, Writer};
 use crate::error::StoreError;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Dot, Head};
+use crate::replication::packed::{PackedEntries, PackedEntry};
 use crate::storage::schema::{Op, OriginIndex, RowStamp, Table};
 use crate::time::{Now, Stamp, Timestamp};
 use crate::types::{KeyValue, Origin};
@@ -123,7 +123,7 @@ impl Writer {
     /// After a crash in the middle there is more here than the heads say, which does no harm.
     pub fn apply_catch_up(
         &mut self,
-        entries: &[(Origin, Arc<Entry>)],
+        entries: &PackedEntries,
         now: Now,
     ) -> Result<Applied, StoreError> {
         self.set_peered();
@@ -133,29 +133,35 @@ impl Writer {
             applied.outcome = Outcome::Unsound;
             return Ok(applied);
         }
-        let bytes = entries.iter().map(|(_, entry)| entry.bytes()).sum();
-        if !self.has_room_for(bytes) {
+        if !self.has_room_for(entries.bytes()) {
             applied.outcome = Outcome::NoRoom;
             return Ok(applied);
         }
         let own = self.origin();
         // No head moves meanwhile, and most entries are of the same origin as the one before.
         let mut last = None;
-        for (origin, entry) in entries {
+        for entry in entries.iter() {
+            let PackedEntry { origin, seq, time, .. } = entry;
             let head = match last {
-                Some((of, head, _)) if of == *origin => head,
-                _ => self.open_head(*origin),
+                Some((of, head, _)) if of == origin => head,
+                _ => self.open_head(origin),
             };
-            if entry.seq <= head || *origin == own {
+            if seq <= head || origin == own {
                 continue;
             }
             let index = match last {
-                Some((of, _, index)) if of == *origin => index,
-                _ => self.intern(*origin),
+                Some((of, _, index)) if of == origin => index,
+                _ => self.intern(origin),
             };
-            last = Some((*origin, head, index));
+            last = Some((origin, head, index));
             let conflicts = &mut applied.conflicts;
-            self.apply_entry((*origin, index), entry, Source::CatchUp, conflicts, now)?;
+            if let Some(put) = entry.put() {
+                let stamp = RowStamp { time, origin: index };
+                self.apply_single_put(put.into(), seq, (origin, stamp), Source::CatchUp, conflicts);
+            } else {
+                let entry = entry.unpack();
+                self.apply_entry((origin, index), &entry, Source::CatchUp, conflicts, now)?;
+            }
             applied.entries += 1;
         }
         Ok(applied)
@@ -164,7 +170,7 @@ impl Writer {
     /// Likewise, so that all that they change shows under one revision. Each key may be in one of them only.
     pub(super) fn apply_catch_up_at_once(
         &mut self,
-        entries: &[(Origin, Arc<Entry>)],
+        entries: &PackedEntries,
         now: Now,
     ) -> Result<Applied, StoreError> {
         self.group_shows = Some(false);
@@ -177,7 +183,7 @@ impl Writer {
     /// before something else is committed, such as the end of the catch-up.
     pub fn apply_catch_up_at_leisure(
         &mut self,
-        entries: &[(Origin, Arc<Entry>)],
+        entries: &PackedEntries,
         now: Now,
     ) -> Result<Applied, StoreError> {
         let is_bulk = self.open_bulk == self.open.len();
@@ -235,8 +241,16 @@ impl Writer {
     }
 
     /// Whether all entries are ones that can be stored and read again.
-    pub(super) fn are_sound(entries: &[(Origin, Arc<Entry>)]) -> bool {
-        entries.iter().all(|(origin, entry)| is_origin(*origin) && is_sound(entry))
+    pub(super) fn are_sound(entries: &PackedEntries) -> bool {
+        let is_sound = |entry: PackedEntry<'_>| {
+            if entry.is_put() {
+                is_counted(entry.seq, entry.time)
+            } else {
+                is_sound(&entry.unpack())
+            }
+        };
+        let are_origins = entries.origins().iter().all(|origin| is_origin(*origin));
+        are_origins && entries.iter().all(is_sound)
     }
 
     /// How far the entries of an origin are here, durable or not.
@@ -280,19 +294,12 @@ impl Writer {
         now: Now,
     ) -> Result<(), StoreError> {
         let stamp = RowStamp { time: entry.time, origin: index };
-        if let [op @ EntryOp::Put { key, .. }] = entry.ops.as_slice() {
-            let (standing, latest) = self.mvcc.standing(key);
-            let verdict = self.judge_put(standing, stamp);
-            let name = Stamp { time: entry.time, origin };
-            conflicts.extend(self.conflict(key, name, verdict, latest));
-            self.begin_remote_entry(entry);
-            self.entry_ops = 0;
-            self.apply_put(op, verdict, latest, stamp, source);
-            self.end_remote_entry(index);
+        if let [op @ EntryOp::Put { .. }] = entry.ops.as_slice() {
+            self.apply_single_put(written(op), entry.seq, (origin, stamp), source, conflicts);
             return Ok(());
         }
         let verdicts = self.plan(entry, stamp);
-        self.begin_remote_entry(entry);
+        self.begin_remote_entry(entry.seq, entry.time);
         let shows = verdicts.iter().any(|it| matches!(it, Verdict::Wins | Verdict::Deletes));
         if shows && !self.entry_shows {
             self.take_revision();
@@ -304,7 +311,7 @@ impl Writer {
                     let latest = self.mvcc.latest(key);
                     let name = Stamp { time: entry.time, origin };
                     conflicts.extend(self.conflict(key, name, verdict, latest));
-                    self.apply_put(op, verdict, latest, stamp, source);
+                    self.apply_put(written(op), verdict, latest, stamp, source);
                 }
                 EntryOp::Delete { key, seen } => {
                     let seen = self.row_stamp(*seen);
@@ -322,6 +329,25 @@ impl Writer {
         }
         self.end_remote_entry(index);
         Ok(())
+    }
+
+    /// An entry of one put, as most are.
+    fn apply_single_put(
+        &mut self,
+        put: Written,
+        seq: u64,
+        (origin, stamp): (Origin, RowStamp),
+        source: Source,
+        conflicts: &mut Vec<Conflict>,
+    ) {
+        let (standing, latest) = self.mvcc.standing(&put.key);
+        let verdict = self.judge_put(standing, stamp);
+        let name = Stamp { time: stamp.time, origin };
+        conflicts.extend(self.conflict(&put.key, name, verdict, latest));
+        self.begin_remote_entry(seq, stamp.time);
+        self.entry_ops = 0;
+        self.apply_put(put, verdict, latest, stamp, source);
+        self.end_remote_entry(stamp.origin);
     }
 
     /// What each op will do, one after the other.
@@ -381,11 +407,11 @@ impl Writer {
         RowStamp { time: stamp.time, origin: self.intern(stamp.origin) }
     }
 
-    fn begin_remote_entry(&mut self, entry: &Entry) {
-        self.clock.observe(entry.time);
+    fn begin_remote_entry(&mut self, seq: u64, time: Timestamp) {
+        self.clock.observe(time);
         self.entry_start = self.open.len();
         self.entry_shows = self.group_shows.unwrap_or(false);
-        self.entry_seq = entry.seq;
+        self.entry_seq = seq;
     }
 
     fn end_remote_entry(&mut self, origin: OriginIndex) {
@@ -400,30 +426,26 @@ impl Writer {
 
     fn apply_put(
         &mut self,
-        op: &EntryOp,
+        put: Written,
         verdict: Verdict,
         latest: Option<Latest>,
         stamp: RowStamp,
         source: Source,
     ) {
-        let EntryOp::Put { key, value, lease, media_type } = op else {
-            unreachable!("{op:?} is no put");
-        };
-        let lease = *lease;
         match verdict {
             Verdict::Wins => {
-                let (key, value, media_type) = (key.clone(), value.clone(), media_type.clone());
-                self.put_version(Written { key, value, lease, media_type }, latest, stamp);
+                self.put_version(put, latest, stamp);
             }
             Verdict::Loses { .. } if source == Source::Segment => {
+                let Written { key, value, lease, media_type } = put;
                 let kv = KeyValue {
-                    key: key.clone(),
+                    key,
                     create_revision: self.revision,
                     mod_revision: self.revision,
                     version: 1,
-                    value: value.clone(),
+                    value,
                     lease,
-                    media_type: media_type.clone(),
+                    media_type,
                 };
                 self.append(Op::Put(kv), stamp, Visibility::Hidden);
             }
@@ -515,6 +537,15 @@ impl Writer {
     }
 }
 
+/// What a put writes. Its bytes are shared.
+fn written(put: &EntryOp) -> Written {
+    let EntryOp::Put { key, value, lease, media_type } = put else {
+        unreachable!("{put:?} is no put");
+    };
+    let (key, value, media_type) = (key.clone(), value.clone(), media_type.clone());
+    Written { key, value, lease: *lease, media_type }
+}
+
 fn is_origin(origin: Origin) -> bool {
     origin.run <= COUNT_MAX
 }
@@ -525,6 +556,10 @@ pub(super) fn is_head(head: &Head) -> bool {
 
 fn is_stamp(stamp: Stamp) -> bool {
     stamp.time < TIME_MAX && is_origin(stamp.origin)
+}
+
+fn is_counted(seq: u64, time: Timestamp) -> bool {
+    (1..=COUNT_MAX).contains(&seq) && time <= Timestamp::HEARD_MAX
 }
 
 /// Whether an entry is one that can be stored and read again.
@@ -546,6 +581,7 @@ fn is_sound(entry: &Entry) -> bool {
                 EntryOp::InternalDelete { table, key } => is_record(*table, key, None),
             }
     };
-    let is_counted = (1..=COUNT_MAX).contains(&entry.seq) && entry.time <= Timestamp::HEARD_MAX;
-    is_counted && entry.ops.len() <= u32::MAX as usize && entry.ops.iter().all(is_sound)
+    is_counted(entry.seq, entry.time)
+        && entry.ops.len() <= u32::MAX as usize
+        && entry.ops.iter().all(is_sound)
 }

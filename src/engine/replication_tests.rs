@@ -578,7 +578,7 @@ fn the_end_of_a_catch_up_shows_what_was_on_its_way() {
     let before = member.writer.mvcc().revision();
     for seq in 1..4 {
         let op = put_op(if seq == 2 { "b" } else { "a" }, "some value");
-        let state = [(origin, entry(seq, seq * 10, vec![op]))];
+        let state = [(origin, entry(seq, seq * 10, vec![op]))].into_iter().collect();
         member.writer.apply_catch_up_at_leisure(&state, at(0)).unwrap();
         member.commit();
     }
@@ -836,7 +836,8 @@ fn what_was_set_aside_shows_in_order() {
     ];
     let mut staged = member.writer.begin_staging();
     for part in entries.chunks(2) {
-        assert_eq!(member.writer.stage(&mut staged, part).unwrap(), Outcome::Taken);
+        let part = part.iter().cloned().collect();
+        assert_eq!(member.writer.stage(&mut staged, &part).unwrap(), Outcome::Taken);
     }
     let before = member.writer.mvcc().revision();
     let mut staged = staged.in_order().unwrap();
@@ -855,27 +856,46 @@ fn what_was_set_aside_shows_in_order() {
         assert_eq!(shown, expected.map(|(key, after, version)| (Bytes::from(key), after, version)));
         member.crash();
     }
-    let none = (x, entry(0, 5, puts(&["d"])));
+    let none = [(x, entry(0, 5, puts(&["d"])))].into_iter().collect();
     let mut staged = member.writer.begin_staging();
-    assert_eq!(member.writer.stage(&mut staged, &[none]).unwrap(), Outcome::Unsound);
+    assert_eq!(member.writer.stage(&mut staged, &none).unwrap(), Outcome::Unsound);
 }
 
-/// What a put says of its value is set aside with it.
+/// What a put says of its value travels with it, to who takes a state at once and to who sets it aside first.
 #[test]
-fn what_was_set_aside_has_its_media_type() {
-    let mut member = Member::new(1);
-    let EntryOp::Put { key, value, lease, .. } = put_op("a", "value") else { unreachable!() };
+fn a_state_has_its_media_types() {
     let media_type = MediaType::parse(b"text/css").unwrap();
-    let typed = entry(1, 10, vec![EntryOp::Put { key, value, lease, media_type }]);
-    let mut staged = member.writer.begin_staging();
-    let part = [(stamp(0, 2).origin, typed)];
-    assert_eq!(member.writer.stage(&mut staged, &part).unwrap(), Outcome::Taken);
+    let typed = |key: &'static str, lease| {
+        let (key, value, media_type) = (key.into(), "value".into(), media_type.clone());
+        EntryOp::Put { key, value, lease, media_type }
+    };
+    let lease = LeaseId(7);
+    let entries = [
+        entry(1, 10, vec![typed("a", LeaseId::NONE)]),
+        entry(2, 20, vec![typed("b", lease)]),
+        entry(3, 30, vec![put_op("c", "value"), typed("d", lease)]),
+    ];
+    let origin = stamp(0, 2).origin;
+    let told = entries.map(|entry| (origin, entry));
+    let whole =
+        |member: &Member| member.writer.mvcc().catch_up(&[], (None, None), usize::MAX).unwrap();
+    let mut at_once = Member::new(1);
+    let state = told.iter().cloned().collect();
+    assert_eq!(at_once.writer.apply_catch_up(&state, at(0)).unwrap().outcome, Outcome::Taken);
+    at_once.commit();
+    let state = whole(&at_once).entries;
+    assert_eq!(state.unpack(), told);
+    let mut aside = Member::new(3);
+    let mut staged = aside.writer.begin_staging();
+    assert_eq!(aside.writer.stage(&mut staged, &state).unwrap(), Outcome::Taken);
     let mut staged = staged.in_order().unwrap();
-    while member.writer.apply_staged(&mut staged, at(0)).unwrap() != GroupApplied::None {
-        member.commit();
+    while aside.writer.apply_staged(&mut staged, at(0)).unwrap() != GroupApplied::None {
+        aside.commit();
     }
-    let whole = member.writer.mvcc().catch_up(&[], (None, None), usize::MAX).unwrap();
-    assert!(whole.entries.contains(&part[0]), "{whole:?}");
+    for member in [&mut at_once, &mut aside] {
+        member.crash();
+        assert_eq!(whole(member).entries.unpack(), told);
+    }
 }
 
 /// What came by catching up stands before entries of lower seqs. Those must not be passed over.
@@ -885,7 +905,7 @@ fn entries_out_of_order_are_waited_for() {
     let origin = stamp(0, 2).origin;
     let of = |seq, key| entry(seq, seq * 10, vec![put_op(key, "some value")]);
     let entries = [of(1, "a"), of(2, "b"), of(3, "c"), of(4, "d"), of(5, "e"), of(6, "f")];
-    let state = [4, 1].map(|i: usize| (origin, Arc::clone(&entries[i])));
+    let state = [4, 1].map(|i: usize| (origin, Arc::clone(&entries[i]))).into_iter().collect();
     member.writer.apply_catch_up(&state, at(0)).unwrap();
     member.commit();
     assert!(member.writer.heads().is_empty());
@@ -937,7 +957,8 @@ fn a_state_is_as_on_disk() {
     let whole =
         |member: &Member| member.writer.mvcc().catch_up(&[], (None, None), usize::MAX).unwrap();
     let before = whole(&member);
-    let ops: Vec<usize> = before.entries.iter().map(|(_, entry)| entry.ops.len()).collect();
+    let entries = before.entries.unpack();
+    let ops: Vec<usize> = entries.iter().map(|(_, entry)| entry.ops.len()).collect();
     assert_eq!(ops, [1; 5], "two puts, two deletes, a record: {before:?}");
     // In a batch that is open.
     for command in [put("a", "2"), put("b", "2"), delete("d")] {
@@ -946,7 +967,8 @@ fn a_state_is_as_on_disk() {
     assert!(member.writer.write_records(vec![record(None)], at(0)).is_ok());
     assert_eq!(whole(&member), before);
     member.commit();
-    let after: Vec<_> = whole(&member).entries.into_iter().map(|(_, e)| e.ops[0].clone()).collect();
+    let entries = whole(&member).entries.unpack();
+    let after: Vec<_> = entries.iter().map(|(_, entry)| entry.ops[0].clone()).collect();
     assert!(matches!(&after[0], EntryOp::Delete { key, .. } if key == "c"), "{after:?}");
     assert!(matches!(&after[4], EntryOp::InternalDelete { .. }), "{after:?}");
     assert_eq!(after.len(), 5, "{after:?}");

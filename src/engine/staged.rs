@@ -17,6 +17,7 @@ use super::entries::entry_op;
 use super::{Conflict, Outcome, Writer};
 use crate::error::StoreError;
 use crate::replication::entry::{Entry, EntryOp};
+use crate::replication::packed::PackedEntries;
 use crate::storage::schema::{Op, Place, Row, RowStamp};
 use crate::storage::{Sorted, Sorter};
 use crate::time::Now;
@@ -62,18 +63,19 @@ impl Writer {
     pub fn stage(
         &mut self,
         staged: &mut Staged,
-        entries: &[(Origin, Arc<Entry>)],
+        entries: &PackedEntries,
     ) -> Result<Outcome, StoreError> {
         if !Self::are_sound(entries) {
             return Ok(Outcome::Unsound);
         }
         // What was set aside has taken room that no commit knows of.
         self.look_at_disk()?;
-        if !self.has_room_for(entries.iter().map(|(_, entry)| entry.bytes()).sum()) {
+        if !self.has_room_for(entries.bytes()) {
             return Ok(Outcome::NoRoom);
         }
-        for (origin, entry) in entries {
-            let stamp = RowStamp { time: entry.time, origin: self.intern(*origin) };
+        for packed in entries.iter() {
+            let (origin, entry) = (packed.origin, packed.unpack());
+            let stamp = RowStamp { time: entry.time, origin: self.intern(origin) };
             for (op_number, op) in (0..).zip(&entry.ops) {
                 let op = self.row_op(op);
                 let (seq, last, hidden) = (entry.seq, false, false);
@@ -126,7 +128,7 @@ impl Writer {
         if group.is_empty() {
             return Ok(GroupApplied::None);
         }
-        let applied = self.apply_catch_up_at_once(&group, now)?;
+        let applied = self.apply_catch_up_at_once(&group.into_iter().collect(), now)?;
         Ok(match applied.outcome {
             Outcome::Taken => GroupApplied::Taken(applied.conflicts),
             _ => GroupApplied::NoRoom,

@@ -188,7 +188,8 @@ fn catch_up_all(mvcc: &Mvcc, origin: Origin, is_done: &AtomicBool) {
         let (mut keys, mut cursor) = (0, None);
         loop {
             let part = mvcc.catch_up(&[], (cursor, None), 10_000).unwrap();
-            let ops = part.entries.iter().flat_map(|(_, entry)| &entry.ops);
+            let entries = part.entries.unpack();
+            let ops = entries.iter().flat_map(|(_, entry)| &entry.ops);
             let is_kept =
                 |op: &EntryOp| matches!(op, EntryOp::Put { key, .. } if *key != OVERWRITTEN);
             keys += ops.filter(|op| is_kept(op)).count();

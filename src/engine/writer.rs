@@ -38,6 +38,7 @@ use super::txn::{self, Path};
 use super::watch::{Change, EventKind, Hub};
 use crate::error::{Error, StoreError};
 use crate::replication::message::Head;
+use crate::replication::packed::PackedPut;
 use crate::storage::schema::{
     AlarmRecord, Identity, LeaseRecord, Meta, Op, OriginIndex, Place, Row, RowStamp, Table,
 };
@@ -136,6 +137,13 @@ pub(super) struct Written {
 impl From<KeyValue> for Written {
     fn from(kv: KeyValue) -> Self {
         let KeyValue { key, value, lease, media_type, .. } = kv;
+        Self { key, value, lease, media_type }
+    }
+}
+
+impl From<PackedPut> for Written {
+    fn from(put: PackedPut) -> Self {
+        let PackedPut { key, value, lease, media_type } = put;
         Self { key, value, lease, media_type }
     }
 }

@@ -33,6 +33,7 @@ use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
+use crate::transport::{Refused, Transport};
 use crate::types::{ClusterId, MemberId, Origin, Revision, WriteAck};
 
 /// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
@@ -58,6 +59,11 @@ const SWEEP_RETRY_MILLIS: u64 = 60_000;
 const PAUSE_FACTOR: u32 = 3;
 /// ... up to this.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// What was read for a peer at length waits so long for it if it is not reached: it may have come a moment ago ...
+const REACH_PATIENCE: Duration = Duration::from_millis(500);
+/// ... and looks so often whether it is.
+const REACH_PAUSE: Duration = Duration::from_millis(20);
 
 /// What became of somebody's wish to join.
 type Admitted = Result<Admission, Refusal>;
@@ -769,8 +775,12 @@ impl Driver {
         let (mvcc, queue) = (Arc::clone(&self.shared.mvcc), self.queue.clone());
         let (transport, shared) = (peers.transport.clone(), Arc::clone(&self.shared));
         let work = move || {
+            let patience = match urgency {
+                Urgency::Soon => Duration::ZERO,
+                Urgency::Background => REACH_PATIENCE,
+            };
             // What gets lost is asked for again.
-            let send = |to, message| !shared.blocks(to) && transport.send(to, message).is_ok();
+            let send = |to, message| !shared.blocks(to) && reach(&transport, to, message, patience);
             if let Err(error) = read(&mvcc, &send) {
                 shared.fail(error);
             }
@@ -869,6 +879,19 @@ impl Driver {
             Err(error) => tracing::warn!(revision = revision.0, %error, "auto-compaction failed"),
         }
         Ok(())
+    }
+}
+
+/// Sends a message; waits a while for a peer that is not reached. Answers whether it is on its way.
+fn reach(transport: &Transport, to: MemberId, message: Message, patience: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        match transport.send(to, message.clone()) {
+            Err(Refused::Unreachable) if begun.elapsed() < patience => {
+                std::thread::sleep(REACH_PAUSE);
+            }
+            sent => return sent.is_ok(),
+        }
     }
 }
 

@@ -3,11 +3,10 @@
 //! Messages may get lost, come twice or in another order: each one makes sense alone. `proto/peer.proto` has them as
 //! they are sent.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
-use super::entry::{Entry, Segment};
+use super::entry::Segment;
+use super::packed::PackedEntries;
 use crate::time::{Stamp, Timestamp};
 use crate::types::{MemberId, Origin, Revision, TraceContext};
 
@@ -296,7 +295,7 @@ pub struct CatchUpPart {
     pub collected: Timestamp,
     /// What lives, and the tombstones, in an order in which the sender might have received it. Ops that mean nothing any
     /// more are left out.
-    pub entries: Vec<(Origin, Arc<Entry>)>,
+    pub entries: PackedEntries,
     /// Behind which place it begins: where the part before said to go on.
     pub after: Option<Cursor>,
     /// Where to go on; `None` for the last part.

@@ -11,6 +11,7 @@ pub mod gossip;
 pub mod heads;
 pub mod liveness;
 pub mod message;
+pub mod packed;
 mod pulls;
 mod recent;
 pub mod settled;

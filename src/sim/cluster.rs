@@ -22,7 +22,7 @@ use crate::storage::schema::member::MemberRecord;
 use crate::storage::schema::{Identity, Op, Place, Row};
 use crate::storage::{Batch, Durability, Space, Store};
 use crate::time::{Stamp, Timestamp};
-use crate::types::{ClusterId, KeyRange, LeaseId, MemberId, Origin, Revision};
+use crate::types::{ClusterId, KeyRange, LeaseId, MediaType, MemberId, Origin, Revision};
 
 pub(super) const SECOND: u64 = 1_000_000;
 const MILLI: u64 = 1000;
@@ -303,6 +303,22 @@ impl Cluster {
             (Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()));
         let put = Put { key, value, ..Put::default() };
         self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
+    }
+
+    /// A client writes a key somewhere, and says what its value is.
+    pub(super) fn set_typed(&mut self, number: usize, key: &'static str, media_type: &str) {
+        let media_type = MediaType::parse(media_type.as_bytes()).expect("it is printable");
+        let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(b"v"));
+        let put = Put { key, value, media_type, ..Put::default() };
+        self.world.with(number, |full, micros| full.execute(micros, Command::Put(put)));
+    }
+
+    /// What the value of a key is somewhere, as far as that was said; `None` if there is no such key.
+    pub(super) fn media_type(&self, number: usize, key: &str) -> Option<MediaType> {
+        let replica = self.world.actors[number].replica.as_ref().expect("it is up");
+        let reader = replica.writer().mvcc().reader();
+        let found = reader.versions(key.as_bytes(), reader.revision(), 1, usize::MAX);
+        found.expect("no fault").pop().map(|version| version.kv.media_type)
     }
 
     pub(super) fn tell(&mut self, what: String) {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::cluster::{Cluster, SECOND};
 use super::scenarios::{busy, seeds};
+use crate::types::MediaType;
 
 fn value(cluster: &Cluster, number: usize, key: &str) -> Option<Bytes> {
     cluster.state(number).get(key.as_bytes()).cloned()
@@ -86,6 +87,47 @@ fn a_store_with_data_joins_another() {
             assert_eq!(of("first here"), text("there"), "seed {seed}");
             assert_eq!(of("deleted there"), None, "seed {seed}");
         }
+    }
+}
+
+/// What a put says of its value is there wherever the put is: with a newcomer, with a store that joins and those that it joins,
+/// and with a member that had lost it, which only a merge gives back.
+#[test]
+fn media_types_come_with_every_state() {
+    for seed in seeds(2) {
+        let mut cluster = Cluster::alone(seed);
+        cluster.set_typed(0, "first", "text/css");
+        busy(&mut cluster, SECOND);
+        cluster.join_new();
+        cluster.run(5 * SECOND);
+        let other = cluster.add_alone();
+        cluster.set_typed(other, "other", "image/png");
+        cluster.run(SECOND);
+        cluster.start_to_join(other);
+        busy(&mut cluster, 5 * SECOND);
+        cluster.run(10 * SECOND);
+        let check = |cluster: &Cluster| {
+            for number in cluster.up() {
+                for (key, expected) in [("first", "text/css"), ("other", "image/png")] {
+                    let found = cluster.media_type(number, key);
+                    let found = found.as_ref().map(MediaType::as_str);
+                    assert_eq!(found, Some(expected), "seed {seed}: {key} at {number}");
+                }
+            }
+        };
+        check(&cluster);
+        assert!(cluster.lose_row(1, b"first"), "seed {seed}");
+        cluster.run(SECOND);
+        assert_eq!(cluster.media_type(1, "first"), None, "seed {seed}: it was not lost");
+        let mut rounds = 0;
+        while cluster.media_type(1, "first").is_none() {
+            rounds += 1;
+            assert!(rounds < 60, "seed {seed}: nobody has noticed");
+            busy(&mut cluster, SECOND);
+        }
+        cluster.run(15 * SECOND);
+        check(&cluster);
+        cluster.check_converged();
     }
 }
 

@@ -12,7 +12,7 @@ const VARINT_BYTES_MAX: usize = 10;
 
 /// Appends a varint.
 #[expect(clippy::cast_possible_truncation, reason = "the lowest seven bits are meant")]
-pub(super) fn put_varint(out: &mut BytesMut, mut value: u64) {
+pub(crate) fn put_varint(out: &mut BytesMut, mut value: u64) {
     while value >= 0x80 {
         out.put_u8((value & 0x7f) as u8 | 0x80);
         value >>= 7;
@@ -27,9 +27,36 @@ pub(super) fn put_zigzag(out: &mut BytesMut, value: i64) {
 }
 
 /// Appends a length and the bytes.
-pub(super) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.put_slice(bytes);
+}
+
+/// A signed number as it was before it was coded.
+#[expect(clippy::cast_possible_wrap, reason = "zigzag coding is defined on the bits")]
+pub(super) fn zigzag(coded: u64) -> i64 {
+    (coded >> 1) as i64 ^ -((coded & 1) as i64)
+}
+
+/// Takes a varint from the front.
+pub(crate) fn take_varint(rest: &mut &[u8]) -> Result<u64, StoreError> {
+    let mut value = 0_u64;
+    for i in 0..VARINT_BYTES_MAX {
+        let byte = *rest.get(i).ok_or_else(|| corrupt("record ends within a number"))?;
+        let group = u64::from(byte & 0x7f);
+        if i == VARINT_BYTES_MAX - 1 && byte > 1 {
+            return Err(corrupt("number is out of range"));
+        }
+        value |= group << (7 * i);
+        if byte & 0x80 == 0 {
+            if byte == 0 && i > 0 {
+                return Err(corrupt("number is not in its shortest form"));
+            }
+            *rest = &rest[i + 1..];
+            return Ok(value);
+        }
+    }
+    Err(corrupt("number is too long"))
 }
 
 /// Takes the fields of a record one by one. The slices it gives share the record's memory.
@@ -52,29 +79,15 @@ impl Reader {
     }
 
     pub(super) fn varint(&mut self) -> Result<u64, StoreError> {
-        let mut value = 0_u64;
-        for i in 0..VARINT_BYTES_MAX {
-            let byte = *self.rest.get(i).ok_or_else(|| corrupt("record ends within a number"))?;
-            let group = u64::from(byte & 0x7f);
-            if i == VARINT_BYTES_MAX - 1 && byte > 1 {
-                return Err(corrupt("number is out of range"));
-            }
-            value |= group << (7 * i);
-            if byte & 0x80 == 0 {
-                if byte == 0 && i > 0 {
-                    return Err(corrupt("number is not in its shortest form"));
-                }
-                self.rest.advance(i + 1);
-                return Ok(value);
-            }
-        }
-        Err(corrupt("number is too long"))
+        let mut rest = self.rest.as_ref();
+        let value = take_varint(&mut rest)?;
+        let taken = self.rest.len() - rest.len();
+        self.rest.advance(taken);
+        Ok(value)
     }
 
-    #[expect(clippy::cast_possible_wrap, reason = "zigzag coding is defined on the bits")]
     pub(super) fn zigzag(&mut self) -> Result<i64, StoreError> {
-        let coded = self.varint()?;
-        Ok((coded >> 1) as i64 ^ -((coded & 1) as i64))
+        self.varint().map(zigzag)
     }
 
     pub(super) fn bytes(&mut self) -> Result<Bytes, StoreError> {

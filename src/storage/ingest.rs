@@ -12,6 +12,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use bytes::BytesMut;
 use fjall::Keyspace;
 
 use super::schema::{Place, Row};
@@ -123,8 +124,12 @@ fn write(log: &Keyspace, steps: Receiver<Step>) -> Result<(), fjall::Error> {
     for step in steps {
         match step {
             Step::Rows(rows) => {
+                // All values in one piece, which is gone when the last of them is written. Keys are kept for longer.
+                let bytes = rows.iter().map(|(_, row)| row.bytes_at_most()).sum();
+                let mut values = BytesMut::with_capacity(bytes);
                 for (place, row) in rows {
-                    ingestion.write(place.encode(), row.encode(place))?;
+                    row.encode_into(place, &mut values);
+                    ingestion.write(place.encode(), values.split().freeze())?;
                 }
             }
             Step::Finish => return ingestion.finish(),

@@ -22,7 +22,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
-mod codec;
+pub(crate) mod codec;
 mod disk;
 mod ingest;
 mod journal;

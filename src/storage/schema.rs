@@ -17,7 +17,7 @@ pub mod setting;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::codec::{Reader, corrupt, put_bytes, put_varint, put_zigzag};
+use super::codec::{Reader, corrupt, put_bytes, put_varint, put_zigzag, take_varint, zigzag};
 use crate::error::StoreError;
 use crate::time::Timestamp;
 use crate::types::{
@@ -192,15 +192,25 @@ const FLAG_HIDDEN: u8 = 0x40;
 impl Row {
     /// The value of the row at `place`.
     pub fn encode(&self, place: Place) -> Bytes {
-        let mut out = BytesMut::with_capacity(ROW_HEADER_BYTES + self.op.payload_bytes());
+        let mut out = BytesMut::with_capacity(self.bytes_at_most());
+        self.encode_into(place, &mut out);
+        out.freeze()
+    }
+
+    /// What [`Self::encode_into`] appends, or a little more.
+    pub(super) fn bytes_at_most(&self) -> usize {
+        ROW_HEADER_BYTES + self.op.payload_bytes()
+    }
+
+    /// Appends the value of the row at `place`.
+    pub(super) fn encode_into(&self, place: Place, out: &mut BytesMut) {
         let last = if self.last { FLAG_LAST } else { 0 };
         let hidden = if self.hidden { FLAG_HIDDEN } else { 0 };
         out.put_u8(self.op.kind() | last | hidden);
-        put_stamp(&mut out, self.stamp);
-        put_varint(&mut out, self.seq);
-        put_varint(&mut out, u64::from(self.op_number));
-        self.op.encode(place, &mut out);
-        out.freeze()
+        put_stamp(out, self.stamp);
+        put_varint(out, self.seq);
+        put_varint(out, u64::from(self.op_number));
+        self.op.encode(place, out);
     }
 
     /// Reads the row at `place`. Keys and values share the memory of `row`.
@@ -213,6 +223,59 @@ impl Row {
         let op = Op::decode(kind & !(FLAG_LAST | FLAG_HIDDEN), place, reader)?;
         let (last, hidden) = (kind & FLAG_LAST != 0, kind & FLAG_HIDDEN != 0);
         Ok(Self { stamp, seq, op_number, last, hidden, op })
+    }
+}
+
+/// What a row says of itself, read where it lies: for those who look at a great many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowView<'a> {
+    /// See [`Row::stamp`].
+    pub stamp: RowStamp,
+    /// See [`Row::seq`].
+    pub seq: u64,
+    /// See [`Row::hidden`].
+    pub hidden: bool,
+    /// What it writes, if it is a put.
+    pub put: Option<PutView<'a>>,
+}
+
+/// A put within a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PutView<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// Its lease, if any.
+    pub lease: LeaseId,
+    /// What the value is; empty if that was not said.
+    pub media_type: &'a [u8],
+}
+
+impl<'a> RowView<'a> {
+    /// Looks at the value of a row. Whether all of it is sound, [`Row::decode`] says.
+    pub fn of(row: &'a [u8]) -> Result<Self, StoreError> {
+        let short = || corrupt("record is too short");
+        let (kind, mut rest) = row.split_first().ok_or_else(short)?;
+        let origin = u32::try_from(take_varint(&mut rest)?);
+        let origin = OriginIndex(origin.map_err(|_| corrupt("number is out of range"))?);
+        let (time, mut rest) = rest.split_first_chunk().ok_or_else(short)?;
+        let stamp = RowStamp { time: Timestamp(u64::from_le_bytes(*time)), origin };
+        let seq = take_varint(&mut rest)?;
+        let _op_number = take_varint(&mut rest)?;
+        let hidden = kind & FLAG_HIDDEN != 0;
+        let kind = kind & !(FLAG_LAST | FLAG_HIDDEN);
+        let mut put = None;
+        if matches!(kind, KIND_PUT | KIND_PUT_TYPED) {
+            let _age = take_varint(&mut rest)?;
+            let _version = take_varint(&mut rest)?;
+            let lease = LeaseId(zigzag(take_varint(&mut rest)?));
+            let media_type =
+                if kind == KIND_PUT_TYPED { view_bytes(&mut rest)? } else { Default::default() };
+            let key = view_bytes(&mut rest)?;
+            put = Some(PutView { key, value: rest, lease, media_type });
+        }
+        Ok(Self { stamp, seq, hidden, put })
     }
 }
 
@@ -647,6 +710,14 @@ fn take_stamp(reader: &mut Reader) -> Result<RowStamp, StoreError> {
 
 fn take_u32(reader: &mut Reader) -> Result<u32, StoreError> {
     u32::try_from(reader.varint()?).map_err(|_| corrupt("number is out of range"))
+}
+
+fn view_bytes<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], StoreError> {
+    let len = usize::try_from(take_varint(rest)?).unwrap_or(usize::MAX);
+    let (bytes, behind) =
+        rest.split_at_checked(len).ok_or_else(|| corrupt("record ends within its bytes"))?;
+    *rest = behind;
+    Ok(bytes)
 }
 
 fn take_media_type(reader: &mut Reader) -> Result<MediaType, StoreError> {

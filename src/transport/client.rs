@@ -281,11 +281,13 @@ impl Peer {
         }
     }
 
+    /// Pauses after a failure; so many came right before it. After the first one a hint ends it at once: a newcomer is
+    /// called when it is admitted, does not know of that yet, and calls back a moment later.
     async fn pause(&self, timing: &Timing, failures: u32) {
         let longest = timing.backoff_min.saturating_mul(2_u32.saturating_pow(failures));
         let longest = longest.min(timing.backoff_max);
         let pause = longest.mul_f64(rand::random_range(0.5..=1.0));
-        let least = pause.min(timing.backoff_min);
+        let least = if failures == 0 { Duration::ZERO } else { pause.min(timing.backoff_min) };
         sleep(least).await;
         tokio::select! {
             () = sleep(pause - least) => {}
@@ -419,6 +421,16 @@ mod tests {
         let timing = Timing { backoff_min, backoff_max, ..Timing::default() };
         peer.try_again();
         let paused = timeout(Duration::from_secs(20), peer.pause(&timing, u32::MAX)).await;
+        paused.expect("it does not wait for an hour");
+    }
+
+    #[tokio::test]
+    async fn a_hint_ends_the_first_pause_at_once() {
+        let peer = Peer::new(MemberId(1), Vec::new());
+        let backoff = Duration::from_secs(3600);
+        let timing = Timing { backoff_min: backoff, backoff_max: backoff, ..Timing::default() };
+        peer.try_again();
+        let paused = timeout(Duration::from_secs(20), peer.pause(&timing, 0)).await;
         paused.expect("it does not wait for an hour");
     }
 }

@@ -111,8 +111,7 @@ pub fn weight(message: &Message) -> usize {
         Message::Promises(promises) => rows(promises.rows.len()),
         Message::CatchUp(catch_up) => rows(catch_up.heads.len()),
         Message::CatchUpPart(part) => {
-            let entries: usize = part.entries.iter().map(|(_, entry)| entry.bytes()).sum();
-            entries + rows(part.heads.len())
+            part.entries.bytes() + rows(part.heads.len() + part.floors.len())
         }
         Message::Compare(compare) => {
             let spans = compare.sums.iter().map(|sum| sum.span.from.len());
@@ -136,7 +135,7 @@ pub fn weight(message: &Message) -> usize {
 /// A message as frames, one after the other.
 pub fn frames(message: &Message) -> Result<Vec<pb::Frame>, TooLarge> {
     let frame = encode(message);
-    if !is_within_limits(&frame) {
+    if !is_within_limits(&frame) || !fits(message) {
         return Err(TooLarge);
     }
     let bytes = frame.encoded_len();
@@ -160,6 +159,12 @@ fn pieces(mut frame: Bytes) -> Vec<pb::Frame> {
     pieces
 }
 
+/// Whether a receiver takes what does not show in the frame.
+fn fits(message: &Message) -> bool {
+    let Message::CatchUpPart(part) = message else { return true };
+    part.entries.len() <= ENTRIES_MAX && part.entries.ops() <= OPS_MAX
+}
+
 fn is_within_limits(frame: &pb::Frame) -> bool {
     use pb::frame::Body;
     let rows = |heads: &Option<pb::Heads>| heads.as_ref().map_or(0, |heads| heads.members.len());
@@ -175,7 +180,7 @@ fn is_within_limits(frame: &pb::Frame) -> bool {
         Some(Body::CatchUpPart(part)) => {
             rows(&part.heads) <= HEADS_MAX
                 && rows(&part.floors) <= HEADS_MAX
-                && entries::fit(part.entries.as_ref())
+                && part.entries.as_ref().is_none_or(|it| it.origin_members.len() <= HEADS_MAX)
         }
         Some(Body::Compare(compare)) => {
             compare::fit(compare.bounds.as_ref(), compare.dots.as_ref())
@@ -497,7 +502,7 @@ fn encode_part(part: &CatchUpPart) -> pb::CatchUpPart {
     pb::CatchUpPart {
         heads: encode_heads(&part.heads),
         complete: part.complete.0,
-        entries: entries::encode_entries(&part.entries),
+        entries: entries::encode_packed(&part.entries),
         after: part.after.map(encode_cursor),
         next: part.next.map(encode_cursor),
         end: Some(encode_cursor(part.end)),
@@ -526,7 +531,7 @@ fn decode_part(part: pb::CatchUpPart) -> Result<CatchUpPart, Malformed> {
         heads: decode_heads(part.heads)?,
         complete: heard(Timestamp(part.complete))?,
         collected: heard(Timestamp(part.collected))?,
-        entries: entries::decode_entries(part.entries)?,
+        entries: entries::decode_packed(part.entries)?,
         after: part.after.map(decode_cursor),
         next: part.next.map(decode_cursor),
         end: part.end.map(decode_cursor).ok_or(Malformed("a part of a log without an end"))?,

@@ -5,21 +5,22 @@
 //! open batch overwrites is not left out, though, since a crash may bring it back. It ends where the log ended when it began.
 
 use std::ops::Bound;
-use std::sync::Arc;
 
 use super::Mvcc;
 use crate::engine::entries::entry_op;
 use crate::engine::records::RowStanding;
 use crate::error::StoreError;
-use crate::replication::entry::Entry;
 use crate::replication::message::{CatchUp, CatchUpPart, Cursor, Head};
+use crate::replication::packed::{PackedEntries, Packer};
 use crate::storage::Space;
-use crate::storage::schema::{Op, OriginIndex, Place, Row};
+use crate::storage::schema::{Op, OriginIndex, Place, PutView, Row, RowView};
 use crate::time::Timestamp;
-use crate::types::{Origin, Revision};
+use crate::types::Revision;
 
 /// A part: small enough that neither side does anything else for long.
 const PART_BYTES_MAX: usize = 1 << 20;
+/// Room for the op that is one too many, mostly.
+const PART_BYTES_MORE: usize = 4 << 10;
 /// In how many parts a request is answered.
 const PARTS: usize = 8;
 /// Rows that are looked at for one part, so that it does not take long where nothing is to be told.
@@ -31,7 +32,7 @@ const THOUSAND: u64 = 1000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatePart {
     /// In the order of the log. Ops that mean nothing any more are left out.
-    pub entries: Vec<(Origin, Arc<Entry>)>,
+    pub entries: PackedEntries,
     /// Where to go on; `None` behind the last part.
     pub next: Option<Cursor>,
     /// How much of the log is behind it, in thousandths.
@@ -69,8 +70,7 @@ impl Mvcc {
             let part = self.catch_up(&request.heads, (after, Some(end)), part_bytes)?;
             let StatePart { entries, next, progress } = part;
             // However little it has: who asks for the next part has time for others in between.
-            let bytes = entries.iter().map(|(_, entry)| entry.bytes()).sum::<usize>();
-            left = left.saturating_sub(bytes.max(part_bytes / 2).max(1));
+            left = left.saturating_sub(entries.bytes().max(part_bytes / 2).max(1));
             let more = left > 0 && next.is_some();
             let Claims { heads, complete, collected } = claims.clone();
             let floors = if next.is_none() { self.origin_floors() } else { Vec::new() };
@@ -121,37 +121,38 @@ impl Mvcc {
         let last_revision = end.map_or_else(|| self.revision().counter(), |end| end.revision);
         let end = end.map(|end| place_of(end).encode());
         let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Included(end.as_ref()));
-        let mut entries: Vec<(Origin, Entry)> = Vec::new();
-        let (mut bytes, mut current, mut last) = (0, None, None);
-        let mut next = None;
+        let mut packer = Packer::with_capacity(bytes_max.min(PART_BYTES_MAX) + PART_BYTES_MORE);
+        let (mut current, mut last, mut next) = (None, None, None);
         for (i, item) in self.store.passing_rows(Space::Log, start, end).enumerate() {
             let (key, value) = item?;
             let place = Place::decode(&key, tag)?;
-            let row = Row::decode(place, value)?;
+            let row = RowView::of(&value)?;
             let entry = (row.stamp.origin, row.seq);
             let is_new = current.replace(entry) != Some(entry);
-            if is_new && (bytes >= bytes_max.max(1) || i >= ROWS_MAX) {
+            if is_new && (packer.bytes() >= bytes_max.max(1) || i >= ROWS_MAX) {
                 next = last;
                 break;
             }
             last = Some(place);
-            if covered.get(&entry.0).is_some_and(|head| row.seq <= *head)
-                || !self.is_state(place, &row)
-            {
+            if covered.get(&entry.0).is_some_and(|head| row.seq <= *head) {
                 continue;
             }
             let origin = origins.name(entry.0);
-            if entries.last().is_none_or(|(of, entry)| (*of, entry.seq) != (origin, row.seq)) {
-                // Most have one.
-                let ops = Vec::with_capacity(1);
-                entries.push((origin, Entry { seq: row.seq, time: row.stamp.time, ops }));
+            if let Some(PutView { key, value, lease, media_type }) = row.put {
+                if !row.hidden && self.is_newest(key, place) {
+                    packer.begin(origin, row.seq, row.stamp.time);
+                    packer.put(key, value, lease, media_type);
+                }
+                continue;
             }
-            let op = entry_op(&row.op, &origins);
-            bytes += op.bytes();
-            entries.last_mut().expect("it was just added").1.ops.push(op);
+            let row = Row::decode(place, value)?;
+            if self.is_state(place, &row) {
+                packer.begin(origin, row.seq, row.stamp.time);
+                packer.op(&entry_op(&row.op, &origins));
+            }
         }
         Ok(StatePart {
-            entries: entries.into_iter().map(|(origin, entry)| (origin, Arc::new(entry))).collect(),
+            entries: packer.finish(),
             next: next.map(cursor_of),
             progress: next.map_or_else(
                 || progress(1, 1),
@@ -160,10 +161,9 @@ impl Mvcc {
         })
     }
 
-    /// Whether a row is part of the state, as it is on the disk.
+    /// Whether a row that is no put is part of the state, as it is on the disk.
     fn is_state(&self, place: Place, row: &Row) -> bool {
         match &row.op {
-            Op::Put(kv) => !row.hidden && self.is_newest(&kv.key, place),
             Op::Delete { key, .. } => self.is_newest(key, place) || self.may_be_grave(key, place),
             Op::InternalPut { .. } | Op::InternalDelete { .. } if row.hidden => false,
             op => {

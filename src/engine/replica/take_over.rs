@@ -3,17 +3,14 @@
 //! A member that serves nobody writes them at once. One that serves clients sets them aside, and makes them its own when it
 //! has all, a group with each commit, so that clients wait for none of it.
 
-use std::sync::Arc;
-
 use super::Replica;
 use crate::engine::staged::{GroupApplied, Staged, StagedInOrder};
 use crate::engine::{Applied, Outcome};
 use crate::error::StoreError;
-use crate::replication::entry::Entry;
 use crate::replication::gossip::Input;
 use crate::replication::message::{Head, OriginFloor};
+use crate::replication::packed::PackedEntries;
 use crate::time::{Now, Timestamp};
-use crate::types::Origin;
 
 /// What a catch-up ends with.
 #[derive(Clone, Debug)]
@@ -39,7 +36,7 @@ impl Replica {
     /// A part has come.
     pub(super) fn take_part(
         &mut self,
-        entries: &[(Origin, Arc<Entry>)],
+        entries: &PackedEntries,
         now: Now,
     ) -> Result<(), StoreError> {
         let outcome = if self.is_ready() {
@@ -58,7 +55,7 @@ impl Replica {
         }
     }
 
-    fn set_aside(&mut self, entries: &[(Origin, Arc<Entry>)]) -> Result<Outcome, StoreError> {
+    fn set_aside(&mut self, entries: &PackedEntries) -> Result<Outcome, StoreError> {
         let Some(cluster) = &mut self.cluster else { return Ok(Outcome::Taken) };
         if !matches!(cluster.take_over, TakeOver::Gathering(_)) {
             cluster.take_over = TakeOver::Gathering(self.writer.begin_staging());

@@ -46,12 +46,19 @@ fn messages() -> Vec<(&'static str, Message)> {
         lease: LeaseId(7),
         media_type: MediaType::NONE,
     };
+    let typed = EntryOp::Put {
+        key: "c".into(),
+        value: "value".into(),
+        lease: LeaseId::NONE,
+        media_type: MediaType::parse(b"text/css").unwrap_or_default(),
+    };
     let record = |table, key, value| EntryOp::InternalPut { table, key, value, seen: None };
     let number = member::number_value;
     let run = record(Table::Run, MemberRecord::key(MemberId(2)), number(1));
     let member = MemberRecord { name: "m4".into(), ..MemberRecord::default() }.value();
     let ops = vec![
         put("a"),
+        typed,
         EntryOp::Delete { key: "b".into(), seen: Stamp { time: time(1), origin: origin(1) } },
         record(Table::Member, MemberRecord::key(MemberId(4)), member),
         record(Table::Seal, member::seal_key(origin(1), MemberId(2)), number(9)),

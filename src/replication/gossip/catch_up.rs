@@ -90,7 +90,7 @@ impl CatchingUp {
         });
         let is_plausible = claims.bytes_left <= LOG_BYTES_MAX * BYTES_PER_LOG_BYTE + BYTES_MORE;
         let goes_on = next.is_none_or(|next| Some(next) > *after && next < claims.end);
-        let bytes = part.entries.iter().map(|(_, entry)| entry.bytes() as u64).sum::<u64>();
+        let bytes = part.entries.bytes() as u64;
         let least = if next.is_some() { (bytes_asked / PARTS_ASKED_FOR).max(1) } else { 0 };
         let left = claims.bytes_left.checked_sub(bytes.max(least));
         claims.bytes_left = left.unwrap_or(0);

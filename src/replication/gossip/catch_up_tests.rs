@@ -4,6 +4,7 @@ use super::compare_tests::{BROKEN, ME, OTHER, at, gossip, starts_over_with};
 use super::{CATCH_UP_PATIENCE_MILLIS, Gossip, Input, Options, Output};
 use crate::replication::entry::{Entry, EntryOp};
 use crate::replication::message::{CatchUpPart, Cursor, Head, Message};
+use crate::replication::packed::PackedEntries;
 use crate::time::{Now, Timestamp};
 use crate::types::{LeaseId, MediaType, MemberId, Origin};
 
@@ -23,7 +24,7 @@ fn part(after: Option<u64>, next: Option<u64>) -> CatchUpPart {
         heads: vec![Head { origin: THEM, seq: 7 }],
         complete: Timestamp(20),
         collected: Timestamp(20),
-        entries: Vec::new(),
+        entries: PackedEntries::default(),
         after: after.map(place),
         next: next.map(place),
         end: END,
@@ -39,7 +40,7 @@ fn full(part: CatchUpPart, bytes: usize) -> CatchUpPart {
     let (key, value) = (b"key".to_vec().into(), vec![0; bytes].into());
     let ops = vec![EntryOp::Put { key, value, lease: LeaseId::NONE, media_type: MediaType::NONE }];
     let entry = Arc::new(Entry { seq: 1, time: Timestamp(15), ops });
-    CatchUpPart { entries: vec![(THEM, entry)], ..part }
+    CatchUpPart { entries: [(THEM, entry)].into_iter().collect(), ..part }
 }
 
 /// A member that has begun to take over the data of the broken peer.

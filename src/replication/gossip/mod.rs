@@ -43,6 +43,7 @@ use super::heads::Heads;
 use super::message::{
     CatchUp, Compare, Dot, Head, Message, OriginFloor, Segments, Span, TracedEntry,
 };
+use super::packed::PackedEntries;
 use super::pulls::Pulls;
 use super::recent::Recent;
 use super::settled::{Frontier, Membership};
@@ -226,7 +227,7 @@ pub enum Output {
     LoadCatchUp(MemberId, CatchUp),
     /// Write a part of another member's data, or keep it until all of it is there. No heads move. If it cannot be taken, say
     /// [`Input::NotTakenOver`].
-    ApplyCatchUp(Vec<(Origin, Arc<Entry>)>),
+    ApplyCatchUp(PackedEntries),
     /// What was kept of another member's data is of no use: the rest of it does not come.
     AbandonCatchUp,
     /// All parts are there: when their contents are written, move the heads there, unless they are further, and say

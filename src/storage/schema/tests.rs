@@ -112,6 +112,32 @@ proptest! {
         prop_assert_eq!(Place::decode(&place.encode(), tag)?, shown);
     }
 
+    /// Whoever looks at a row sees what whoever reads it gets, or is refused, too.
+    #[test]
+    fn rows_look_as_they_are(
+        (place, row) in any_row(), at: prop::sample::Index, flip: u8, cut: prop::sample::Index
+    ) {
+        let mut bytes = row.encode(place).to_vec();
+        *at.get_mut(&mut bytes) ^= flip;
+        for bytes in [row.encode(place), bytes.clone().into(), bytes[..cut.index(bytes.len())].to_vec().into()] {
+            let Ok(row) = Row::decode(place, bytes.clone()) else {
+                let _seen_or_refused = RowView::of(&bytes);
+                continue;
+            };
+            let view = RowView::of(&bytes)?;
+            prop_assert_eq!((view.stamp, view.seq, view.hidden), (row.stamp, row.seq, row.hidden));
+            let seen = view.put.map(|put| (put.key, put.value, put.lease, put.media_type));
+            let read = match &row.op {
+                Op::Put(kv) => {
+                    let media_type = kv.media_type.as_str().as_bytes();
+                    Some((kv.key.as_ref(), kv.value.as_ref(), kv.lease, media_type))
+                }
+                _ => None,
+            };
+            prop_assert_eq!(seen, read);
+        }
+    }
+
     /// Neither the key nor the value of a row changes when its store takes another tag.
     #[test]
     fn rows_do_not_tell_the_tag((place, row) in any_row(), tag in 0..=TAG_MAX) {

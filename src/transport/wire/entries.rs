@@ -1,4 +1,4 @@
-//! Entries in columns: those of segments, whose origins are named once, and those of a catch-up.
+//! Entries: those of segments in columns, those of a catch-up in one piece.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -11,6 +11,7 @@ use starling_proto::starling::peer::v1 as pb;
 use super::{ENTRIES_MAX, HEADS_MAX, Malformed, OPS_MAX, check_columns, check_count};
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Segments, TRACES_MAX, TracedEntry};
+use crate::replication::packed::{PackedEntries, Unreadable};
 use crate::storage::schema::Table;
 use crate::time::{Stamp, Timestamp};
 use crate::types::{LeaseId, MediaType, MemberId, Origin, TraceContext};
@@ -77,9 +78,6 @@ pub(super) fn decode_segments(columns: pb::Segments) -> Result<Segments, Malform
     let rows = columns.origins.len();
     check_columns(rows, &[columns.afters.len(), columns.lengths.len(), columns.counts.len()])?;
     let mut reader = Reader::new(columns.entries.unwrap_or_default())?;
-    if !reader.origins.as_slice().is_empty() {
-        return Err(Malformed("entries of segments that name their origins"));
-    }
     let mut known = BTreeSet::new();
     let mut segments = Vec::with_capacity(rows);
     let ranges = columns.afters.into_iter().zip(columns.lengths);
@@ -106,26 +104,25 @@ pub(super) fn decode_segments(columns: pb::Segments) -> Result<Segments, Malform
     Ok(Segments { segments, collected, answers, has_holes, traces, patient })
 }
 
-pub(super) fn encode_entries(entries: &[(Origin, Arc<Entry>)]) -> Option<pb::Entries> {
-    let mut writer = Writer::default();
-    for (origin, entry) in entries {
-        let number = writer.origin_number(*origin);
-        writer.columns.origins.push(number);
-        writer.entry(number, entry);
-    }
-    (!entries.is_empty()).then_some(writer.columns)
+pub(super) fn encode_packed(entries: &PackedEntries) -> Option<pb::PackedEntries> {
+    let origins = || entries.origins().iter();
+    (!entries.is_empty()).then(|| pb::PackedEntries {
+        origin_members: origins().map(|origin| origin.member.0).collect(),
+        origin_runs: origins().map(|origin| origin.run).collect(),
+        entries: entries.packed().clone(),
+    })
 }
 
-pub(super) fn decode_entries(
-    columns: Option<pb::Entries>,
-) -> Result<Vec<(Origin, Arc<Entry>)>, Malformed> {
-    let mut reader = Reader::new(columns.unwrap_or_default())?;
-    let mut entries = Vec::with_capacity(reader.origins.len());
-    while let Some(number) = reader.origins.next() {
-        let origin = reader.origin(number)?;
-        entries.push((origin, Arc::new(reader.entry(number)?)));
-    }
-    reader.end()?;
+pub(super) fn decode_packed(packed: Option<pb::PackedEntries>) -> Result<PackedEntries, Malformed> {
+    let pb::PackedEntries { origin_members, origin_runs, entries } = packed.unwrap_or_default();
+    check_count(origin_members.len(), HEADS_MAX)?;
+    check_columns(origin_members.len(), &[origin_runs.len()])?;
+    let origins = origin_members.into_iter().zip(origin_runs);
+    let origins = origins.map(|(member, run)| Origin { member: MemberId(member), run });
+    let entries = PackedEntries::read(origins.collect(), entries)
+        .map_err(|Unreadable(why)| Malformed(why))?;
+    check_count(entries.len(), ENTRIES_MAX)?;
+    check_count(entries.ops(), OPS_MAX)?;
     Ok(entries)
 }
 
@@ -243,7 +240,6 @@ struct Reader {
     named: Vec<(Origin, u64)>,
     /// The time of the last entry.
     time: u64,
-    origins: vec::IntoIter<u32>,
     seqs: vec::IntoIter<i64>,
     times: vec::IntoIter<i64>,
     op_counts: vec::IntoIter<u32>,
@@ -274,7 +270,6 @@ impl Reader {
         Ok(Self {
             named: origins.map(origin).collect(),
             time: 0,
-            origins: columns.origins.into_iter(),
             seqs: columns.seqs.into_iter(),
             times: columns.times.into_iter(),
             op_counts: columns.op_counts.into_iter(),
@@ -397,7 +392,6 @@ impl Reader {
     /// Checks that nothing is left.
     fn end(self) -> Result<(), Malformed> {
         let left = [
-            self.origins.len(),
             self.seqs.len(),
             self.kinds.len(),
             self.keys.len(),
