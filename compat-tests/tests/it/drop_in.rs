@@ -18,7 +18,9 @@ const PIFPAF: &str = "pifpaf==3.4.0";
 /// How often it is started until all ports that it takes are free.
 const PORT_ATTEMPTS: usize = 10;
 /// What runs inside of it; etcdctl has its endpoints from there.
-const SESSION: &str = "etcdctl put greeting hello && etcdctl get greeting --print-value-only";
+/// It asks another member than it has told, which hears of it a little later.
+const SESSION: &str = "etcdctl put greeting hello && timeout 30 sh -c \
+                       'until etcdctl get greeting --print-value-only | grep hello; do :; done'";
 /// What `kubeadm init` writes into the manifest of its etcd.
 const KUBEADM: &[&str] = &[
     "--client-cert-auth=true",
