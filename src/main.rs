@@ -218,21 +218,9 @@ fn found_by_registry(config: &Config, store: &Store) -> Result<Option<Config>, S
         return Ok(None);
     }
     let urls = &config.advertise_peer_urls;
-    let options = cli::registry::Options {
-        endpoints: registry.endpoints.clone(),
-        token: registry.token.clone(),
-        dial_timeout: registry.dial_timeout,
-        request_timeout: registry.request_timeout,
-        keepalive: registry.keepalive,
-        is_secure: registry.is_secure,
-        ca: registry.ca.clone(),
-        cert: registry.cert.clone(),
-        key: registry.key.clone(),
-        user: registry.user.clone(),
-    };
     // The same for as long as it has not founded anything.
     let member = founding_cluster(&registry.token, urls).0;
-    let founders = cli::registry::founders(&options, member, &config.name, urls)?;
+    let founders = cli::registry::founders(registry, member, &config.name, urls)?;
     tracing::info!(founders, "all members that found the cluster are in the registry");
     let initial = initial_cluster(&founders).map_err(|error| error.text)?;
     if initial.get(&config.name).is_none_or(|own| own.iter().any(|url| !urls.contains(url))) {

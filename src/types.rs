@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -430,6 +431,31 @@ impl MediaType {
     pub fn is_some(&self) -> bool {
         self.0.is_some()
     }
+}
+
+/// Where the members of a new cluster find each other, and how to get there: the registry of etcd's v3 discovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryOptions {
+    /// The servers that have it; any is as good.
+    pub endpoints: Vec<String>,
+    /// What the members of one cluster have in common.
+    pub token: String,
+    /// How long a connection may take.
+    pub dial_timeout: Duration,
+    /// How long an answer may take.
+    pub request_timeout: Duration,
+    /// How often a server is pinged, and how long it has to answer that.
+    pub keepalive: (Duration, Duration),
+    /// Whether to use TLS where endpoints do not say so.
+    pub is_secure: bool,
+    /// Who has signed their certificates, if not whom the system trusts.
+    pub ca: Option<String>,
+    /// Certificate to show, ...
+    pub cert: Option<String>,
+    /// ... with its key.
+    pub key: Option<String>,
+    /// Who asks: name and password.
+    pub user: Option<(String, String)>,
 }
 
 #[cfg(test)]

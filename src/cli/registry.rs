@@ -16,6 +16,7 @@ use tonic::{Request, Status};
 
 use super::ToolError;
 use super::member::{TlsFiles, authenticate, endpoint, innermost};
+use crate::types::RegistryOptions;
 
 /// Where all clusters are.
 const PREFIX: &str = "/_etcd/registry";
@@ -27,31 +28,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(8);
 /// More members than that are nobody's.
 const MEMBERS_MAX: i64 = 10_000;
 const TOKEN: &str = "token";
-
-/// Where a registry is, and how to get there.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The servers that have it; any is as good.
-    pub endpoints: Vec<String>,
-    /// What the members of one cluster have in common.
-    pub token: String,
-    /// How long a connection may take.
-    pub dial_timeout: Duration,
-    /// How long an answer may take.
-    pub request_timeout: Duration,
-    /// How often a server is pinged, and how long it has to answer that.
-    pub keepalive: (Duration, Duration),
-    /// Whether to use TLS where endpoints do not say so.
-    pub is_secure: bool,
-    /// Who has signed their certificates, if not whom the system trusts.
-    pub ca: Option<String>,
-    /// Certificate to show, ...
-    pub cert: Option<String>,
-    /// ... with its key.
-    pub key: Option<String>,
-    /// Who asks: name and password.
-    pub user: Option<(String, String)>,
-}
 
 /// Who founds a cluster.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,13 +58,12 @@ fn judge(size: Option<&[u8]>, mut entries: Vec<Entry>, own_key: &[u8]) -> Result
     let size = std::str::from_utf8(size).ok().and_then(|size| size.parse::<usize>().ok());
     let size = size.filter(|size| *size > 0).ok_or_else(|| refusal("size key is bad"))?;
     entries.sort_by_key(|entry| entry.created);
-    let has_come = entries.iter().any(|entry| entry.key == own_key);
-    if !entries.iter().take(size).any(|entry| entry.key == own_key) && entries.len() >= size {
-        return Err(refusal("cluster is full"));
-    }
     entries.truncate(size);
-    if entries.len() < size || !has_come {
-        return Ok(Found::Waits(size.saturating_sub(entries.len())));
+    if entries.len() < size {
+        return Ok(Found::Waits(size - entries.len()));
+    }
+    if !entries.iter().any(|entry| entry.key == own_key) {
+        return Err(refusal("cluster is full"));
     }
     let members: Vec<_> = entries.into_iter().map(|entry| entry.member).collect();
     Ok(Found::Complete(members.join(",")))
@@ -112,7 +87,7 @@ impl Connection {
 }
 
 struct Registry<'a> {
-    options: &'a Options,
+    options: &'a RegistryOptions,
     endpoints: Vec<(String, Endpoint)>,
     own_key: String,
     own: String,
@@ -213,7 +188,7 @@ impl Registry<'_> {
 /// Puts a member down in the registry, by its name and peer URLs, and waits for the others, for as long as it takes. Answers all
 /// founders as `--initial-cluster` has them. An error when there will be no cluster for this one.
 pub fn founders(
-    options: &Options,
+    options: &RegistryOptions,
     member: u64,
     name: &str,
     peer_urls: &[String],

@@ -6,32 +6,7 @@ use std::time::Duration;
 use super::parse::{self, ListenUrl};
 use super::tls::{PEER, TlsConfig};
 use super::{Settings, UsageError};
-use crate::types::{LeaseExpiry, ReadLevel, WriteAck};
-
-/// Where the members of a new cluster find each other: the registry of etcd's v3 discovery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegistryConfig {
-    /// The servers that have it; any is as good.
-    pub endpoints: Vec<String>,
-    /// What the members have in common.
-    pub token: String,
-    /// How long a connection may take.
-    pub dial_timeout: Duration,
-    /// How long an answer may take.
-    pub request_timeout: Duration,
-    /// How often a server is pinged, and how long it has to answer that.
-    pub keepalive: (Duration, Duration),
-    /// Whether to use TLS where endpoints do not say so.
-    pub is_secure: bool,
-    /// Who has signed their certificates, if not whom the system trusts.
-    pub ca: Option<String>,
-    /// Certificate to show.
-    pub cert: Option<String>,
-    /// Its key.
-    pub key: Option<String>,
-    /// Who asks: name and password.
-    pub user: Option<(String, String)>,
-}
+use crate::types::{LeaseExpiry, ReadLevel, RegistryOptions, WriteAck};
 
 /// How a member takes part in a cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +28,7 @@ pub struct ClusterConfig {
     /// What stands behind `etcd-server-` in the names of those records.
     pub discovery_srv_name: String,
     /// Where the members that found a cluster are put down, each by itself.
-    pub registry: Option<RegistryConfig>,
+    pub registry: Option<RegistryOptions>,
     /// What a write waits for, unless it says otherwise.
     pub write_ack: WriteAck,
     /// What a linearizable read asks, unless it says otherwise.
@@ -172,7 +147,7 @@ impl Settings {
         Ok(members)
     }
 
-    fn registry(&self) -> Result<Option<RegistryConfig>, UsageError> {
+    fn registry(&self) -> Result<Option<RegistryOptions>, UsageError> {
         let config = |text: &str| UsageError::config(text.to_owned());
         let (endpoints, token) =
             (self.list("discovery-endpoints"), self.text("discovery-token").to_owned());
@@ -200,7 +175,7 @@ impl Settings {
                 Some((name.to_owned(), password.to_owned()))
             }
         };
-        Ok((!endpoints.is_empty()).then(|| RegistryConfig {
+        Ok((!endpoints.is_empty()).then(|| RegistryOptions {
             endpoints,
             token,
             dial_timeout: self.duration("discovery-dial-timeout"),

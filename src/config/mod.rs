@@ -17,7 +17,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use cluster::{ClusterConfig, RegistryConfig, initial_cluster};
+pub use cluster::{ClusterConfig, initial_cluster};
 use earlier::Earlier;
 use flags::{Effect, Flag, Kind};
 pub use parse::ListenUrl;
