@@ -9,7 +9,9 @@ binary=${1:-$root/target/x86_64-unknown-linux-musl/dist/starling}
 tag=${2:-starling}
 
 [[ -x $binary ]] || { echo "$binary is not there: build it first, as the head of this script says" >&2; exit 1; }
-if ldd "$binary" 2>/dev/null | grep -q '=>'; then
+# What ldd says is taken whole: a grep that leaves at the first match would end ldd by SIGPIPE, and the pipe with it.
+libraries=$(ldd "$binary" 2>/dev/null || true)
+if [[ $libraries == *'=>'* ]]; then
     echo "$binary needs libraries, which an image from scratch does not have" >&2
     exit 1
 fi

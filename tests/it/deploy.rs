@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -158,4 +159,18 @@ fn a_binary_that_needs_libraries_is_not_packed() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     // In a static build it would go on to the engine, which may not be there.
     assert!(!output.status.success() && said.contains("needs libraries"), "{said}");
+}
+
+#[test]
+fn a_long_list_of_libraries_is_a_list_too() {
+    let tools = tempfile::tempdir().unwrap();
+    let ldd = tools.path().join("ldd");
+    // More than a pipe holds: whoever does not read on would end it by a signal.
+    fs::write(&ldd, "#!/bin/sh\necho 'liba => /liba'\nyes 'libb => /libb' | head -c 1000000\n").unwrap();
+    fs::set_permissions(&ldd, PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap());
+    let mut image = Command::new(deploy("image.sh"));
+    let image = image.arg(env!("CARGO_BIN_EXE_starling")).env("PATH", path);
+    let said = String::from_utf8_lossy(&image.output().unwrap().stderr).into_owned();
+    assert!(said.contains("needs libraries"), "{said}");
 }
