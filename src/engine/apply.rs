@@ -21,7 +21,7 @@ use super::{Failure, Writer};
 use crate::error::StoreError;
 use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::{Dot, Head};
-use crate::replication::packed::{PackedEntries, PackedEntry};
+use crate::replication::packed::{Bounds, PackedEntries, PackedEntry};
 use crate::storage::schema::{Op, OriginIndex, RowStamp, Table};
 use crate::time::{Now, Stamp, Timestamp};
 use crate::types::{KeyValue, Origin};
@@ -88,6 +88,22 @@ enum Verdict {
     Internal,
 }
 
+impl Applied {
+    /// Nothing yet.
+    pub(super) fn of_catch_up(outcome: Outcome) -> Self {
+        Self { outcome, head: 0, entries: 0, conflicts: Vec::new() }
+    }
+}
+
+/// An origin of entries of a state.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CaughtUp {
+    origin: Origin,
+    index: OriginIndex,
+    /// How far its entries are here.
+    head: u64,
+}
+
 /// Where entries come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
@@ -127,33 +143,34 @@ impl Writer {
         now: Now,
     ) -> Result<Applied, StoreError> {
         self.set_peered();
-        let mut applied =
-            Applied { outcome: Outcome::Taken, head: 0, entries: 0, conflicts: Vec::new() };
+        let mut applied = Applied::of_catch_up(self.judge_catch_up(entries));
+        if applied.outcome == Outcome::Taken {
+            self.apply_packed(entries.iter(), &mut None, &mut applied, now)?;
+        }
+        Ok(applied)
+    }
+
+    pub(super) fn judge_catch_up(&self, entries: &PackedEntries) -> Outcome {
         if !Self::are_sound(entries) {
-            applied.outcome = Outcome::Unsound;
-            return Ok(applied);
+            Outcome::Unsound
+        } else if !self.has_room_for(entries.bytes()) {
+            Outcome::NoRoom
+        } else {
+            Outcome::Taken
         }
-        if !self.has_room_for(entries.bytes()) {
-            applied.outcome = Outcome::NoRoom;
-            return Ok(applied);
-        }
-        let own = self.origin();
-        // No head moves meanwhile, and most entries are of the same origin as the one before.
-        let mut last = None;
-        for entry in entries.iter() {
+    }
+
+    /// Takes entries of the state of another member into the open batch.
+    pub(super) fn apply_packed<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = PackedEntry<'a>>,
+        source: &mut Option<CaughtUp>,
+        applied: &mut Applied,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        for entry in entries {
+            let Some(index) = self.wants_packed(&entry, source) else { continue };
             let PackedEntry { origin, seq, time, .. } = entry;
-            let head = match last {
-                Some((of, head, _)) if of == origin => head,
-                _ => self.open_head(origin),
-            };
-            if seq <= head || origin == own {
-                continue;
-            }
-            let index = match last {
-                Some((of, _, index)) if of == origin => index,
-                _ => self.intern(origin),
-            };
-            last = Some((origin, head, index));
             let conflicts = &mut applied.conflicts;
             if let Some(put) = entry.put() {
                 let stamp = RowStamp { time, origin: index };
@@ -164,7 +181,27 @@ impl Writer {
             }
             applied.entries += 1;
         }
-        Ok(applied)
+        Ok(())
+    }
+
+    /// The number of the origin of an entry, unless that is here already. No head moves during a catch-up, and most entries
+    /// are of the same origin as the one before, `last`.
+    pub(super) fn wants_packed(
+        &mut self,
+        entry: &PackedEntry<'_>,
+        last: &mut Option<CaughtUp>,
+    ) -> Option<OriginIndex> {
+        let PackedEntry { origin, seq, .. } = *entry;
+        if let Some(CaughtUp { head, index, .. }) = last.filter(|last| last.origin == origin) {
+            return (seq > head).then_some(index);
+        }
+        let head = self.open_head(origin);
+        if seq <= head || origin == self.origin() {
+            return None;
+        }
+        let index = self.intern(origin);
+        *last = Some(CaughtUp { origin, head, index });
+        Some(index)
     }
 
     /// Likewise, so that all that they change shows under one revision. Each key may be in one of them only.
@@ -177,21 +214,6 @@ impl Writer {
         let applied = self.apply_catch_up(entries, now);
         self.group_shows = None;
         applied
-    }
-
-    /// Likewise, where nobody waits for it: the rows may be written past the journal, and be neither durable nor shown
-    /// before something else is committed, such as the end of the catch-up.
-    pub fn apply_catch_up_at_leisure(
-        &mut self,
-        entries: &PackedEntries,
-        now: Now,
-    ) -> Result<Applied, StoreError> {
-        let is_bulk = self.open_bulk == self.open.len();
-        let applied = self.apply_catch_up(entries, now)?;
-        if is_bulk {
-            self.open_bulk = self.open.len();
-        }
-        Ok(applied)
     }
 
     /// Deletes puts that others have deleted and forgotten, by an entry of this member, where they still stand.
@@ -242,15 +264,12 @@ impl Writer {
 
     /// Whether all entries are ones that can be stored and read again.
     pub(super) fn are_sound(entries: &PackedEntries) -> bool {
-        let is_sound = |entry: PackedEntry<'_>| {
-            if entry.is_put() {
-                is_counted(entry.seq, entry.time)
-            } else {
-                is_sound(&entry.unpack())
-            }
-        };
+        let is_sound = |entry: PackedEntry<'_>| entry.is_put() || is_sound(&entry.unpack());
         let are_origins = entries.origins().iter().all(|origin| is_origin(*origin));
-        are_origins && entries.iter().all(is_sound)
+        let Bounds { seq_min, seq_max, time_max, are_puts } = entries.bounds();
+        let are_counted = is_counted(seq_min, time_max) && is_counted(seq_max, time_max);
+        entries.is_empty()
+            || are_origins && are_counted && (are_puts || entries.iter().all(is_sound))
     }
 
     /// How far the entries of an origin are here, durable or not.

@@ -23,6 +23,7 @@
 pub mod alarm;
 mod apply;
 pub mod auth;
+mod bulk;
 mod collection;
 pub mod command;
 pub mod conflicts;

@@ -2,6 +2,7 @@
 //! they come to the same, and to what the rules say.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use crate::replication::entry::{Entry, EntryOp, Segment};
 use crate::replication::message::Head;
 use crate::storage::schema::auth::{AuthKey, AuthValue};
 use crate::storage::schema::{Identity, Table};
-use crate::storage::{Memory, Store};
+use crate::storage::{Memory, Space, Store};
 use crate::time::{Now, Stamp, Timestamp};
 use crate::types::{
     Alarm, AlarmKind, ClusterId, KeyRange, KeyValue, LeaseId, MediaType, MemberId, Origin, Revision,
@@ -566,6 +567,67 @@ fn a_catch_up_at_leisure_begins_anew_after_a_crash() {
         }
     }
     assert!(crashes > 0, "the crashes are what it is about");
+}
+
+/// What goes straight into the store is what would have come by way of the open batch: the same rows at the same places, and
+/// the same in memory.
+#[test]
+fn a_catch_up_at_leisure_does_what_one_in_a_hurry_does() {
+    for seed in 0..SEEDS {
+        let (mut members, log) = story(seed);
+        let mut from = members.remove(0);
+        give_all(&log, &mut from);
+        for first in [false, true] {
+            let ways = [false, true].map(|at_leisure| {
+                let mut to = Member::new(7);
+                to.writer.set_peered();
+                if first {
+                    // Some is known, and some is newer here.
+                    let origins: Vec<_> = log.keys().copied().collect();
+                    give(&log, &mut to, origins[0], 6);
+                    let put = Put { key: "key1".into(), ..Put::default() };
+                    // An alarm may be on.
+                    let _ = to.writer.execute(Command::Put(put), at(1_000_000));
+                }
+                to.commit();
+                let (mut cursor, mut entries, mut conflicts) = (None, 0, Vec::new());
+                loop {
+                    let wants = to.writer.heads();
+                    let part = from.writer.mvcc().catch_up(&wants, (cursor, None), 200).unwrap();
+                    let applied = if at_leisure {
+                        to.writer.apply_catch_up_at_leisure(&part.entries, at(0)).unwrap()
+                    } else {
+                        to.writer.apply_catch_up(&part.entries, at(0)).unwrap()
+                    };
+                    to.commit();
+                    entries += applied.entries;
+                    conflicts.extend(applied.conflicts);
+                    cursor = part.next;
+                    if cursor.is_none() {
+                        break;
+                    }
+                }
+                to.writer.finish_catch_up(&from.writer.heads());
+                to.commit();
+                let found = |to: &Member| {
+                    let store = Store::Memory(to.store.clone());
+                    let rows = store.rows(Space::Log, Bound::Unbounded, Bound::Unbounded);
+                    let rows: Vec<_> = rows.map(Result::unwrap).collect();
+                    let mvcc = to.writer.mvcc();
+                    (rows, to.common(), to.pairs(), mvcc.live_bytes(), mvcc.keys())
+                };
+                let before = found(&to);
+                // By the marks of where the entries of each origin are.
+                let (mut third, mut choices) = (Member::new(8), Choices(seed));
+                pull_all(&to, &mut third, &mut choices);
+                to.crash();
+                assert_eq!(found(&to).1, before.1, "seed {seed}");
+                (before, entries, conflicts, third.common())
+            });
+            let [in_a_hurry, at_leisure] = ways;
+            assert_eq!(in_a_hurry, at_leisure, "seed {seed}, {first}");
+        }
+    }
 }
 
 /// Also where nothing else is to be committed with it.

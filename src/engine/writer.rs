@@ -720,6 +720,20 @@ impl Writer {
         self.next_n = 0;
     }
 
+    /// Where an entry that creates a key would stand: see [`Self::take_creation`].
+    pub(super) fn next_creation(&self) -> Place {
+        Place::first_of(self.revision.next())
+    }
+
+    /// An entry of another member is there, which has created a key and done nothing else.
+    pub(super) fn take_creation(&mut self, place: Place, time: Timestamp) {
+        self.take_revision();
+        let taken = self.next_place();
+        assert!(taken == place && self.newest < place, "{place:?}, {taken:?}, {:?}", self.newest);
+        self.newest = place;
+        self.clock.observe(time);
+    }
+
     fn next_place(&mut self) -> Place {
         let n = self.next_n;
         self.next_n = n.checked_add(1).expect("fewer rows under one revision than that");
@@ -764,8 +778,8 @@ impl Writer {
         if !self.has_open_batch() {
             return Ok(());
         }
-        if self.is_bulk() {
-            return self.ingest();
+        if self.is_bulk() && !self.open.is_empty() {
+            return self.ingest_open();
         }
         self.finish_ingest()?;
         self.ends_ingest = false;
@@ -788,29 +802,10 @@ impl Writer {
     }
 
     /// Whether all of the open batch can take its time.
-    fn is_bulk(&self) -> bool {
+    pub(super) fn is_bulk(&self) -> bool {
         let is_only = self.open_bulk == self.open.len() && self.open_origins == self.batch.len();
         let is_quiet = self.replica.is_quiet() && self.compacting.is_none();
-        !self.open.is_empty() && is_only && is_quiet && !self.ends_ingest
-    }
-
-    /// Sends the rows of the open batch on their way into the store. They are shown when something else is committed.
-    fn ingest(&mut self) -> Result<(), StoreError> {
-        if !self.batch.is_empty() {
-            // The origins that rows name are there before them.
-            let batch = std::mem::take(&mut self.batch);
-            self.store().commit(batch, Durability::Fsync)?;
-        }
-        let mut ingesting = match self.ingesting.take() {
-            Some(ingesting) => ingesting,
-            None => Ingesting { rows: self.store().ingest()?, newest: self.newest },
-        };
-        ingesting.rows.add(std::mem::take(&mut self.open))?;
-        ingesting.newest = self.newest;
-        self.ingesting = Some(ingesting);
-        (self.open_bytes, self.open_bulk, self.open_origins) = (0, 0, 0);
-        self.replaced.clear();
-        self.look_at_disk()
+        is_only && is_quiet && !self.ends_ingest
     }
 
     /// Waits until the rows on their way are durable, and shows them. Watchers read them off the log.
@@ -1043,9 +1038,9 @@ impl Writer {
 
 /// Rows on their way into the store.
 pub(super) struct Ingesting {
-    rows: Ingest,
+    pub(super) rows: Ingest,
     /// The last of them.
-    newest: Place,
+    pub(super) newest: Place,
 }
 
 /// Whether a row takes a revision.

@@ -741,7 +741,7 @@ impl Driver {
         let read = move |mvcc: &Mvcc, send: SendTo<'_>| {
             let mut pace = Pace::new(&shared);
             mvcc.serve_catch_up(&request, &claims, |part| {
-                let sent = send(to, Message::CatchUpPart(part));
+                let sent = send(to, Message::CatchUpPart(Box::new(part)));
                 pace.keep();
                 sent
             })

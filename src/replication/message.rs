@@ -62,7 +62,7 @@ pub enum Message {
     /// Asks for the data itself, by someone whom the log does not reach back to.
     CatchUp(CatchUp),
     /// A part of the data.
-    CatchUpPart(CatchUpPart),
+    CatchUpPart(Box<CatchUpPart>),
     /// Asks in which ranges the receiver holds other puts than the sender.
     Compare(Compare),
     /// Answers that.

@@ -27,7 +27,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::entry::{Entry, EntryOp};
 use crate::storage::codec::{put_bytes, put_varint, take_varint};
-use crate::storage::schema::Table;
+use crate::storage::schema::{PutView, Table};
 use crate::time::{Stamp, Timestamp};
 use crate::types::{LeaseId, MediaType, Origin};
 
@@ -52,24 +52,61 @@ pub struct PackedEntries {
     bytes: Bytes,
     entries: usize,
     ops: usize,
+    bounds: Bounds,
+}
+
+/// What is true of all of some entries, found when they are read: whoever wants to know need not go through them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// The least of their numbers.
+    pub seq_min: u64,
+    /// The greatest of their numbers.
+    pub seq_max: u64,
+    /// The greatest of their times.
+    pub time_max: Timestamp,
+    /// Whether each is one put and nothing else.
+    pub are_puts: bool,
+}
+
+impl Default for Bounds {
+    /// Of no entries.
+    fn default() -> Self {
+        Self { seq_min: u64::MAX, seq_max: 0, time_max: Timestamp(0), are_puts: true }
+    }
+}
+
+impl Bounds {
+    fn note(&mut self, seq: u64, time: Timestamp) {
+        self.seq_min = self.seq_min.min(seq);
+        self.seq_max = self.seq_max.max(seq);
+        self.time_max = self.time_max.max(time);
+    }
 }
 
 impl PackedEntries {
     /// Takes what a peer has sent, if it is what it should be. Allocates nothing.
     pub fn read(origins: Vec<Origin>, bytes: Bytes) -> Result<Self, Unreadable> {
         let mut rest = bytes.as_ref();
-        let (mut entries, mut ops) = (0, 0);
+        let (mut entries, mut ops, mut bounds) = (0, 0, Bounds::default());
         while !rest.is_empty() {
-            take_header(&mut rest, &origins)?;
+            let (_, seq, time) = take_header(&mut rest, &origins)?;
+            bounds.note(seq, time);
             entries += 1;
             loop {
                 ops += 1;
-                if !take_op(&mut rest, &origins)?.more {
+                let op = take_op(&mut rest, &origins)?;
+                bounds.are_puts &= op.is_put() && !op.more;
+                if !op.more {
                     break;
                 }
             }
         }
-        Ok(Self { origins, bytes, entries, ops })
+        Ok(Self { origins, bytes, entries, ops, bounds })
+    }
+
+    /// What is true of all of them.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// The origins that are named in the bytes, by their rows here.
@@ -168,7 +205,13 @@ pub struct PackedPut {
     pub media_type: MediaType,
 }
 
-impl PackedEntry<'_> {
+impl<'a> PackedEntry<'a> {
+    /// The same as [`Self::put`], where it lies.
+    pub fn put_view(&self) -> Option<PutView<'a>> {
+        let RawOp { lease, media_type, key, value, .. } = self.first;
+        self.is_put().then_some(PutView { key, value, lease, media_type })
+    }
+
     /// What it writes if it is one put and nothing else, as most are.
     pub fn put(&self) -> Option<PackedPut> {
         self.is_put().then(|| self.packed_put(self.first))
@@ -176,7 +219,19 @@ impl PackedEntry<'_> {
 
     /// Whether it is one put and nothing else.
     pub fn is_put(&self) -> bool {
-        matches!(self.first.kind, KIND_PUT | KIND_PUT_LEASED | KIND_PUT_TYPED) && !self.first.more
+        self.first.is_put() && !self.first.more
+    }
+
+    /// Whether it writes or removes records.
+    pub fn has_records(&self) -> bool {
+        let (mut rest, mut op) = (self.ops, self.first);
+        while op.more
+            && op.table.is_none()
+            && let Ok(next) = take_op(&mut rest, &self.within.origins)
+        {
+            op = next;
+        }
+        op.table.is_some()
     }
 
     /// All of it. Keys and values share the memory of all entries.
@@ -223,6 +278,12 @@ struct RawOp<'a> {
     value: &'a [u8],
 }
 
+impl RawOp<'_> {
+    fn is_put(&self) -> bool {
+        matches!(self.kind, KIND_PUT | KIND_PUT_LEASED | KIND_PUT_TYPED)
+    }
+}
+
 const ENDS_EARLY: Unreadable = Unreadable("entries that end early");
 
 fn take_u8(rest: &mut &[u8]) -> Result<u8, Unreadable> {
@@ -254,6 +315,7 @@ fn take_origin(rest: &mut &[u8], origins: &[Origin]) -> Result<Origin, Unreadabl
     origin.copied().ok_or(Unreadable("an origin of entries that is not named"))
 }
 
+#[inline]
 fn take_header(
     rest: &mut &[u8],
     origins: &[Origin],
@@ -267,6 +329,7 @@ fn take_stamp(rest: &mut &[u8], origins: &[Origin]) -> Result<Stamp, Unreadable>
     Ok(Stamp { time: Timestamp(take_u64(rest)?), origin })
 }
 
+#[inline]
 fn take_op<'a>(rest: &mut &'a [u8], origins: &[Origin]) -> Result<RawOp<'a>, Unreadable> {
     let kind = take_u8(rest)?;
     let (kind, more) = (kind & !FLAG_MORE, kind & FLAG_MORE != 0);
@@ -320,6 +383,7 @@ pub struct Packer {
     last_op: usize,
     entries: usize,
     ops: usize,
+    bounds: Bounds,
 }
 
 impl Packer {
@@ -343,9 +407,11 @@ impl Packer {
         self.ops += 1;
         if self.is_in(origin, seq) {
             self.out[self.last_op] |= FLAG_MORE;
+            self.bounds.are_puts = false;
             return;
         }
         self.last = Some((origin, seq));
+        self.bounds.note(seq, time);
         self.entries += 1;
         self.put_origin(origin);
         put_varint(&mut self.out, seq);
@@ -370,6 +436,7 @@ impl Packer {
 
     /// Any op.
     pub fn op(&mut self, op: &EntryOp) {
+        self.bounds.are_puts &= matches!(op, EntryOp::Put { .. });
         match op {
             EntryOp::Put { key, value, lease, media_type } => {
                 self.put(key, value, *lease, media_type.as_str().as_bytes());
@@ -398,8 +465,8 @@ impl Packer {
 
     /// All of them.
     pub fn finish(self) -> PackedEntries {
-        let Self { origins, out, entries, ops, .. } = self;
-        PackedEntries { origins, bytes: out.freeze(), entries, ops }
+        let Self { origins, out, entries, ops, bounds, .. } = self;
+        PackedEntries { origins, bytes: out.freeze(), entries, ops, bounds }
     }
 
     fn kind(&mut self, kind: u8) {

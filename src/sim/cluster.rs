@@ -773,6 +773,11 @@ impl Cluster {
         let command = self.command(number);
         let micros = self.world.micros();
         let value = Bytes::from(format!("{micros}"));
+        if let Command::Compact { revision } = &command {
+            // Who watches and is behind would be told so.
+            self.check_witnesses();
+            self.tell(format!("a client compacts n{number} at {revision}"));
+        }
         let command = match command {
             Command::Put(put) => Command::Put(Put { value, ..put }),
             command => command,

@@ -236,7 +236,7 @@ impl Full {
                 let collected = replica.writer().collected();
                 let claims = Claims { heads, complete, collected };
                 let served = replica.writer().mvcc().serve_catch_up(&request, &claims, |part| {
-                    self.sent.push((to, Message::CatchUpPart(part)));
+                    self.sent.push((to, Message::CatchUpPart(Box::new(part))));
                     true
                 });
                 served.expect("no fault");

@@ -149,11 +149,15 @@ fn what_a_store_had_deleted_hides_what_is_older() {
         cluster.delete(other, &Bytes::from_static(b"newer here"));
         cluster.run(SECOND);
         cluster.start_to_join(other);
+        // A store that is alone forgets what it has deleted when it is compacted.
+        cluster.run_until_admitted(other);
         busy(&mut cluster, 5 * SECOND);
         cluster.run(10 * SECOND);
         cluster.check_converged();
         for number in cluster.up() {
-            assert_eq!(value(&cluster, number, "older"), None, "seed {seed}");
+            if let Some(value) = value(&cluster, number, "older") {
+                cluster.fail(&format!("seed {seed}: n{number} has {value:?}"));
+            }
             let newer = value(&cluster, number, "newer here");
             assert_eq!(newer, Some(Bytes::from_static(b"here")), "seed {seed}");
         }
@@ -195,6 +199,7 @@ fn a_member_leaves_and_comes_back() {
         assert!(value(&cluster, leaver, "only there").is_some(), "seed {seed}: it is still alone");
         assert!(cluster.members(leaver).is_empty(), "seed {seed}");
         cluster.start_to_join(leaver);
+        cluster.run_until_admitted(leaver);
         busy(&mut cluster, 5 * SECOND);
         cluster.run(15 * SECOND);
         cluster.check_converged();

@@ -38,8 +38,17 @@ pub(super) fn zigzag(coded: u64) -> i64 {
     (coded >> 1) as i64 ^ -((coded & 1) as i64)
 }
 
-/// Takes a varint from the front.
+/// Takes a varint from the front. Most are short.
+#[inline]
 pub(crate) fn take_varint(rest: &mut &[u8]) -> Result<u64, StoreError> {
+    if let [byte @ 0..0x80, behind @ ..] = *rest {
+        *rest = behind;
+        return Ok(u64::from(*byte));
+    }
+    take_long_varint(rest)
+}
+
+fn take_long_varint(rest: &mut &[u8]) -> Result<u64, StoreError> {
     let mut value = 0_u64;
     for i in 0..VARINT_BYTES_MAX {
         let byte = *rest.get(i).ok_or_else(|| corrupt("record ends within a number"))?;

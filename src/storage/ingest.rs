@@ -1,8 +1,8 @@
 //! Many rows for the end of the log, past the journal.
 //!
 //! A commit writes each row three times: into the journal, into the memtable, and from there into a table. Whoever has
-//! a great many rows that nobody waits for writes them into tables at once. On disk a thread does that, which encodes
-//! and compresses while the next rows are on their way.
+//! a great many rows that nobody waits for writes them into tables at once. On disk a thread does that, which makes
+//! blocks and compresses them while the next rows are on their way.
 //!
 //! Contract:
 //! * Rows come in the order of their places, behind all that are in the log. Nothing else is written to the log meanwhile.
@@ -12,15 +12,71 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use fjall::Keyspace;
 
-use super::schema::{Place, Row};
+use super::schema::{
+    PLACE_BYTES, Place, PutView, ROW_HEADER_BYTES, Row, RowStamp, encode_creation,
+};
 use super::{Batch, Disk, Durability, Memory, Result, Space};
 use crate::error::StoreError;
 
 /// Calls of [`Ingest::add`] that wait for the thread at most.
 const QUEUE_MAX: usize = 16;
+
+/// Rows as they are written, one behind the other.
+#[derive(Debug, Default)]
+pub struct EncodedRows {
+    /// All of one length.
+    keys: BytesMut,
+    values: BytesMut,
+    /// Where each value ends.
+    ends: Vec<usize>,
+}
+
+impl EncodedRows {
+    /// None yet, with room for so many, of so many bytes together.
+    pub fn with_capacity(rows: usize, bytes: usize) -> Self {
+        Self {
+            keys: BytesMut::with_capacity(rows * PLACE_BYTES),
+            values: BytesMut::with_capacity(bytes + rows * ROW_HEADER_BYTES),
+            ends: Vec::with_capacity(rows),
+        }
+    }
+
+    /// Adds a row.
+    pub fn push(&mut self, place: Place, row: &Row) {
+        row.encode_into(place, &mut self.values);
+        self.end_row(place);
+    }
+
+    /// Adds the row of an entry that creates one key and does nothing else.
+    pub fn push_creation(&mut self, place: Place, stamp: RowStamp, seq: u64, put: &PutView<'_>) {
+        encode_creation(stamp, seq, put, &mut self.values);
+        self.end_row(place);
+    }
+
+    fn end_row(&mut self, place: Place) {
+        self.keys.extend_from_slice(&place.encoded());
+        self.ends.push(self.values.len());
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Keys and values, of which all that live keep the memory of all.
+    fn into_rows(self) -> impl Iterator<Item = (Bytes, Bytes)> {
+        let (keys, values) = (self.keys.freeze(), self.values.freeze());
+        let mut start = 0;
+        self.ends.into_iter().enumerate().map(move |(i, end)| {
+            let value = values.slice(start..end);
+            start = end;
+            (keys.slice(i * PLACE_BYTES..(i + 1) * PLACE_BYTES), value)
+        })
+    }
+}
 
 /// Rows on their way.
 #[must_use = "they are lost unless it is finished"]
@@ -43,12 +99,14 @@ impl Ingest {
     }
 
     /// Adds rows. Waits when too many are on their way already.
-    pub fn add(&mut self, rows: Vec<(Place, Row)>) -> Result<()> {
+    pub fn add(&mut self, rows: EncodedRows) -> Result<()> {
         match &mut self.kind {
             Kind::Disk(tables) => tables.add(rows),
             Kind::Memory(_, batch) => {
-                for (place, row) in rows {
-                    batch.put(Space::Log, place.encode(), row.encode(place));
+                // They stay for long, and not all for equally long.
+                let alone = |bytes: Bytes| Bytes::copy_from_slice(&bytes);
+                for (key, value) in rows.into_rows() {
+                    batch.put(Space::Log, alone(key), alone(value));
                 }
                 Ok(())
             }
@@ -65,7 +123,7 @@ impl Ingest {
 }
 
 enum Step {
-    Rows(Vec<(Place, Row)>),
+    Rows(EncodedRows),
     Finish,
 }
 
@@ -84,7 +142,7 @@ impl Tables {
         Ok(Self { disk, steps: Some(steps), thread: Some(thread) })
     }
 
-    fn add(&mut self, rows: Vec<(Place, Row)>) -> Result<()> {
+    fn add(&mut self, rows: EncodedRows) -> Result<()> {
         let is_sent = self.steps.as_ref().is_some_and(|steps| steps.send(Step::Rows(rows)).is_ok());
         // It goes early only if it cannot write.
         if is_sent { Ok(()) } else { self.end() }
@@ -124,12 +182,8 @@ fn write(log: &Keyspace, steps: Receiver<Step>) -> Result<(), fjall::Error> {
     for step in steps {
         match step {
             Step::Rows(rows) => {
-                // All values in one piece, which is gone when the last of them is written. Keys are kept for longer.
-                let bytes = rows.iter().map(|(_, row)| row.bytes_at_most()).sum();
-                let mut values = BytesMut::with_capacity(bytes);
-                for (place, row) in rows {
-                    row.encode_into(place, &mut values);
-                    ingestion.write(place.encode(), values.split().freeze())?;
+                for (key, value) in rows.into_rows() {
+                    ingestion.write(key, value)?;
                 }
             }
             Step::Finish => return ingestion.finish(),

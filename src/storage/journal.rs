@@ -33,6 +33,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Result;
@@ -233,13 +234,18 @@ impl Journal {
 
     /// Where zeros begin that go on to the end of the file, if anything but zeros stands at or behind `at`.
     fn written(&self, at: u64) -> io::Result<Option<u64>> {
-        let mut written = None;
-        self.windows(at..self.len, 0, |start, window| {
-            if !is_zero(window) {
-                let last = window.iter().rposition(|byte| *byte != 0);
-                written = last.map(|last| start + last as u64 + 1);
-            }
-        })?;
+        let (mut written, mut at) = (None, at);
+        // A place of its own in the file, which is not the reader's.
+        let file = File::open(&self.path)?;
+        while let Some(range) = data(&file, at..self.len)? {
+            at = range.end;
+            self.windows(range, 0, |start, window| {
+                if !is_zero(window) {
+                    let last = window.iter().rposition(|byte| *byte != 0);
+                    written = last.map(|last| start + last as u64 + 1);
+                }
+            })?;
+        }
         Ok(written)
     }
 
@@ -329,6 +335,22 @@ impl Journal {
     }
 }
 
+/// The first part of a range of a file that is not a hole, if there is any. Holes are zeros, which nobody has to read: a new
+/// journal is one of 64 MiB. A file system that knows none says that there is data everywhere.
+fn data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+    if range.is_empty() {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(range.start)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(range)),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?.min(range.end);
+    Ok((start < end).then_some(start..end))
+}
+
 fn follows(seqno: u64, last: Option<u64>) -> bool {
     last.is_none_or(|last| seqno > last && seqno - last <= SEQNO_STEP_MAX)
 }
@@ -368,7 +390,7 @@ fn may_begin(bytes: &[u8], last_seqno: Option<u64>) -> bool {
     is_start && matches!(rest.first(), Some(&TAG_ITEM | &TAG_CLEAR))
 }
 
-/// Compares, rather than looks at each byte: most of a new journal is zeros, 64 MiB of them.
+/// Compares, rather than looks at each byte: most of a new journal may be zeros, 64 MiB of them.
 fn is_zero(bytes: &[u8]) -> bool {
     static ZEROS: [u8; 4096] = [0; 4096];
     bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])

@@ -41,7 +41,7 @@ use bytes::Bytes;
 use rustix::fs::MemfdFlags;
 
 pub use disk::{Disk, DiskOptions};
-pub use ingest::Ingest;
+pub use ingest::{EncodedRows, Ingest};
 pub use memory::{Fault, Memory};
 pub use sorter::{Sorted, Sorter};
 

@@ -28,9 +28,9 @@ use crate::types::{
 pub const FORMAT_VERSION: u32 = 2;
 
 /// The bytes of a log key.
-const PLACE_BYTES: usize = 12;
+pub(super) const PLACE_BYTES: usize = 12;
 /// The bytes of a row that hold neither key nor value, roughly, for a first allocation.
-const ROW_HEADER_BYTES: usize = 40;
+pub(super) const ROW_HEADER_BYTES: usize = 40;
 
 /// Where a row of the log stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,10 +55,14 @@ impl Place {
 
     /// The key of the row.
     pub fn encode(self) -> Bytes {
+        Bytes::copy_from_slice(&self.encoded())
+    }
+
+    pub(super) fn encoded(self) -> [u8; PLACE_BYTES] {
         let mut key = [0; PLACE_BYTES];
         key[..8].copy_from_slice(&self.revision.counter().to_be_bytes());
         key[8..].copy_from_slice(&self.n.to_be_bytes());
-        Bytes::copy_from_slice(&key)
+        key
     }
 
     /// Reads a key, and shows it under a tag.
@@ -197,8 +201,7 @@ impl Row {
         out.freeze()
     }
 
-    /// What [`Self::encode_into`] appends, or a little more.
-    pub(super) fn bytes_at_most(&self) -> usize {
+    fn bytes_at_most(&self) -> usize {
         ROW_HEADER_BYTES + self.op.payload_bytes()
     }
 
@@ -226,6 +229,28 @@ impl Row {
     }
 }
 
+/// Appends the value of a row of an entry that creates one key and does nothing else, as most do: see [`Row::encode`].
+pub(super) fn encode_creation(stamp: RowStamp, seq: u64, put: &PutView<'_>, out: &mut BytesMut) {
+    let kind = if put.media_type.is_empty() { KIND_PUT } else { KIND_PUT_TYPED };
+    out.put_u8(kind | FLAG_LAST);
+    put_stamp(out, stamp);
+    put_varint(out, seq);
+    let (op_number, age, version) = (0, 0, 1);
+    put_varint(out, op_number);
+    encode_put((age, version), put, out);
+}
+
+fn encode_put((age, version): (u64, u64), put: &PutView<'_>, out: &mut BytesMut) {
+    put_varint(out, age);
+    put_varint(out, version);
+    put_zigzag(out, put.lease.0);
+    if !put.media_type.is_empty() {
+        put_bytes(out, put.media_type);
+    }
+    put_bytes(out, put.key);
+    out.put_slice(put.value);
+}
+
 /// What a row says of itself, read where it lies: for those who look at a great many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowView<'a> {
@@ -250,6 +275,13 @@ pub struct PutView<'a> {
     pub lease: LeaseId,
     /// What the value is; empty if that was not said.
     pub media_type: &'a [u8],
+}
+
+impl<'a> PutView<'a> {
+    fn of(kv: &'a KeyValue) -> Self {
+        let media_type = kv.media_type.as_str().as_bytes();
+        Self { key: &kv.key, value: &kv.value, lease: kv.lease, media_type }
+    }
 }
 
 impl<'a> RowView<'a> {
@@ -302,14 +334,8 @@ impl Op {
         match self {
             Self::Put(kv) => {
                 let age = place.revision.0.checked_sub(kv.create_revision.0);
-                put_varint(out, age.expect("a key is created before it is modified"));
-                put_varint(out, kv.version);
-                put_zigzag(out, kv.lease.0);
-                if kv.media_type.is_some() {
-                    put_bytes(out, kv.media_type.as_str().as_bytes());
-                }
-                put_bytes(out, &kv.key);
-                out.put_slice(&kv.value);
+                let age = age.expect("a key is created before it is modified");
+                encode_put((age, kv.version), &PutView::of(kv), out);
             }
             Self::Delete { key, seen } => {
                 put_stamp(out, *seen);

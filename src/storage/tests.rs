@@ -291,6 +291,12 @@ fn entry_rows(revisions: std::ops::Range<u64>) -> Vec<(Place, Row)> {
     revisions.map(entry_row).collect()
 }
 
+fn encoded_rows(revisions: std::ops::Range<u64>) -> EncodedRows {
+    let mut rows = EncodedRows::default();
+    entry_rows(revisions).iter().for_each(|(place, row)| rows.push(*place, row));
+    rows
+}
+
 /// The revisions of the rows of the log, all of which are what was written.
 fn revisions(store: &Store) -> Vec<u64> {
     let rows = store.rows(Log, Unbounded, Unbounded).map(|row| {
@@ -314,7 +320,7 @@ fn rows_past_the_journal_are_all_there_or_none() {
         };
         put(bench.store(), 1..4);
         let mut ingest = bench.store().ingest().expect("begins");
-        ingest.add(entry_rows(4..3000)).expect("takes them");
+        ingest.add(encoded_rows(4..3000)).expect("takes them");
         assert_eq!(revisions(bench.store()), (1..4).collect::<Vec<_>>(), "nobody sees them yet");
         drop(ingest);
         bench.reopen();
@@ -323,9 +329,9 @@ fn rows_past_the_journal_are_all_there_or_none() {
         for round in 0..3 {
             let first = 6 + 2010 * round;
             let mut ingest = bench.store().ingest().expect("begins");
-            ingest.add(entry_rows(first..first + 1000)).expect("takes them");
+            ingest.add(encoded_rows(first..first + 1000)).expect("takes them");
             commit(bench.store(), &[(Meta, "b", Some("2"))]);
-            ingest.add(entry_rows(first + 1000..first + 2000)).expect("takes them");
+            ingest.add(encoded_rows(first + 1000..first + 2000)).expect("takes them");
             let seen = bench.store().rows(Log, Unbounded, Unbounded);
             ingest.finish().expect("writes them");
             assert_eq!(seen.count() as u64, first - 1, "a reader from before");

@@ -314,7 +314,7 @@ pub fn decode(frame: pb::Frame) -> Result<Message, Malformed> {
             bytes_max: catch_up.bytes_max,
             end: catch_up.end.map(decode_cursor),
         }),
-        Body::CatchUpPart(part) => Message::CatchUpPart(decode_part(part)?),
+        Body::CatchUpPart(part) => Message::CatchUpPart(Box::new(decode_part(part)?)),
         Body::Compare(compare) => Message::Compare(compare::decode_compare(compare)?),
         Body::Compared(compared) => Message::Compared(compare::decode_compared(compared)?),
         Body::Ask(pb::Ask { id }) => Message::Ask(id),

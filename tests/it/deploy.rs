@@ -166,7 +166,8 @@ fn a_long_list_of_libraries_is_a_list_too() {
     let tools = tempfile::tempdir().unwrap();
     let ldd = tools.path().join("ldd");
     // More than a pipe holds: whoever does not read on would end it by a signal.
-    fs::write(&ldd, "#!/bin/sh\necho 'liba => /liba'\nyes 'libb => /libb' | head -c 1000000\n").unwrap();
+    fs::write(&ldd, "#!/bin/sh\necho 'liba => /liba'\nyes 'libb => /libb' | head -c 1000000\n")
+        .unwrap();
     fs::set_permissions(&ldd, PermissionsExt::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap());
     let mut image = Command::new(deploy("image.sh"));

@@ -20,6 +20,7 @@
 
 mod catch_up;
 mod compact;
+mod create;
 mod dead;
 mod doorkeeper;
 mod fingerprint;
@@ -90,6 +91,10 @@ pub(super) fn row_bytes(op: &Op) -> u32 {
         Op::Delete { key, .. } | Op::InternalDelete { key, .. } => key.len(),
         Op::InternalPut { key, value, .. } => key.len() + value.len(),
     };
+    bytes_of_row(payload)
+}
+
+fn bytes_of_row(payload: usize) -> u32 {
     u32::try_from(payload + ROW_OVERHEAD_BYTES).unwrap_or(u32::MAX >> 1)
 }
 

@@ -165,18 +165,21 @@ fn messages() -> Vec<(&'static str, Message)> {
         // Of times that no store takes.
         (
             "future-part",
-            Message::CatchUpPart(CatchUpPart { collected: Timestamp(1 << 63), ..part.clone() }),
+            Message::CatchUpPart(Box::new(CatchUpPart {
+                collected: Timestamp(1 << 63),
+                ..part.clone()
+            })),
         ),
         // Of a log that is larger than any.
         (
             "endless-part",
-            Message::CatchUpPart(CatchUpPart {
+            Message::CatchUpPart(Box::new(CatchUpPart {
                 next: Some(Cursor { revision: 3, n: 0 }),
                 log_bytes: u64::MAX,
                 ..part.clone()
-            }),
+            })),
         ),
-        ("part", Message::CatchUpPart(part)),
+        ("part", Message::CatchUpPart(Box::new(part))),
         ("compare", Message::Compare(compare)),
         ("compared", Message::Compared(compared)),
         ("ask", Message::Ask(7)),

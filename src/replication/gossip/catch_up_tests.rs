@@ -53,7 +53,7 @@ fn catching_up(peers: &[MemberId]) -> Gossip {
 }
 
 fn hear(gossip: &mut Gossip, part: CatchUpPart, now: Now) -> Vec<Output> {
-    gossip.step(now, Input::Receive(BROKEN, Message::CatchUpPart(part)))
+    gossip.step(now, Input::Receive(BROKEN, Message::CatchUpPart(Box::new(part))))
 }
 
 fn is_left(outputs: &[Output]) -> bool {

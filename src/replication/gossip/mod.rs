@@ -560,7 +560,7 @@ impl Gossip {
             Message::Busy { retry_millis } => self.refused(from, retry_millis, now),
             Message::Promises(promises) => self.take_promises(from, promises, now),
             Message::CatchUp(request) => self.serve_catch_up(from, request),
-            Message::CatchUpPart(part) => self.take_part(from, part, now),
+            Message::CatchUpPart(part) => self.take_part(from, *part, now),
             Message::Compare(compare) => self.serve_compare(from, compare),
             Message::Compared(compared) => self.take_compared(from, compared, now),
             Message::Ask(id) => self.answer_ask(from, id),

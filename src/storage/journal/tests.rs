@@ -175,6 +175,26 @@ fn an_older_journal_must_be_whole() {
     assert!(why.contains("out of order"), "the same numbers again: {why}");
 }
 
+/// A hole is passed over, and what is behind it is not.
+#[test]
+fn what_is_behind_a_hole_counts() {
+    const HOLE: u64 = 8 << 20;
+    let journal = written(&[10, 100, 200]);
+    let (first, last) = (journal.bounds[1], journal.bounds[2]);
+    for behind in [None, Some(&journal.bytes[last..]), Some(&b"something"[..])] {
+        let file = File::create(path(&journal.directory)).expect("creates");
+        file.write_all_at(&journal.bytes[..first], 0).expect("writes");
+        file.write_all_at(behind.unwrap_or_default(), HOLE).expect("writes");
+        file.set_len(2 * HOLE).expect("grows");
+        let opened = Journal::open(path(&journal.directory)).expect("opens");
+        let end = behind.map(|behind| HOLE + behind.len() as u64);
+        assert_eq!(opened.written(first as u64).expect("reads"), end);
+        let checked = check(path(&journal.directory).parent().expect("a directory"));
+        let is_valid = behind.is_some_and(|behind| behind.len() > 100);
+        assert_eq!(checked.is_err(), is_valid, "{checked:?}");
+    }
+}
+
 /// What looks like the beginning of a batch everywhere takes bounded work.
 #[test]
 fn a_search_ends() {

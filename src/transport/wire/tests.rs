@@ -257,7 +257,7 @@ fn message() -> impl Strategy<Value = Message> {
                     floors.into_iter().map(|head| OriginFloor { head, time: Timestamp(head.seq) });
                 let complete = Timestamp(complete).min(Timestamp::HEARD_MAX);
                 let collected = complete;
-                Message::CatchUpPart(CatchUpPart {
+                Message::CatchUpPart(Box::new(CatchUpPart {
                     heads,
                     complete,
                     collected,
@@ -269,7 +269,7 @@ fn message() -> impl Strategy<Value = Message> {
                     more,
                     progress,
                     floors: floors.collect(),
-                })
+                }))
             }
         ),
         count().prop_map(Message::Ask),

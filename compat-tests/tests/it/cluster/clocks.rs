@@ -131,7 +131,7 @@ fn wrong_from_the_start(name: &'static str, seed: u64, ahead: i64) {
         load.on_all(&cluster, CLIENTS);
         let watchers = watch_all(&cluster).await;
         load.answered(VICTIM, SOME).await;
-        cluster.members[VICTIM].terminate();
+        cluster.members[VICTIM].terminate().await;
         clocks.set(VICTIM, ahead);
         cluster.start_member(VICTIM);
         cluster.members[VICTIM].ready().await;

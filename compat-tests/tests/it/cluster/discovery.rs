@@ -222,7 +222,7 @@ async fn scenario(namespaces: &Namespaces) {
     watchers.pop();
 
     // It comes back at another address, and the others hear of that from DNS alone.
-    cluster.members[MOVES].terminate();
+    cluster.members[MOVES].terminate().await;
     let moved = namespaces.renumber(MOVES);
     records.set_addresses(&name(MOVES), vec![moved.parse().expect("an address")]);
     cluster.members[MOVES].move_to(&moved);
@@ -303,7 +303,7 @@ async fn founding(namespaces: &Namespaces) {
 
     // Whoever is gone from the records is still a member.
     records.set_services(BLUE_SERVICE, Vec::new());
-    cluster.members[0].terminate();
+    cluster.members[0].terminate().await;
     cluster.start_member(0);
     cluster.members[0].ready().await;
     let formed = cluster.formed(MEMBERS).await;

@@ -16,6 +16,7 @@ use starling_proto::etcdserverpb::kv_client::KvClient;
 use starling_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use starling_proto::starling::admin::v1 as admin;
 use tempfile::TempDir;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -155,11 +156,12 @@ impl Member {
         }
     }
 
-    /// As an operator does.
-    pub(super) fn terminate(&mut self) {
+    /// As an operator does. Clients go on meanwhile, and so notice that it ends.
+    pub(super) async fn terminate(&mut self) {
         self.signal(Signal::TERM);
         let mut child = self.child.take().expect("the member runs");
-        let code = server::wait(&mut child, STOP_DEADLINE);
+        let ended = spawn_blocking(move || server::wait(&mut child, STOP_DEADLINE));
+        let code = ended.await.expect("it is waited for");
         assert_eq!(code, Some(0), "{} did not end well:\n{}", self.name, self.log_end());
     }
 

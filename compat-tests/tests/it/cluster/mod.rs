@@ -202,7 +202,7 @@ fn rolling_restart() {
         for _ in 0..2 {
             for number in 0..3 {
                 load.answered(number, SOME).await;
-                cluster.members[number].terminate();
+                cluster.members[number].terminate().await;
                 cluster.start_member(number);
                 cluster.members[number].ready().await;
             }
@@ -273,7 +273,7 @@ fn forced_to_be_new() {
         report.check(ids(&before) == ids(&after), || "it is somebody else".to_owned());
         // It is a majority by itself.
         load.mark(&cluster, 0, "mark").await;
-        cluster.members[0].terminate();
+        cluster.members[0].terminate().await;
         cluster.members[0].drop_argument(force);
         cluster.start_member(0);
         cluster.members[0].ready().await;
@@ -435,7 +435,7 @@ fn three_seven_three() {
             members.retain(|member| *member != goes);
             load.on(&cluster, members[0], 1);
             cluster.remove(goes, members[1]).await;
-            cluster.members[goes].terminate();
+            cluster.members[goes].terminate().await;
             watchers.retain(|watcher| watcher.name() != format!("m{goes}"));
             load.answered(members[0], SOME).await;
         }
