@@ -12,7 +12,7 @@ use starling_proto::etcdserverpb as pb;
 use starling_proto::etcdserverpb::kv_client::KvClient;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::ToolError;
 use super::member::{TlsFiles, authenticate, endpoint, innermost};
@@ -174,6 +174,10 @@ impl Registry<'_> {
                     Ok(outcome) => return outcome,
                     Err(status) => status,
                 },
+                // A wrong password stays wrong. etcd gives up at the start, too, and only then.
+                Err(status) if status.code() == Code::InvalidArgument && !self.is_registered => {
+                    return Err(refusal(status.message()));
+                }
                 Err(status) => status,
             };
             let why = failed.message();

@@ -162,6 +162,9 @@ pub struct Admission {
     pub members: Vec<(MemberId, MemberRecord)>,
 }
 
+/// Who was admitted takes so long at most to be heard of. Until then it is not dead.
+const NEWCOMER_MILLIS: u64 = 5000;
+
 /// The place that was reserved for a member at these addresses, before it was started.
 pub fn reserved<'a>(
     members: &'a BTreeMap<MemberId, MemberRecord>,
@@ -548,6 +551,22 @@ impl Replica {
         if membership.removed.contains_key(&member) {
             return Ok(Err(Refusal::Removed));
         }
+        // Who was admitted a moment ago has not been heard of yet, or by another member.
+        let clock_millis = self.writer.clock_millis(now);
+        let is_new =
+            |it: &MemberRecord| clock_millis.abs_diff(it.joined.millis()) < NEWCOMER_MILLIS;
+        let is_there = |id: &MemberId, other: &MemberRecord| {
+            cluster.live.binary_search(id).is_ok() || is_new(other)
+        };
+        // Two processes may come as one member, if two others have told them the id of the place that was reserved for it.
+        let is_another = |known: &&MemberRecord| {
+            known.is_started()
+                && is_there(&member, known)
+                && (&known.name, &known.client_urls) != (&record.name, &record.client_urls)
+        };
+        if members.get(&member).filter(is_another).is_some() {
+            return Ok(Err(Refusal::Taken));
+        }
         let mut writes = Vec::new();
         let mut record = MemberRecord { initial: false, ..record.clone() };
         if !members.get(&member).is_some_and(MemberRecord::is_started) {
@@ -562,7 +581,7 @@ impl Replica {
                 if !other.is_started() && shares(&other.peer_urls, &record.peer_urls) {
                     writes.push(removal(Table::Member, MemberRecord::key(*rival)));
                 } else if is_rival(other) {
-                    let seems_dead = cluster.live.binary_search(rival).is_err();
+                    let seems_dead = !is_there(rival, other);
                     let has_majority = cluster.live.len() + 1 >= cluster.directory.majority();
                     if !(seems_dead && has_majority) || *rival == self.writer.identity().member {
                         return Ok(Err(Refusal::Taken));

@@ -33,7 +33,7 @@ use crate::replication::Gossip;
 use crate::replication::message::{CatchUp, Compare, Head, Message, Segments};
 use crate::storage::schema::member::MemberRecord;
 use crate::time::Now;
-use crate::transport::{Refused, Transport};
+use crate::transport::Refused;
 use crate::types::{ClusterId, MemberId, Origin, Revision, WriteAck};
 
 /// Commands that wait at most; further ones are refused (etcd: 5000 entries not applied yet).
@@ -780,7 +780,9 @@ impl Driver {
                 Urgency::Background => REACH_PATIENCE,
             };
             // What gets lost is asked for again.
-            let send = |to, message| !shared.blocks(to) && reach(&transport, to, message, patience);
+            let send = |to, message: Message| {
+                !shared.blocks(to) && reach(|| transport.send(to, message.clone()), patience)
+            };
             if let Err(error) = read(&mvcc, &send) {
                 shared.fail(error);
             }
@@ -882,11 +884,11 @@ impl Driver {
     }
 }
 
-/// Sends a message; waits a while for a peer that is not reached. Answers whether it is on its way.
-fn reach(transport: &Transport, to: MemberId, message: Message, patience: Duration) -> bool {
+/// Sends something; waits a while for a peer that is not reached. Answers whether it is on its way.
+fn reach(send: impl Fn() -> Result<(), Refused>, patience: Duration) -> bool {
     let begun = Instant::now();
     loop {
-        match transport.send(to, message.clone()) {
+        match send() {
             Err(Refused::Unreachable) if begun.elapsed() < patience => {
                 std::thread::sleep(REACH_PAUSE);
             }
@@ -923,5 +925,45 @@ pub(super) fn step_back(nice: i32) {
     let this = rustix::thread::gettid();
     if let Err(error) = rustix::process::setpriority_process(Some(this), nice) {
         tracing::debug!(%error, "a background thread runs at full priority");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// What comes of a message to a peer that answers so, one time after the other, and then always as the last time; and how often it was sent.
+    fn reached(answers: &[Result<(), Refused>], patience: Duration) -> (bool, usize) {
+        let tries = Cell::new(0);
+        let send = || {
+            let answer = answers[tries.get().min(answers.len() - 1)];
+            tries.set(tries.get() + 1);
+            answer
+        };
+        (reach(send, patience), tries.get())
+    }
+
+    #[test]
+    fn a_peer_that_is_not_reached_yet_is_waited_for() {
+        let away = Err(Refused::Unreachable);
+        let long = Duration::from_secs(600);
+        assert_eq!(reached(&[Ok(())], long), (true, 1));
+        assert_eq!(reached(&[away, away, Ok(())], long), (true, 3), "its connection is made");
+        for refused in [Refused::Unknown, Refused::Full, Refused::Stopped] {
+            assert_eq!(reached(&[Err(refused)], long), (false, 1), "that will not be over soon");
+            assert_eq!(reached(&[away, Err(refused)], long), (false, 2), "it has ended meanwhile");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_come_is_not_waited_for_for_ever() {
+        let away = [Err(Refused::Unreachable)];
+        assert_eq!(reached(&away, Duration::ZERO), (false, 1), "others wait for this thread");
+        let begun = Instant::now();
+        let (is_sent, tries) = reached(&away, 3 * REACH_PAUSE);
+        assert!(!is_sent && (2..=4).contains(&tries), "{tries} tries");
+        assert!(begun.elapsed() >= 3 * REACH_PAUSE, "not all at once");
     }
 }

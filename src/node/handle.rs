@@ -16,6 +16,7 @@ use super::contacts::Contacts;
 use super::driver::{Queue, Task};
 use super::home::Home;
 use super::joining::{Anew, Call};
+use super::places::Places;
 use super::searches::Searches;
 use super::snapshot::SNAPSHOTS_MAX;
 use super::status::{ClusterStatus, Facts};
@@ -134,6 +135,8 @@ pub(super) struct Shared {
     pub(super) clock: SystemClock,
     /// Leases that peers are asked for.
     pub(super) searches: Searches,
+    /// Places that were offered to somebody.
+    pub(super) places: Places,
     /// Places for snapshots.
     pub(super) snapshots: Arc<Semaphore>,
     pub(super) metrics: Arc<Metrics>,
@@ -207,6 +210,7 @@ impl Shared {
             bcrypt_cost: auth.bcrypt_cost,
             clock,
             searches: Searches::default(),
+            places: Places::default(),
             snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
             metrics,
             traces,
@@ -395,6 +399,13 @@ impl Shared {
     pub(super) fn reserved(&self, peer_urls: &[String]) -> Option<MemberId> {
         let directory = self.directory()?;
         reserved(&directory.members, peer_urls).map(|(member, _)| member)
+    }
+
+    /// Whether a member takes part already, as another run than this.
+    pub(super) fn has_other_run(&self, member: MemberId, run: u64) -> bool {
+        let directory = self.directory();
+        let known = directory.as_ref().and_then(|it| it.membership.runs.get(&member));
+        known.is_some_and(|(known, _)| *known != run) && self.live().binary_search(&member).is_ok()
     }
 
     /// This member has been admitted.

@@ -25,6 +25,7 @@ mod leases;
 mod lost_and_found;
 mod passwords;
 mod peers;
+mod places;
 mod searches;
 mod seeking;
 mod snapshot;

@@ -212,8 +212,16 @@ impl PeerHandler for Gate {
         }
         let reserved = takes_reserved.then(|| self.shared.reserved(&record.peer_urls)).flatten();
         if let Some(reserved) = reserved.filter(|reserved| *reserved != member) {
+            let now = self.shared.clock.now();
+            if !self.shared.places.offer(reserved, member, now) {
+                return refuse(TAKEN);
+            }
             let reserved_member_id = reserved.0;
             return Ok(pb::JoinReply { reserved_member_id, ..pb::JoinReply::default() });
+        }
+        // Another member may have offered the place to it, before that one could know that it was taken.
+        if request.run != 0 && self.shared.has_other_run(member, request.run) {
+            return refuse(TAKEN);
         }
         let (reply, wait) = oneshot::channel();
         self.submit(Task::Admit { member, record: Box::new(record), reply }).await?;
@@ -729,6 +737,7 @@ impl Search {
         pb::JoinRequest {
             protocol: PROTOCOL,
             member_id: self.shared.member.id.0,
+            run: self.shared.run,
             name: record.name,
             peer_urls: record.peer_urls,
             client_urls: record.client_urls,

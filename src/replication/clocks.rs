@@ -8,6 +8,9 @@
 //! agreed with it. A member whose followed clock is off the median of all is the one to stop writing; of an even number
 //! the lower of the two in the middle counts, so of two members it is the one ahead.
 //!
+//! All wall clocks may jump together: whoever sees its own one jump forgets what it has heard of the others. What they showed
+//! before theirs did would make the own one look off, or one that was set back look right.
+//!
 //! Pure: all times are arguments.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,6 +27,9 @@ const ANSWERS_MAX: usize = 4;
 const ANSWER_AGE_MAX_MILLIS: u64 = 60_000;
 /// So many peers are enough to judge by, or all live ones if those are fewer.
 const PEERS_ENOUGH: usize = 3;
+/// A wall clock has jumped if it is so much further from the monotonic one than it was, or nearer. Between looking at one and at the
+/// other some ten milliseconds may pass where many threads wait for a processor. To take more than that for a jump by mistake costs a few questions.
+const JUMP_MILLIS: u64 = 250;
 /// More than any clock shows: the year 6429.
 const MILLIS_MAX: u64 = 1 << 47;
 /// As good as any skew at all: 34 years.
@@ -63,13 +69,22 @@ pub struct Verdict {
 pub struct Clocks {
     skew_millis_max: u64,
     answers: BTreeMap<MemberId, VecDeque<Answer>>,
+    /// What the own wall clock shows when the own monotonic clock shows zero, once somebody has looked.
+    own_wall: Option<i64>,
+    /// Questions from before, by the own monotonic clock, were asked before the own wall clock jumped.
+    since_millis: u64,
 }
 
 impl Clocks {
     /// Nothing is known yet. Zero allows any skew.
     pub fn new(skew_millis_max: u64) -> Self {
         let skew_millis_max = if skew_millis_max == 0 { SKEW_MILLIS_ANY } else { skew_millis_max };
-        Self { skew_millis_max: skew_millis_max.min(SKEW_MILLIS_ANY), answers: BTreeMap::new() }
+        Self {
+            skew_millis_max: skew_millis_max.min(SKEW_MILLIS_ANY),
+            answers: BTreeMap::new(),
+            own_wall: None,
+            since_millis: 0,
+        }
     }
 
     /// How far clocks may be apart.
@@ -77,11 +92,26 @@ impl Clocks {
         self.skew_millis_max
     }
 
+    /// Looks at the own clocks: answers whether the wall clock has jumped. Then all that was heard is forgotten, and answers to
+    /// what was asked before say nothing. Many small steps count as the jump that they make together.
+    pub fn look(&mut self, now: Now) -> bool {
+        let wall = signed(now.wall_millis) - signed(now.monotonic_millis);
+        let has_jumped = self.own_wall.is_some_and(|then| then.abs_diff(wall) > JUMP_MILLIS);
+        if has_jumped {
+            self.answers.clear();
+            self.since_millis = now.monotonic_millis;
+        }
+        if has_jumped || self.own_wall.is_none() {
+            self.own_wall = Some(wall);
+        }
+        has_jumped
+    }
+
     /// A peer has answered a question that was asked when the own monotonic clock showed `asked_millis`.
     pub fn hear(&mut self, peer: MemberId, asked_millis: u64, reading: ClockReading, now: Now) {
         let at_millis = now.monotonic_millis;
         let Some(took_millis) = at_millis.checked_sub(asked_millis) else { return };
-        if took_millis > self.skew_millis_max {
+        if took_millis > self.skew_millis_max || asked_millis < self.since_millis {
             return;
         }
         let between = signed(asked_millis + took_millis / 2);
@@ -276,6 +306,55 @@ mod tests {
         assert_eq!(clocks.judge(own, &[peer], 500, at(70_000)), None);
         clocks.hear(peer, 70_000, reading(u64::MAX, 0), at(70_000));
         assert!(clocks.judge(own, &[peer], 500, at(70_000)).is_some());
+    }
+
+    #[test]
+    fn what_was_heard_before_the_own_wall_clock_jumped_says_nothing() {
+        let live: Vec<_> = (1..=2).map(MemberId).collect();
+        for jump in [600_000, -600_000, 251, -251] {
+            let jumped = |monotonic_millis| {
+                let now = at(monotonic_millis);
+                Now { wall_millis: now.wall_millis.saturating_add_signed(jump), ..now }
+            };
+            let mut clocks = Clocks::new(500);
+            assert!(!clocks.look(at(50)), "there was nothing before");
+            clocks.hear(MemberId(1), 80, reading(WALL + 90, WALL + 90), at(100));
+            clocks.hear(MemberId(2), 80, reading(WALL + 90, WALL + 90), at(100));
+            assert!(!clocks.look(at(100)));
+            let own = |now: Now| reading(now.wall_millis, now.wall_millis);
+            assert!(clocks.judge(own(at(100)), &live, 500, at(100)).is_some());
+
+            assert!(clocks.look(jumped(200)), "{jump}");
+            assert!(!clocks.look(jumped(201)), "{jump}: it has jumped once");
+            assert_eq!(clocks.judge(own(jumped(201)), &live, 500, jumped(201)), None);
+            assert!(clocks.wants_more(&live, jumped(201)));
+            // Asked before, answered since.
+            clocks.hear(MemberId(1), 199, reading(WALL, WALL), jumped(210));
+            assert_eq!(clocks.judge(own(jumped(210)), &live, 500, jumped(210)), None);
+            // It has jumped, too.
+            clocks.hear(MemberId(1), 200, own(jumped(205)), jumped(210));
+            let verdict = clocks.judge(own(jumped(210)), &live, 500, jumped(210));
+            let verdict = verdict.expect("it has answered");
+            assert!(verdict.confirms && !verdict.is_firm && verdict.off_millis.is_none());
+            // It jumps back.
+            assert!(clocks.look(at(300)));
+            assert_eq!(clocks.judge(own(at(300)), &live, 500, at(300)), None);
+        }
+    }
+
+    #[test]
+    fn small_steps_are_no_jump_until_they_add_up_to_one() {
+        let by = |monotonic_millis, step| {
+            let now = at(monotonic_millis);
+            Now { wall_millis: now.wall_millis + step, ..now }
+        };
+        let mut clocks = Clocks::new(500);
+        let looks = [(1, 0), (2, 200), (3, 0), (4, 100), (5, 200), (6, 251), (7, 100), (8, 0)];
+        let jumps = looks.map(|(millis, step)| clocks.look(by(millis, step)));
+        assert_eq!(jumps, [false, false, false, false, false, true, false, true]);
+        // As far as a clock can be off.
+        assert!(clocks.look(Now { wall_millis: u64::MAX, monotonic_millis: 9 }));
+        assert!(clocks.look(Now { wall_millis: 0, monotonic_millis: u64::MAX }));
     }
 
     #[test]

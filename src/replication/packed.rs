@@ -613,6 +613,54 @@ mod tests {
     }
 
     #[test]
+    fn what_no_member_packs_is_refused() {
+        let entry = |ops: &[u8]| [&[0, 3][..], &4_u64.to_le_bytes(), ops].concat();
+        let read = |bytes: Vec<u8>| PackedEntries::read(vec![origin_of_one()], bytes.into());
+        let lease =
+            |lease: u64| [&[KIND_PUT_LEASED][..], &lease.to_le_bytes(), b"\x01k\x01v"].concat();
+        let stamp = |origin| [&[KIND_DELETE, origin][..], &[0; 8], b"\x01k"].concat();
+        let seen = |origin: u8| {
+            let table = Table::Lease as u8;
+            [&[KIND_INTERNAL_PUT_SEEN, table, origin][..], &[0; 8], b"\x01k\x01v"].concat()
+        };
+        let internal = |kind, table: u8| [&[kind, table][..], b"\x01k\x01v"].concat();
+        let (put, lists) = (b"\x01\x01k\x01v".to_vec(), Table::Lease as u8);
+        for sound in [&put, &lease(5), &stamp(0), &seen(0), &internal(KIND_INTERNAL_PUT, lists)] {
+            assert!(read(entry(sound)).is_ok_and(|it| (it.len(), it.ops()) == (1, 1)), "{sound:?}");
+        }
+        let several = [&[KIND_PUT | FLAG_MORE][..], &put[1..], &stamp(0)].concat();
+        let two = [entry(&several), entry(&put)].concat();
+        assert!(read(two).is_ok_and(|it| (it.len(), it.ops()) == (2, 3)));
+
+        let endless = [&[1][..], &[0xff; 11], b"k\x01v"].concat();
+        let huge = [&[1][..], &[0xff; 9], &[1], b"k\x01v"].concat();
+        let table = [&[KIND_INTERNAL_DELETE, 0][..], b"\x01k"].concat();
+        let cases = [
+            ("an unknown op", b"\x09\x01k\x01v".to_vec(), "an unknown op in entries"),
+            ("no op", b"\x00\x01k\x01v".to_vec(), "an unknown op in entries"),
+            ("an empty key", b"\x01\x00\x01v".to_vec(), "an empty key in entries"),
+            ("no lease", lease(0), "a lease in entries that is none"),
+            ("a stamp of nobody", stamp(1), "an origin of entries that is not named"),
+            ("a record's stamp of nobody", seen(1), "an origin of entries that is not named"),
+            ("no kind of record", table, "an unknown kind of record in entries"),
+            (
+                "an unknown kind of record",
+                internal(KIND_INTERNAL_PUT, 99),
+                "an unknown kind of record in entries",
+            ),
+            ("a length without an end", endless, "a number in entries that is none"),
+            ("a key of all memory", huge, ENDS_EARLY.0),
+            ("an op that is missing", several[..several.len() - 10].to_vec(), ENDS_EARLY.0),
+        ];
+        for (what, ops, why) in cases {
+            assert_eq!(read(entry(&ops)), Err(Unreadable(why)), "{what}");
+            // Behind what is sound, too.
+            let second = [entry(&put), entry(&ops)].concat();
+            assert_eq!(read(second), Err(Unreadable(why)), "{what}, behind another entry");
+        }
+    }
+
+    #[test]
     fn a_media_type_is_one_or_is_refused() {
         let read = |media_type: &[u8]| {
             let packed = one_put(LeaseId::NONE, media_type);

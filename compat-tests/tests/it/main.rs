@@ -18,6 +18,7 @@ mod metrics;
 mod migration;
 mod mirror;
 mod node;
+mod places;
 mod python;
 mod raw;
 mod readme;

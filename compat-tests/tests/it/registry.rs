@@ -10,6 +10,7 @@ use starling_compat_tests::{Server, tools};
 use tempfile::TempDir;
 
 use crate::differences::flags;
+use crate::tls;
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -24,12 +25,16 @@ struct Member {
 
 impl Member {
     fn start(program: &Path, name: &str, registry: &Server, token: &str) -> Self {
+        Self::start_with(program, name, &registry.url(), &[format!("--discovery-token={token}")])
+    }
+
+    fn start_with(program: &Path, name: &str, registry: &str, more: &[String]) -> Self {
         let (client, peer) = free_ports();
         let dir = TempDir::new().expect("the temporary directory is writable");
         let mut flags = flags(name, client, peer);
         flags.retain(|flag| !flag.starts_with("--initial-cluster="));
-        flags.push(format!("--discovery-endpoints={}", registry.url()));
-        flags.push(format!("--discovery-token={token}"));
+        flags.push(format!("--discovery-endpoints={registry}"));
+        flags.extend_from_slice(more);
         let running = Process::start(Command::new(program).args(&flags).current_dir(&dir));
         Self { running, url: format!("http://127.0.0.1:{client}"), _dir: dir }
     }
@@ -109,4 +114,91 @@ fn found(etcd: &EtcdTools, kind: Kind, program: &Path) {
     etcdctl(etcd, &registry.url(), &["put", "/_etcd/registry/red/_config/size", "some"]);
     let bad = Member::start(program, "one", &registry, "red").end();
     assert!(bad.contains("size key is bad"), "{bad}");
+}
+
+/// What etcdctl says to a registry that is reached by TLS, as this user if any.
+struct Keeper<'a> {
+    etcd: &'a EtcdTools,
+    url: String,
+    files: [String; 3],
+}
+
+impl Keeper<'_> {
+    fn say(&self, user: Option<&str>, words: &[&str]) -> String {
+        let [ca, cert, key] = &self.files;
+        let mut args = vec!["--cacert", ca, "--cert", cert, "--key", key];
+        args.extend(user.into_iter().flat_map(|user| ["--user", user]));
+        etcdctl(self.etcd, &self.url, &[&args[..], words].concat())
+    }
+}
+
+/// The registry has TLS and users, and goes away while the first member waits there for the others.
+fn found_behind_a_lock(etcd: &EtcdTools, kind: Kind, program: &Path) {
+    const ROOT: Option<&str> = Some("root:secret");
+    let directory = TempDir::new().expect("the temporary directory is writable");
+    tls::write_certificates(directory.path(), &["server", "member"]);
+    let (mut registry, url) = tls::start(kind, directory.path());
+    let files = ["ca.pem", "member.pem", "member.key"];
+    let files = files.map(|name| directory.path().join(name).display().to_string());
+    let keeper = Keeper { etcd, url: url.clone(), files: files.clone() };
+    for words in [
+        "put /_etcd/registry/blue/_config/size 3",
+        "user add root:secret",
+        "user grant-role root root",
+        "role add finders",
+        "role grant-permission --prefix=true finders readwrite /_etcd/registry/blue/",
+        "user add finder:found",
+        "user grant-role finder finders",
+        "auth enable",
+    ] {
+        let words: Vec<_> = words.split(' ').collect();
+        let said = keeper.say(None, &words);
+        assert!(!said.is_empty(), "{words:?}");
+    }
+    let [ca, cert, key] = &files;
+    let flags = [
+        "--discovery-token=blue".to_owned(),
+        "--discovery-insecure-transport=false".to_owned(),
+        format!("--discovery-cacert={ca}"),
+        format!("--discovery-cert={cert}"),
+        format!("--discovery-key={key}"),
+        "--discovery-user=finder".to_owned(),
+        "--discovery-password=found".to_owned(),
+    ];
+    let start = |name| Member::start_with(program, name, &url, &flags);
+    let wrong = [&flags[..flags.len() - 1], &["--discovery-password=lost".to_owned()]].concat();
+    let wrong = Member::start_with(program, NAMES[0], &url, &wrong).end();
+    assert!(wrong.contains("authentication failed, invalid user ID or password"), "{wrong}");
+    let registered = |name: &str| {
+        let get = ["get", "--prefix", "/_etcd/registry/blue/members/"];
+        let got = keeper.say(ROOT, &get);
+        (got.contains(&format!("\n{name}=http://127.0.0.1:")), got)
+    };
+    let first = start(NAMES[0]);
+    until("the first one waits", || registered(NAMES[0]));
+    registry.restart();
+    let members = [first, start(NAMES[1]), start(NAMES[2])];
+    for member in &members {
+        let log = &member.running.log;
+        assert!(log.wait_for(READY, START_DEADLINE), "{}", log.text());
+    }
+    until("all know each other", || {
+        let list = etcdctl(etcd, &members[0].url, &["member", "list"]);
+        (list.matches(", started, ").count() == NAMES.len(), list)
+    });
+    // Once, not once more after the registry had been away.
+    let (_, got) = registered(NAMES[0]);
+    assert_eq!(got.matches("=http://127.0.0.1:").count(), NAMES.len(), "{got}");
+}
+
+#[test]
+fn starling_in_a_registry_of_etcd_with_tls_and_users() {
+    let Some(etcd) = tools::etcd() else { return };
+    found_behind_a_lock(etcd, Kind::Etcd, tools::starling());
+}
+
+#[test]
+fn etcd_in_a_registry_of_starling_with_tls_and_users() {
+    let Some(etcd) = tools::etcd() else { return };
+    found_behind_a_lock(etcd, Kind::Starling, &etcd.etcd);
 }

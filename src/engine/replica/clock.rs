@@ -6,6 +6,8 @@
 //!   have been given an old copy of its disk. Then what it knows as the last time is long ago, and the others may have settled,
 //!   and forgotten, what came after that. Nobody can take in an entry of that time any more.
 //! * From then on it goes on by monotonic time, and the wall clock only counts as long as others confirm it.
+//! * Who sees its own wall clock jump forgets what it has heard of the others', and asks again at once: all may have jumped
+//!   together. Until enough of them have answered nothing changes.
 //! * If it is off the median of the live members all the same, or has given out times that are, the member *fences* itself:
 //!   it takes no writes of clients, until that is over.
 //! * Who is fenced says so to all others, every few seconds: they take over its leases.
@@ -30,8 +32,14 @@ const SKEW_MILLIS_MAX: u64 = 500;
 const ASK_MILLIS: u64 = 2000;
 /// New peers that are asked at once.
 const ASK_AT_ONCE_MAX: usize = 3;
-/// Who has heard of nobody for so long after its start believes its wall clock.
+/// After its wall clock has jumped a member asks as many, so many times: those of the others may jump a little later.
+const JUMP_ROUNDS: u32 = 4;
+/// How long it waits between two of those, however often its wall clock jumps.
+const JUMP_ASK_MILLIS: u64 = 500;
+/// Who has heard of nobody for so long after its start, or after its wall clock has jumped, believes its wall clock.
 const ALONE_MILLIS: u64 = 5000;
+/// A wall clock that jumps all the time keeps a member from writing for so long after its start.
+const DOUBT_MILLIS_MAX: u64 = 20_000;
 /// A restarted member goes on so far behind the last time that is known, since entries may have left that were never durable.
 const RESTART_MILLIS: u64 = 1000;
 /// Who is fenced says so to everybody so often ...
@@ -99,7 +107,14 @@ pub(super) struct ClockWatch {
     /// Others that have said that they are, and until when that counts.
     fenced_peers: BTreeMap<MemberId, u64>,
     started_millis: u64,
+    /// Since when it waits for answers: since its start, or since its wall clock has jumped.
+    waits_since: u64,
+    /// Whether the wall clock has jumped, and too few have answered since.
+    has_forgotten: bool,
     next_ask: u64,
+    /// How many rounds of questions a jump has left to be asked, and when the next one may be.
+    jump_rounds: u32,
+    next_jump_round: u64,
 }
 
 impl ClockWatch {
@@ -117,7 +132,11 @@ impl ClockWatch {
             next_fence: 0,
             fenced_peers: BTreeMap::new(),
             started_millis: now.monotonic_millis,
+            waits_since: now.monotonic_millis,
+            has_forgotten: false,
             next_ask: now.monotonic_millis,
+            jump_rounds: 0,
+            next_jump_round: 0,
         }
     }
 
@@ -133,7 +152,21 @@ impl ClockWatch {
 
     /// When it has been alone for long enough, if it has heard of nobody until then.
     fn alone_millis(&self) -> u64 {
-        self.started_millis + ALONE_MILLIS
+        let alone = self.waits_since + ALONE_MILLIS;
+        let doubt = self.started_millis + DOUBT_MILLIS_MAX;
+        if self.is_unsure { alone.min(doubt) } else { alone }
+    }
+
+    /// Sees whether the wall clock has jumped. Then the others are asked again.
+    fn look(&mut self, now: Now) {
+        if !self.clocks.look(now) {
+            return;
+        }
+        self.skews = None;
+        self.has_forgotten = true;
+        self.waits_since = now.monotonic_millis;
+        self.jump_rounds = JUMP_ROUNDS;
+        self.next_ask = self.next_ask.min(self.next_jump_round.max(now.monotonic_millis));
     }
 
     /// Whom to ask now.
@@ -141,9 +174,20 @@ impl ClockWatch {
         if now.monotonic_millis < self.next_ask {
             return Vec::new();
         }
-        self.next_ask = now.monotonic_millis + dice.jitter(ASK_MILLIS);
-        let count = if self.clocks.wants_more(live, now) { ASK_AT_ONCE_MAX } else { 1 };
-        (0..count.min(live.len())).filter_map(|_| dice.pick(live).copied()).collect()
+        let is_jump_round = self.jump_rounds > 0;
+        if is_jump_round {
+            self.next_jump_round = now.monotonic_millis + JUMP_ASK_MILLIS;
+            self.jump_rounds -= 1;
+        }
+        self.next_ask = if self.jump_rounds > 0 {
+            self.next_jump_round
+        } else {
+            now.monotonic_millis + dice.jitter(ASK_MILLIS)
+        };
+        let asks_many = is_jump_round || self.clocks.wants_more(live, now);
+        let count = if asks_many { ASK_AT_ONCE_MAX } else { 1 };
+        let first = usize::try_from(dice.below(live.len().max(1) as u64)).unwrap_or(0);
+        live.iter().cycle().skip(first).take(count.min(live.len())).copied().collect()
     }
 }
 
@@ -273,7 +317,8 @@ impl Replica {
 
     /// Asks somebody what time it is, when that is due.
     pub(super) fn tick_clock(&mut self, now: Now) {
-        let Some(cluster) = &self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.clock.look(now);
         if cluster.clock.is_fenced && now.monotonic_millis >= cluster.clock.next_fence {
             self.tell_fence(now);
         }
@@ -303,6 +348,9 @@ impl Replica {
         message: Message,
         now: Now,
     ) -> Option<Message> {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.clock.look(now);
+        }
         match message {
             Message::AskClock(asked) => {
                 let answer = Message::TellClock(asked, self.clock_reading(now));
@@ -372,6 +420,7 @@ impl Replica {
         let own = self.clock_reading(now);
         let Some(cluster) = &mut self.cluster else { return };
         let clock = &mut cluster.clock;
+        clock.look(now);
         let skew = clock.clocks.skew_millis_max();
         // Not in and out all the time at the very limit.
         let limit = if clock.is_fenced { skew - skew / 4 } else { skew };
@@ -385,7 +434,9 @@ impl Replica {
         };
         clock.median = Some((verdict.median_millis, now));
         clock.skews = Some((verdict.skew_millis, verdict.wall_skew_millis));
-        if verdict.confirms {
+        // Of many members a few may have jumped together, and answer first.
+        clock.has_forgotten &= !verdict.is_firm && now.monotonic_millis < clock.alone_millis();
+        if verdict.confirms && !clock.has_forgotten {
             clock.is_confirmed = true;
             self.writer.trust_clock(now.wall_millis, now);
         }
@@ -403,6 +454,63 @@ impl Replica {
             let news = verdict.off_millis.map_or(ClockNews::Unfenced, ClockNews::Fenced);
             self.effects.push(Effect::Clock(news));
             self.tell_fence(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(monotonic_millis: u64, jump: u64) -> Now {
+        Now { wall_millis: 1_000_000 + monotonic_millis + jump, monotonic_millis }
+    }
+
+    /// When a member asks, and how many, while its wall clock is a minute ahead at some times.
+    fn asks(live: &[MemberId], is_ahead: impl Fn(u64) -> bool, millis: u64) -> Vec<(u64, usize)> {
+        let mut clock = ClockWatch::new(ClockOptions::default(), false, at(0, 0));
+        let mut dice = Dice::new(7);
+        let mut asks = Vec::new();
+        for millis in 0..millis {
+            let now = at(millis, if is_ahead(millis) { 60_000 } else { 0 });
+            clock.look(now);
+            let mut asked = clock.whom_to_ask(live, &mut dice, now);
+            for peer in &asked {
+                let (wall_millis, clock_millis) = (now.wall_millis, now.wall_millis);
+                let reading = ClockReading { wall_millis, clock_millis, time_millis: 0 };
+                clock.clocks.hear(*peer, millis, reading, now);
+            }
+            let count = asked.len();
+            asked.sort_unstable();
+            asked.dedup();
+            assert_eq!(asked.len(), count, "nobody is asked twice at once");
+            asks.extend(Some((millis, count)).filter(|_| count > 0));
+        }
+        asks
+    }
+
+    #[test]
+    fn after_a_jump_all_are_asked_at_once_and_a_few_times_more() {
+        for (peers, count) in [(1, 1), (2, 2), (3, 3), (8, 3)] {
+            let live: Vec<_> = (1..=peers).map(MemberId).collect();
+            let asks = asks(&live, |millis| millis >= 500, 12_000);
+            let many: Vec<_> = asks.iter().copied().filter(|(at, _)| *at < 2001).collect();
+            assert_eq!(many, [0, 500, 1000, 1500, 2000].map(|at| (at, count)), "{peers} peers");
+            let rest = &asks[5..];
+            assert!(rest.iter().all(|(at, count)| *at >= 3500 && *count == 1), "{rest:?}");
+            assert!((4..=7).contains(&rest.len()), "{rest:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_flutters_causes_no_flood_of_questions() {
+        let live: Vec<_> = (1..=8).map(MemberId).collect();
+        for pause in [1, 7, 300, 1000] {
+            let asks = asks(&live, |millis| millis % (2 * pause) >= pause, 20_000);
+            // The first is the one of the start.
+            let gaps = asks[1..].windows(2).map(|pair| pair[1].0 - pair[0].0);
+            assert!(gaps.min().is_some_and(|gap| gap >= JUMP_ASK_MILLIS), "every {pause} ms");
+            assert!(asks.iter().all(|(_, count)| *count <= ASK_AT_ONCE_MAX));
         }
     }
 }

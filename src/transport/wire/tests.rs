@@ -609,6 +609,35 @@ fn columns_that_do_not_fit_are_refused() {
         rows.kinds[0] = pb::OpKind::PutTyped.into();
         (rows.leases, rows.media_types) = (vec![0], vec!["a\nb".into()]);
     });
+    refuse("a lease that is none", |_, rows| {
+        rows.kinds[0] = pb::OpKind::PutLeased.into();
+        rows.leases.push(0);
+    });
+    let refuse_typed = |what: &str, media_types: &[String]| {
+        refuse(what, |_, rows| {
+            rows.kinds[0] = pb::OpKind::PutTyped.into();
+            (rows.leases, rows.media_types) = (vec![0], media_types.to_vec());
+        });
+    };
+    refuse_typed("a media type that is missing", &[]);
+    refuse_typed("a media type that is empty", &[String::new()]);
+    refuse_typed("a media type that is too long", &["a".repeat(MediaType::BYTES_MAX + 1)]);
+    refuse_typed("a media type too many", &["a/b".to_owned(), "a/b".to_owned()]);
+    refuse("an unknown kind of record", |_, rows| {
+        (rows.kinds[0], rows.tables) = (pb::OpKind::InternalPut.into(), vec![99]);
+    });
+    refuse("a kind of record of nobody", |_, rows| rows.tables.push(1));
+    refuse("a stamp of an origin without a name", |_, rows| {
+        (rows.kinds[0], rows.seen_origins, rows.seen_ages) =
+            (pb::OpKind::Delete.into(), vec![2], vec![0]);
+        rows.values.truncate(1);
+    });
+    refuse("an age of nobody", |_, rows| rows.seen_ages.push(1));
+    refuse("an origin of no stamp", |_, rows| rows.seen_origins.push(1));
+    refuse("an op too many", |_, rows| rows.kinds.push(pb::OpKind::Put.into()));
+    refuse("an entry too many", |_, rows| {
+        (rows.seqs, rows.times, rows.op_counts) = (vec![1; 3], vec![5; 3], vec![1, 1, 0]);
+    });
     refuse("an unknown op", |_, rows| rows.kinds[0] = 99);
     refuse("an op that is none", |_, rows| rows.kinds[0] = 0);
     refuse("ops that are missing", |_, rows| rows.op_counts[1] = u32::MAX);
@@ -634,4 +663,64 @@ fn columns_that_do_not_fit_are_refused() {
         (traces.segments, traces.seqs) = (vec![0; TRACES_MAX + 1], vec![1; TRACES_MAX + 1]);
         traces.contexts = vec![context; TRACES_MAX + 1];
     });
+}
+
+/// Changes what is sent of a part of a state, of one put of one origin, and expects a refusal.
+fn refuse_part(what: &str, change: impl FnOnce(&mut pb::CatchUpPart, &mut pb::PackedEntries)) {
+    let origin = Origin { member: MemberId(1), run: 1 };
+    let (lease, media_type) = (LeaseId::NONE, MediaType::NONE);
+    let op = EntryOp::Put { key: "k".into(), value: "v".into(), lease, media_type };
+    let entry = Arc::new(Entry { seq: 1, time: Timestamp(5), ops: vec![op] });
+    let head = Head { origin, seq: 1 };
+    let part = CatchUpPart {
+        heads: vec![head],
+        complete: Timestamp::HEARD_MAX,
+        collected: Timestamp::HEARD_MAX,
+        entries: [(origin, entry)].into_iter().collect(),
+        after: None,
+        next: None,
+        end: Cursor { revision: 1, n: 0 },
+        log_bytes: 1,
+        more: false,
+        progress: u16::MAX,
+        floors: vec![OriginFloor { head, time: Timestamp(3) }],
+    };
+    let mut changed = encode_part(&part);
+    assert_eq!(decode_part(changed.clone()), Ok(part));
+    let mut entries = changed.entries.take().expect("there is one");
+    change(&mut changed, &mut entries);
+    changed.entries = Some(entries);
+    assert!(decode_part(changed).is_err(), "{what}");
+}
+
+#[test]
+fn a_part_of_a_state_that_is_none_is_refused() {
+    refuse_part("one run too few", |_, packed| packed.origin_runs.clear());
+    refuse_part("one run too many", |_, packed| packed.origin_runs.push(2));
+    refuse_part("an origin without a name", |_, packed| {
+        packed.origin_members.clear();
+        packed.origin_runs.clear();
+    });
+    refuse_part("too many origins", |_, packed| {
+        packed.origin_members.resize(HEADS_MAX + 1, 1);
+        packed.origin_runs.resize(HEADS_MAX + 1, 1);
+    });
+    refuse_part("an entry that goes on", |_, packed| {
+        packed.entries = [&packed.entries[..], &[0]].concat().into();
+    });
+    refuse_part("too many entries", |_, packed| {
+        packed.entries = packed.entries.repeat(ENTRIES_MAX + 1).into();
+    });
+    refuse_part("too many ops", |_, packed| {
+        // An entry without its only op, and many ops behind each of which there is another.
+        let (entry, op) = packed.entries.split_at(packed.entries.len() - 5);
+        let more = [&[op[0] | 0x80], &op[1..]].concat();
+        packed.entries = [entry, &more.repeat(OPS_MAX), op].concat().into();
+    });
+    refuse_part("no end", |part, _| part.end = None);
+    refuse_part("more than all of it", |part, _| part.progress += 1);
+    refuse_part("complete in a time too far", |part, _| part.complete += 1);
+    refuse_part("collected in a time too far", |part, _| part.collected += 1);
+    refuse_part("a floor without a time", |part, _| part.floor_times.clear());
+    refuse_part("a time of no floor", |part, _| part.floor_times.push(1));
 }
