@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::home::{Answer, Home};
+use crate::error::Error;
 use crate::types::{MemberId, WriteAck};
 
 /// A peer that says nothing for so long while a write waits is not waited for until it is heard again. The failure
@@ -176,6 +177,16 @@ impl Acks {
         released
     }
 
+    /// The answers that wait, as refusals: this member was removed, and nobody takes from it what only it has. By and by all the
+    /// others would fall silent, and it would count as alone.
+    pub(super) fn give_up(&mut self) -> Vec<(Home, Answer)> {
+        let queues = [&mut self.one, &mut self.majority, &mut self.all, &mut self.everybody];
+        let refused = |Waiting { home, answer: Answer { waiting, .. }, .. }| {
+            (home, Answer { waiting, outcome: Err(Error::Stopped) })
+        };
+        queues.into_iter().flat_map(|queue| queue.drain(..)).map(refused).collect()
+    }
+
     /// How many wait for one other member, for a majority, and for all.
     pub(super) fn waiting(&self) -> AcksWaiting {
         let [one, majority, all, everybody] =
@@ -193,7 +204,8 @@ impl Acks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
+    use crate::engine::command::{CommandReply, Reply};
+    use crate::types::Revision;
 
     fn acks(peers: usize, live: usize, counts_itself: bool) -> Acks {
         let peers: Vec<_> = (1..=peers as u64).map(MemberId).collect();
@@ -244,6 +256,25 @@ mod tests {
         three.lost(MemberId(1));
         three.lost(MemberId(2));
         assert_eq!(reached(&three), [u64::MAX, 7, u64::MAX]);
+    }
+
+    /// Whoever is removed is left by all others, which is no reason to take what it has for enough.
+    #[test]
+    fn who_is_removed_gives_up_what_waits() {
+        let mut three = acks(2, 2, true);
+        let period = Period { since_millis: 5000, deadline_millis: 12_000 };
+        let levels = [WriteAck::One, WriteAck::Majority, WriteAck::All, WriteAck::Everybody];
+        for (seq, level) in (1..).zip(levels) {
+            let (waiting, _client) = tokio::sync::oneshot::channel();
+            let outcome = Ok(Reply { revision: Revision(7), body: CommandReply::Compact });
+            three.push(level, seq, period, Home::nowhere(), Answer { waiting, outcome });
+        }
+        let refused = three.give_up();
+        assert_eq!(refused.len(), levels.len());
+        let is_refusal = |(_, answer): &(Home, Answer)| answer.outcome == Err(Error::Stopped);
+        assert!(refused.iter().all(is_refusal));
+        assert!(three.is_idle());
+        assert_eq!(three.release(9, 11_000).len(), 0);
     }
 
     #[test]

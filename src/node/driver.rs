@@ -700,7 +700,12 @@ impl Driver {
         }
         let now_millis = self.clock.now().monotonic_millis;
         let durable = self.replica.writer().head(self.replica.writer().origin());
-        for (home, answer) in self.acks.release(durable, now_millis) {
+        let released = if self.replica.is_removed() {
+            self.acks.give_up()
+        } else {
+            self.acks.release(durable, now_millis)
+        };
+        for (home, answer) in released {
             self.released.push(&home, answer);
         }
         self.released.send();

@@ -70,6 +70,12 @@ impl Replica {
         }
     }
 
+    /// Whether this member has heard that others have removed it: nobody takes anything of it any more.
+    pub fn is_removed(&self) -> bool {
+        let stage = self.cluster.as_ref().map(|cluster| cluster.removal.stage);
+        matches!(stage, Some(Stage::Open { .. } | Stage::Told))
+    }
+
     /// This member leaves its cluster, with the open batch: the others hear of it by the entry whose seq is answered, and whoever
     /// opens the store next is somebody else, alone, with all of its data. `None` if there is nobody to leave, or if it is on
     /// its way out already.
