@@ -246,6 +246,14 @@ impl Member {
         state.header.unwrap_or_default().member_id
     }
 
+    /// Waits until it serves under another id.
+    pub(super) async fn comes_back_as_another(&self, former: u64) {
+        let id = |state: pb::RangeResponse| state.header.unwrap_or_default().member_id;
+        while self.state().await.map_or(former, id) == former {
+            sleep(POLL).await;
+        }
+    }
+
     /// Waits until a linearizable read is answered.
     pub(super) async fn ready(&mut self) {
         let started = Instant::now();
