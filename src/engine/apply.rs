@@ -88,13 +88,6 @@ enum Verdict {
     Internal,
 }
 
-impl Applied {
-    /// Nothing yet.
-    pub(super) fn of_catch_up(outcome: Outcome) -> Self {
-        Self { outcome, head: 0, entries: 0, conflicts: Vec::new() }
-    }
-}
-
 /// An origin of entries of a state.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CaughtUp {
@@ -142,22 +135,24 @@ impl Writer {
         entries: &PackedEntries,
         now: Now,
     ) -> Result<Applied, StoreError> {
-        self.set_peered();
-        let mut applied = Applied::of_catch_up(self.judge_catch_up(entries));
+        let mut applied = self.begin_catch_up(entries);
         if applied.outcome == Outcome::Taken {
             self.apply_packed(entries.iter(), &mut None, &mut applied, now)?;
         }
         Ok(applied)
     }
 
-    pub(super) fn judge_catch_up(&self, entries: &PackedEntries) -> Outcome {
-        if !Self::are_sound(entries) {
+    /// Nothing of it is applied yet. Answers whether it can be.
+    pub(super) fn begin_catch_up(&mut self, entries: &PackedEntries) -> Applied {
+        self.set_peered();
+        let outcome = if !Self::are_sound(entries) {
             Outcome::Unsound
         } else if !self.has_room_for(entries.bytes()) {
             Outcome::NoRoom
         } else {
             Outcome::Taken
-        }
+        };
+        Applied { outcome, head: 0, entries: 0, conflicts: Vec::new() }
     }
 
     /// Takes entries of the state of another member into the open batch.

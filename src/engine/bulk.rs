@@ -28,12 +28,11 @@ impl Writer {
         entries: &PackedEntries,
         now: Now,
     ) -> Result<Applied, StoreError> {
-        self.set_peered();
-        let mut applied = Applied::of_catch_up(self.judge_catch_up(entries));
+        let mut applied = self.begin_catch_up(entries);
         if applied.outcome != Outcome::Taken {
             return Ok(applied);
         }
-        let (mut rest, mut source) = (entries.iter(), None);
+        let (mut rest, mut source, mut kept) = (entries.iter(), None, None);
         if self.open.is_empty() && self.is_bulk() {
             let mut rows = EncodedRows::with_capacity(entries.ops(), entries.bytes());
             while let Some(entry) =
@@ -41,8 +40,7 @@ impl Writer {
             {
                 if entry.has_records() {
                     // Some of what records change is committed together with them.
-                    self.ingest(std::mem::take(&mut rows))?;
-                    self.apply_packed([entry], &mut source, &mut applied, now)?;
+                    kept = Some(entry);
                     break;
                 }
                 self.apply_packed([entry], &mut source, &mut applied, now)?;
@@ -51,7 +49,7 @@ impl Writer {
             self.ingest(rows)?;
         }
         let is_bulk = self.open_bulk == self.open.len();
-        self.apply_packed(rest, &mut source, &mut applied, now)?;
+        self.apply_packed(kept.into_iter().chain(rest), &mut source, &mut applied, now)?;
         if is_bulk {
             self.open_bulk = self.open.len();
         }
