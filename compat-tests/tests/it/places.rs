@@ -1,7 +1,7 @@
 //! A place that `MemberAdd` has reserved is for one process: another one that comes with the same addresses has to wait, and is
 //! somebody else if it gets in at all.
 //!
-//! etcd takes the second one in by the same id, where it ends with a panic as soon as the leader talks to it.
+//! etcd takes the second one in by the same id, where it ends as soon as the leader talks to it.
 
 use std::process::Command;
 use std::thread::sleep;
