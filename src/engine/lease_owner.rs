@@ -37,7 +37,7 @@ const AHEAD_MILLIS: u64 = 1000;
 /// Who had to wait so long for a majority was cut off.
 const CUT_OFF_MILLIS: u64 = 4000;
 /// The questions of this module are numbered from here on, so that they are never taken for those of readers.
-const QUESTIONS: u64 = 1 << 63;
+pub(super) const QUESTIONS: u64 = 1 << 63;
 /// How long the owner of a lease is waited for that this member has not met: it may have just started itself.
 const ABSENCE_MILLIS: u64 = 2000;
 /// Between two looks at most: a member that comes later stood still, and others have waited for it in vain.

@@ -15,6 +15,7 @@
 
 mod clock;
 mod dead;
+mod doubt;
 mod removed;
 mod strays;
 mod tags;
@@ -47,6 +48,7 @@ use crate::types::{ClusterId, LeaseExpiry, MemberId, Origin, TraceContext};
 use clock::ClockWatch;
 pub use clock::{ClockFacts, ClockNews, ClockOptions};
 use dead::Dead;
+use doubt::Doubt;
 use removed::Removal;
 use take_over::{End, TakeOver};
 
@@ -193,6 +195,7 @@ struct Cluster {
     /// Who seems alive, in order; those too that are not members yet.
     live: Vec<MemberId>,
     clock: ClockWatch,
+    doubt: Doubt,
     dead: Dead,
     removal: Removal,
     pledge: Pledge,
@@ -341,6 +344,7 @@ impl Replica {
             acquaintances: BTreeSet::new(),
             live: Vec::new(),
             clock: ClockWatch::new(self.options.clock, goes_on, now),
+            doubt: Doubt::default(),
             dead: Dead::default(),
             removal: Removal::default(),
             pledge: Pledge::None,
@@ -731,7 +735,7 @@ impl Replica {
         if needed == 0 {
             return Ok(false);
         }
-        self.step(Input::Barrier { id, voters, needed, deadline_millis }, now)?;
+        self.step(Input::Barrier { id, voters, needed, of: None, deadline_millis }, now)?;
         Ok(true)
     }
 
@@ -771,7 +775,8 @@ impl Replica {
         let cluster = self.cluster.as_ref();
         cluster.map_or(u64::MAX, |cluster| {
             let dead = cluster.dead.wake_at(self.options.remove_dead_after_millis.is_some());
-            let timers = [cluster.liveness.wake_at(), cluster.clock.wake_at(), dead];
+            let doubt = self.doubt_wake_at();
+            let timers = [cluster.liveness.wake_at(), cluster.clock.wake_at(), doubt, dead];
             timers.into_iter().fold(cluster.gossip.wake_at(), u64::min)
         })
     }
@@ -953,7 +958,9 @@ impl Replica {
             }
             Output::Settled(settled) => self.writer.set_settled(settled),
             Output::Passed(id) => {
-                if !self.duty.answer(id) {
+                if cluster.doubt.answer(id) {
+                    self.end_doubt(now)?;
+                } else if !self.duty.answer(id) {
                     self.effects.push(Effect::Passed(id));
                 }
             }

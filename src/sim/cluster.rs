@@ -831,8 +831,11 @@ impl Cluster {
     /// A client writes a key somewhere. Answers whether it was taken.
     pub(super) fn try_put(&mut self, number: usize, key: &Bytes) -> Result<(), Error> {
         let put = Put { key: key.clone(), value: Bytes::from_static(b"v"), ..Put::default() };
-        let put = |full: &mut Full, micros| full.execute(micros, Command::Put(put));
-        match self.world.with(number, put) {
+        self.try_command(number, Command::Put(put))
+    }
+
+    fn try_command(&mut self, number: usize, command: Command) -> Result<(), Error> {
+        match self.world.with(number, |full, micros| full.execute(micros, command)) {
             Some(Ok(_)) => Ok(()),
             Some(Err(Failure::Refused(error))) => Err(error),
             Some(Err(Failure::Broken(error))) => panic!("no fault, and yet {error}"),
@@ -859,9 +862,13 @@ impl Cluster {
 
     /// A client deletes a key somewhere.
     pub(super) fn delete(&mut self, number: usize, key: &Bytes) {
+        _ = self.try_delete(number, key);
+    }
+
+    /// A client deletes a key somewhere. Answers whether that was taken.
+    pub(super) fn try_delete(&mut self, number: usize, key: &Bytes) -> Result<(), Error> {
         let range = KeyRange::single(key.clone());
-        let delete = Command::DeleteRange(DeleteRange { range, prev_kv: false });
-        self.world.with(number, |full, micros| full.execute(micros, delete));
+        self.try_command(number, Command::DeleteRange(DeleteRange { range, prev_kv: false }))
     }
 
     /// All members forget what they may.

@@ -77,6 +77,66 @@ fn who_is_back_with_an_old_copy_writes_nothing_old() {
     }
 }
 
+/// A client goes on where its member does, and deletes at once what it had put last: by then that is there again. Otherwise
+/// the delete would only name the older puts of the copy.
+fn delete_what_was_put_before(seed: u64, latency_micros: u64, before_return: fn(&mut Cluster)) {
+    let mut cluster = Cluster::found(3, seed);
+    keys().for_each(|key| cluster.put(1, &key));
+    busy(&mut cluster, 2 * SECOND);
+    let copy = cluster.world.actors[1].copy_of_disk();
+    keys().for_each(|key| cluster.put(1, &key));
+    busy(&mut cluster, SECOND);
+    cluster.crash(1);
+    before_return(&mut cluster);
+    cluster.world.network.options.latency_micros = latency_micros;
+    cluster.roll_back(1, copy);
+    let began = cluster.world.micros();
+    while keys().any(|key| cluster.try_delete(1, &key).is_err()) {
+        cluster.run(SECOND / 1000);
+        assert!(cluster.world.micros() < began + WAIT_MICROS, "seed {seed}: it takes none");
+    }
+    cluster.calm();
+    cluster.run(15 * SECOND);
+    cluster.check_converged();
+    let state = cluster.state(0);
+    let revived: Vec<_> = keys().filter(|key| state.contains_key(key)).collect();
+    assert!(revived.is_empty(), "seed {seed}, {latency_micros} us: {revived:?}");
+}
+
+#[test]
+fn who_is_back_with_an_old_copy_deletes_what_its_client_has_put() {
+    for seed in seeds(3) {
+        for latency_micros in [SECOND / 2000, SECOND / 20, SECOND / 4] {
+            delete_what_was_put_before(seed, latency_micros, |_| ());
+        }
+    }
+}
+
+/// The others have forgotten entries that it lacks: it takes over the data of one of them.
+#[test]
+fn who_is_back_with_a_very_old_copy_deletes_what_its_client_has_put() {
+    for seed in seeds(3) {
+        delete_what_was_put_before(seed, SECOND / 20, |cluster| {
+            cluster.start(1);
+            for _ in 0..40 {
+                busy(cluster, SECOND / 2);
+                cluster.compact_and_sweep_at(0);
+                cluster.compact_and_sweep_at(2);
+            }
+        });
+    }
+}
+
+/// Nobody waits for a member that is not there.
+#[test]
+fn one_other_member_is_enough_for_who_is_back_with_an_old_copy() {
+    for seed in seeds(3) {
+        for latency_micros in [SECOND / 2000, SECOND / 4] {
+            delete_what_was_put_before(seed, latency_micros, |cluster| cluster.crash(2));
+        }
+    }
+}
+
 /// Who is the only one left goes on at once: there is nobody who could know better.
 #[test]
 fn who_has_no_peers_any_more_does_not_wait() {

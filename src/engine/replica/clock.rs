@@ -4,7 +4,7 @@
 //!   entry of a time that is far ahead could not be taken back. Who hears of nobody believes its wall clock after a while.
 //! * Until then, or until it has heard what time it is for somebody else, a member that was started again writes nothing: it may
 //!   have been given an old copy of its disk. Then what it knows as the last time is long ago, and the others may have settled,
-//!   and forgotten, what came after that. Nobody can take in an entry of that time any more.
+//!   and forgotten, what came after that. Nobody can take in an entry of that time any more. (`doubt.rs`)
 //! * From then on it goes on by monotonic time, and the wall clock only counts as long as others confirm it.
 //! * Who sees its own wall clock jump forgets what it has heard of the others', and asks again at once: all may have jumped
 //!   together. Until enough of them have answered nothing changes.
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use super::{Effect, Replica};
 use crate::engine::command::Command;
-use crate::error::{Error, StoreError};
+use crate::error::Error;
 use crate::replication::clocks::apart;
 use crate::replication::entry::Segment;
 use crate::replication::message::{ClockReading, Message, Promises};
@@ -38,7 +38,7 @@ const JUMP_ROUNDS: u32 = 4;
 const JUMP_ASK_MILLIS: u64 = 500;
 /// Who has heard of nobody for so long after its start, or after its wall clock has jumped, believes its wall clock.
 const ALONE_MILLIS: u64 = 5000;
-/// A wall clock that jumps all the time keeps a member from writing for so long after its start.
+/// A wall clock that jumps all the time, or peers that do not answer, keep a member from writing for so long after its start.
 const DOUBT_MILLIS_MAX: u64 = 20_000;
 /// A restarted member goes on so far behind the last time that is known, since entries may have left that were never durable.
 const RESTART_MILLIS: u64 = 1000;
@@ -91,7 +91,7 @@ pub(super) struct ClockWatch {
     clocks: Clocks,
     /// Whether the wall clock was confirmed in this run, or is believed for want of anybody to ask.
     is_confirmed: bool,
-    /// Whether this member does not know yet what the others may have settled: it writes nothing.
+    /// Whether this member does not know yet what the others may have settled, or hold of its own: it writes nothing.
     is_unsure: bool,
     /// Whether a peer has said what time it is there.
     is_told: bool,
@@ -141,17 +141,31 @@ impl ClockWatch {
     }
 
     pub(super) fn wake_at(&self) -> u64 {
-        let alone = if self.is_unsure { self.alone_millis() } else { u64::MAX };
         let fence = if self.is_fenced { self.next_fence } else { u64::MAX };
-        self.next_ask.min(fence).min(alone)
+        self.next_ask.min(fence)
     }
 
     pub(super) fn is_unsure(&self) -> bool {
         self.is_unsure
     }
 
+    /// There is no doubt any more.
+    pub(super) fn be_sure(&mut self) {
+        self.is_unsure = false;
+    }
+
+    /// Whether it is known what time it is for others.
+    pub(super) fn knows_the_time(&self) -> bool {
+        self.is_told || self.is_confirmed
+    }
+
+    /// Whether this member has doubted for as long as it may.
+    pub(super) fn has_doubted(&self, now: Now) -> bool {
+        now.monotonic_millis >= self.started_millis + DOUBT_MILLIS_MAX
+    }
+
     /// When it has been alone for long enough, if it has heard of nobody until then.
-    fn alone_millis(&self) -> u64 {
+    pub(super) fn alone_millis(&self) -> u64 {
         let alone = self.waits_since + ALONE_MILLIS;
         let doubt = self.started_millis + DOUBT_MILLIS_MAX;
         if self.is_unsure { alone.min(doubt) } else { alone }
@@ -208,53 +222,9 @@ impl Replica {
         self.cluster.as_ref().is_some_and(|cluster| cluster.clock.is_fenced)
     }
 
-    /// Whether this member writes nothing yet, since it does not know what time it is for the others.
-    pub fn is_unsure(&self) -> bool {
-        self.cluster.as_ref().is_some_and(|cluster| cluster.clock.is_unsure)
-    }
-
     /// Whether the clock is right enough to write.
     pub(in crate::engine) fn may_write(&self) -> bool {
         !self.is_unsure() && !self.is_fenced()
-    }
-
-    /// Begins to write, when it is known what time it is for the others, or when this member has been alone for so long that
-    /// its wall clock has to do.
-    pub(super) fn end_doubt(&mut self, now: Now) -> Result<(), StoreError> {
-        let Some(clock) = self.cluster.as_ref().map(|cluster| &cluster.clock) else {
-            return Ok(());
-        };
-        let is_late = now.monotonic_millis >= clock.alone_millis();
-        if !clock.is_unsure || !(clock.is_told || clock.is_confirmed || is_late) {
-            return Ok(());
-        }
-        if is_late {
-            self.judge_clock(now);
-        }
-        if let Some(cluster) = &mut self.cluster {
-            cluster.clock.is_unsure = false;
-        }
-        self.effects.push(Effect::Ready);
-        // What was to be written at the start is written now.
-        self.read_directory(now)?;
-        self.check_tag(now)
-    }
-
-    /// Begins to write, whatever the others' time may be.
-    pub(super) fn end_doubt_now(&mut self, now: Now) -> Result<(), StoreError> {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.clock.is_told = true;
-        }
-        self.end_doubt(now)
-    }
-
-    /// There is nobody whose time could be another one.
-    pub(super) fn end_doubt_alone(&mut self) {
-        let me = self.writer.identity().member;
-        let Some(cluster) = &mut self.cluster else { return };
-        let members = &cluster.directory.members;
-        let has_peers = members.iter().any(|(id, record)| *id != me && record.is_started());
-        cluster.clock.is_unsure &= has_peers || !members.contains_key(&me);
     }
 
     /// Whether a peer has said of itself that it takes no writes because of its clock.

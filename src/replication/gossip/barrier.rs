@@ -1,4 +1,5 @@
-//! Reads that see what a majority holds: they wait until everything has come that any of its members held when asked.
+//! Reads that see what a majority holds: they wait until everything has come that any of its members held when asked. A member
+//! that was started again waits in the same way for what it wrote itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,8 @@ pub(super) struct Barrier {
     voters: Vec<MemberId>,
     /// How many of them it takes.
     needed: usize,
+    /// Whose entries it is about; `None` for everybody's.
+    of: Option<MemberId>,
     answered: BTreeSet<MemberId>,
     /// What has to be here.
     targets: BTreeMap<Origin, u64>,
@@ -28,6 +31,24 @@ pub(super) struct Barrier {
 }
 
 impl Barrier {
+    pub(super) fn new(
+        voters: Vec<MemberId>,
+        needed: usize,
+        of: Option<MemberId>,
+        deadline_millis: u64,
+        now: Now,
+    ) -> Self {
+        let (answered, targets) = Default::default();
+        let ask_again_millis = now.monotonic_millis + ASK_AGAIN_MILLIS;
+        Self { voters, needed, of, answered, targets, ask_again_millis, deadline_millis }
+    }
+
+    fn waits_for(&self, peer: MemberId) -> bool {
+        self.answered.len() < self.needed
+            && self.voters.contains(&peer)
+            && !self.answered.contains(&peer)
+    }
+
     fn is_passed(&self, heads: &Heads) -> bool {
         let is_here = |(origin, seq): (&Origin, &u64)| heads.seq(*origin) >= *seq;
         self.answered.len() >= self.needed && self.targets.iter().all(is_here)
@@ -36,23 +57,23 @@ impl Barrier {
 
 impl Gossip {
     /// Asks all voters where they are.
-    pub(super) fn begin_barrier(
-        &mut self,
-        id: u64,
-        voters: Vec<MemberId>,
-        needed: usize,
-        deadline_millis: u64,
-        now: Now,
-    ) {
-        for peer in &voters {
+    pub(super) fn begin_barrier(&mut self, id: u64, barrier: Barrier) {
+        for peer in &barrier.voters {
             self.send(*peer, Message::Ask(id));
         }
-        let (answered, targets) = Default::default();
-        let ask_again_millis = now.monotonic_millis + ASK_AGAIN_MILLIS;
-        self.barriers.insert(
-            id,
-            Barrier { voters, needed, answered, targets, ask_again_millis, deadline_millis },
-        );
+        self.barriers.insert(id, barrier);
+    }
+
+    /// Peers have just come, whom no question can have reached before.
+    pub(super) fn ask_arrived(&mut self, peers: &[MemberId]) {
+        let mut asks = Vec::new();
+        for (id, barrier) in &self.barriers {
+            let silent = peers.iter().filter(|peer| barrier.waits_for(**peer));
+            asks.extend(silent.map(|peer| (*peer, *id)));
+        }
+        for (peer, id) in asks {
+            self.send(peer, Message::Ask(id));
+        }
     }
 
     /// When somebody is to be asked again.
@@ -68,10 +89,8 @@ impl Gossip {
                 continue;
             }
             barrier.ask_again_millis = now_millis + ASK_AGAIN_MILLIS;
-            if barrier.answered.len() < barrier.needed {
-                let silent = barrier.voters.iter().filter(|peer| !barrier.answered.contains(peer));
-                asks.extend(silent.map(|peer| (*peer, *id)));
-            }
+            let silent = barrier.voters.iter().filter(|peer| barrier.waits_for(**peer));
+            asks.extend(silent.map(|peer| (*peer, *id)));
         }
         for (peer, id) in asks {
             self.send(peer, Message::Ask(id));
@@ -100,7 +119,10 @@ impl Gossip {
             && barrier.voters.contains(&from)
         {
             barrier.answered.insert(from);
-            for (origin, seq) in targets {
+            let of = barrier.of;
+            for (origin, seq) in
+                targets.filter(|(origin, _)| of.is_none_or(|of| of == origin.member))
+            {
                 let target = barrier.targets.entry(origin).or_default();
                 *target = seq.max(*target);
             }
@@ -146,7 +168,8 @@ mod tests {
         let frontier = Frontier::new(MemberId(1), none, none);
         let mut gossip = Gossip::new(origin(1), options, 1, &[], frontier, NOW);
         let voters = vec![MemberId(2)];
-        let barrier = Input::Barrier { id: READ, voters, needed: 1, deadline_millis: 1000 };
+        let barrier =
+            Input::Barrier { id: READ, voters, needed: 1, of: None, deadline_millis: 1000 };
         assert!(!passes(&mut gossip, barrier));
         let head = Head { origin: origin(2), seq: 1 };
         gossip.heads.note_applied(head.origin, head.seq);

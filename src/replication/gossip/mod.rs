@@ -185,6 +185,8 @@ pub enum Input {
         voters: Vec<MemberId>,
         /// How many of them it takes.
         needed: usize,
+        /// Only what this member wrote has to be here.
+        of: Option<MemberId>,
         /// When nobody waits any more, in monotonic milliseconds.
         deadline_millis: u64,
     },
@@ -442,8 +444,8 @@ impl Gossip {
             }
             Input::Loaded(_) => self.loads = self.loads.saturating_sub(1),
             Input::Asking(to, compare) => self.send_compare(to, compare),
-            Input::Barrier { id, voters, needed, deadline_millis } => {
-                self.begin_barrier(id, voters, needed, deadline_millis, now);
+            Input::Barrier { id, voters, needed, of, deadline_millis } => {
+                self.begin_barrier(id, Barrier::new(voters, needed, of, deadline_millis, now));
             }
             Input::NotTaken(from, origin) => self.not_taken(from, origin, now),
             Input::CaughtUp(complete) => {
@@ -783,8 +785,10 @@ impl Gossip {
             }
         }
         let new = self.live.iter().filter(|peer| before.binary_search(peer).is_err());
+        let new: Vec<_> = new.copied().collect();
+        self.ask_arrived(&new);
         if self.is_direct() {
-            for peer in new.copied().collect::<Vec<_>>() {
+            for peer in new {
                 self.send_digest(peer, true);
                 // What is there now is in the digest: it asks for that itself.
                 let head = self.heads.seq(self.me);
