@@ -19,7 +19,8 @@ fn is_ready(cluster: &Cluster, number: usize) -> bool {
 #[test]
 fn a_member_that_was_cut_off_comes_back_as_somebody_else() {
     for seed in seeds(5) {
-        let mut cluster = Cluster::found(4, seed);
+        // With a bounded log the first of two writes of one key may be given up.
+        let mut cluster = Cluster::found_with_logs(4, None, seed);
         busy(&mut cluster, 3 * SECOND);
         (0..20).for_each(|i| cluster.put(0, &key("doomed", i)));
         (0..20).for_each(|i| cluster.put(0, &key("kept", i)));
