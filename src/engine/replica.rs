@@ -803,7 +803,8 @@ impl Replica {
 
     /// Lets peers have the own entries of the open batch, so that they make them durable while this member does.
     pub fn offer(&mut self, now: Now) -> Result<(), StoreError> {
-        let Some(cluster) = &mut self.cluster else { return Ok(()) };
+        let cluster = self.cluster.as_mut().filter(|cluster| cluster.gossip.takes_offers());
+        let Some(cluster) = cluster else { return Ok(()) };
         let (me, offered) = (self.writer.origin(), cluster.offered);
         let open = self.writer.open_entries().iter();
         let own = open.filter(|(origin, entry)| *origin == me && entry.seq > offered);

@@ -75,7 +75,13 @@ impl Scene {
         let identity = Identity { member: ME, cluster: ClusterId(7) };
         let cluster = ClusterOptions { record: record(ME), seed: 1, ..ClusterOptions::default() };
         let writer = Options { value_cache_bytes: 1 << 16, ..Options::new(identity) };
-        let setup = Setup { writer, cluster, commit_micros: COMMIT_MICROS, skew_millis: 0 };
+        let setup = Setup {
+            writer,
+            cluster,
+            commit_micros: COMMIT_MICROS,
+            skew_millis: 0,
+            is_awaited: None,
+        };
         let mut scene = Self { member: Full::new(setup, 0), micros: 0, asked: 0 };
         for peer in PEERS {
             let admitted = scene.member.admit(0, peer, &record(peer)).expect("it is up");

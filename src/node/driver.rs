@@ -302,11 +302,15 @@ impl Driver {
             self.replica.tick(now)?;
         }
         self.replica.writer_mut().reclaim();
-        self.replica.set_awaited(!self.acks.is_idle());
+        // Who stops gathers nothing any more.
+        self.replica.set_awaited(self.stopping || !self.acks.is_idle());
         self.replica.offer(now)?;
         // What peers wait for, and who waits for peers, need not wait for this commit.
         self.carry_out();
         self.commit(now)?;
+        if self.stopping {
+            self.replica.tick(now)?;
+        }
         self.answer();
         self.carry_out();
         if self.sweeper.is_none() && now.monotonic_millis >= self.next_sweep_millis {

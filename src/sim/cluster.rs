@@ -103,6 +103,7 @@ fn setup(number: usize, founders: usize, seed: u64) -> Setup {
         },
         commit_micros: 500,
         skew_millis: 0,
+        is_awaited: None,
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) commit_micros: u64,
     /// Its wall clock is so much ahead.
     pub(crate) skew_millis: i64,
+    /// Whether its clients wait for other members; `None` at every other member.
+    pub(crate) is_awaited: Option<bool>,
 }
 
 /// A running member.
@@ -196,8 +198,8 @@ impl Full {
         loop {
             let now = self.now(micros);
             let Some(replica) = &mut self.replica else { return };
-            // At every other member somebody waits for others.
-            replica.set_awaited(self.setup.writer.identity.member.0.is_multiple_of(2));
+            let is_even = self.setup.writer.identity.member.0.is_multiple_of(2);
+            replica.set_awaited(self.setup.is_awaited.unwrap_or(is_even));
             replica.offer(now).expect("no fault");
             let effects = replica.take_effects();
             if self.commit_at.is_none() && replica.has_open_batch() {

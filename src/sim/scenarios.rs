@@ -251,6 +251,7 @@ fn what_only_others_have_is_not_lost() {
         busy(&mut cluster, 3 * SECOND);
         cluster.run(SECOND);
         cluster.world.actors[0].setup.commit_micros = 50 * MILLI;
+        cluster.world.actors[0].setup.is_awaited = Some(true);
         let before = cluster.held(1, 0);
         for i in 0..5 {
             cluster.put(0, &Bytes::from(format!("late{i}")));

@@ -346,6 +346,9 @@ pub struct Gossip {
     /// Origins whose moves are to be acknowledged, in their own time.
     unacknowledged: BTreeSet<Origin>,
     next_acknowledge: Option<u64>,
+    /// When own entries are sent that are gathered, and when some were sent last.
+    next_push: Option<u64>,
+    pushed_millis: u64,
     /// Origins whose moves are to be announced.
     dirty: BTreeSet<Origin>,
     collected: Timestamp,
@@ -408,6 +411,8 @@ impl Gossip {
             is_awaited: true,
             unacknowledged: BTreeSet::new(),
             next_acknowledge: None,
+            next_push: None,
+            pushed_millis: 0,
             dirty: BTreeSet::new(),
             collected: Timestamp::default(),
             left_out: Timestamp::default(),
@@ -462,6 +467,7 @@ impl Gossip {
         self.send_pulls(now);
         self.announce_when_due(now);
         self.acknowledge_when_due(now);
+        self.push_when_due(now);
         self.pass_barriers(now);
         std::mem::take(&mut self.outputs)
     }
@@ -474,7 +480,7 @@ impl Gossip {
         let scrub = self.scrub.wake_at();
         let (announce, acknowledge) = (self.next_announce, self.next_acknowledge);
         let pull = self.pulls.next_deadline();
-        let timers = [announce, acknowledge, pull, catch_up, merge, ask, scrub];
+        let timers = [announce, acknowledge, self.next_push, pull, catch_up, merge, ask, scrub];
         let next = self.next_exchange.min(self.next_promise);
         timers.into_iter().flatten().fold(next, u64::min)
     }
@@ -747,9 +753,13 @@ impl Gossip {
         self.spread(&moved, now);
     }
 
+    /// Whether peers are to have own entries before they are durable here: somebody waits, and they are not merely announced.
+    pub fn takes_offers(&self) -> bool {
+        self.is_awaited && self.is_direct()
+    }
+
     fn offer(&mut self, entries: Vec<Arc<Entry>>) {
-        if !self.is_direct() {
-            // It would be announced only when it is durable.
+        if !self.takes_offers() {
             return;
         }
         for entry in entries {

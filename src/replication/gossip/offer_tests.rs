@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::compare_tests::{BROKEN, ME, OTHER, at, gossip};
-use super::{Input, Options, Output};
+use super::{Gossip, Input, Options, Output};
 use crate::replication::entry::{Entry, Segment};
 use crate::replication::message::{Head, Message, Segments};
 use crate::replication::settled::Membership;
@@ -50,6 +50,39 @@ fn what_is_offered_has_no_gaps() {
         assert_eq!(seqs.last(), Some(&segment.through), "{outputs:?}");
     }
     assert_eq!(seqs, [2, 3, 4], "{outputs:?}");
+}
+
+fn commit(gossip: &mut Gossip, millis: u64, seq: u64) -> Vec<u64> {
+    let entries = vec![(ME, entry(seq))];
+    let outputs = gossip.step(at(millis), Input::Committed { entries, heads: Vec::new() });
+    seqs(&outputs)
+}
+
+fn seqs(outputs: &[Output]) -> Vec<u64> {
+    let entries = sent(outputs, OTHER).into_iter().flat_map(|segment| segment.entries);
+    entries.map(|entry| entry.seq).collect()
+}
+
+/// The first after a while goes at once, the others together; unless somebody comes to wait.
+#[test]
+fn what_nobody_waits_for_is_gathered() {
+    let mut gossip = gossip(&[OTHER], Options::default());
+    gossip.set_awaited(false);
+    assert!(seqs(&gossip.step(at(100), Input::Offered(vec![entry(2)]))).is_empty());
+    assert_eq!(commit(&mut gossip, 100, 2), [2], "nothing was sent for long");
+    assert!(commit(&mut gossip, 101, 3).is_empty());
+    let acknowledged = Message::Announce(vec![Head { origin: ME, seq: 2 }]);
+    let outputs = gossip.step(at(102), Input::Receive(OTHER, acknowledged));
+    assert!(seqs(&outputs).is_empty(), "{outputs:?}");
+    assert!(commit(&mut gossip, 103, 4).is_empty());
+    assert_eq!(gossip.wake_at(), 104);
+    assert_eq!(seqs(&gossip.step(at(104), Input::Tick)), [3, 4]);
+    assert!(gossip.wake_at() > 104, "there is nothing left");
+    assert!(commit(&mut gossip, 105, 5).is_empty());
+    gossip.set_awaited(true);
+    let outputs = gossip.step(at(106), Input::Offered(vec![entry(6)]));
+    assert_eq!(seqs(&outputs), [5, 6], "{outputs:?}");
+    assert!(commit(&mut gossip, 106, 6).is_empty(), "it was sent");
 }
 
 /// A member has a new run, and of its former one nobody has said yet how far it goes: nothing of that would be taken, so nobody

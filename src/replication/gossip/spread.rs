@@ -12,6 +12,9 @@ use crate::types::{MemberId, Origin};
 
 /// How long acknowledgements are gathered that nobody waits for.
 const ACKNOWLEDGE_MILLIS: u64 = 10;
+/// How long own entries are gathered that nobody waits for, after some have been sent: fewer messages have less work in them,
+/// here and where each makes a batch of its own.
+const GATHER_MILLIS: u64 = 4;
 
 impl Gossip {
     /// Heads have moved: tells those who want to know.
@@ -22,9 +25,9 @@ impl Gossip {
         self.hurry(now);
         if self.is_direct() {
             if moved.contains(&self.me) {
-                for peer in self.live.clone() {
-                    self.push_to(peer);
-                }
+                let due = if self.is_awaited { 0 } else { self.pushed_millis + GATHER_MILLIS };
+                self.next_push.get_or_insert(due);
+                self.push_when_due(now);
             }
             let me = self.me;
             for origin in moved.iter().filter(|origin| **origin != me) {
@@ -77,8 +80,21 @@ impl Gossip {
         if peer.acknowledge(seq) {
             self.outputs.push(Output::Acknowledged(from, seq));
         }
-        if self.is_direct() {
+        if self.is_direct() && self.next_push.is_none() {
             self.push_to(from);
+        }
+    }
+
+    /// Sends own entries to all, if that is due.
+    pub(super) fn push_when_due(&mut self, now: Now) {
+        let now_millis = now.monotonic_millis;
+        if self.next_push.is_none_or(|due| due > now_millis && !self.is_awaited) {
+            return;
+        }
+        self.next_push = None;
+        self.pushed_millis = now_millis;
+        for peer in self.live.clone() {
+            self.push_to(peer);
         }
     }
 
