@@ -368,10 +368,15 @@ fn a_second_mirror_is_noticed() {
     assert!(second.0.log.wait_for("going on", DEADLINE), "{}", second.0.log.text());
     let mut number = 0;
     let mut mirrors = [first, second];
-    // Only when one writes between a look and a write of the other.
-    server::until("one ends", 5 * DEADLINE, || {
-        number += 1;
-        here.put("a", &number.to_string());
+    // Only when one has written several changes, of which the other comes with the first.
+    server::until("one ends", DEADLINE, || {
+        server::signal(&mirrors[1].0.child, Signal::STOP);
+        for _ in 0..3 {
+            number += 1;
+            here.put("a", &number.to_string());
+        }
+        until("the first copies", || there.values() == here.values());
+        server::signal(&mirrors[1].0.child, Signal::CONT);
         mirrors.iter_mut().any(|mirror| mirror.0.child.try_wait().is_ok_and(|it| it.is_some()))
     });
     until("the other goes on", || there.values() == here.values());
