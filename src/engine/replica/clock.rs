@@ -159,6 +159,11 @@ impl ClockWatch {
         self.is_told || self.is_confirmed
     }
 
+    /// Whether no peer has said what time it is there, for so long that nobody is waited for any more.
+    pub(super) fn has_been_alone(&self, now: Now) -> bool {
+        !self.is_told && now.monotonic_millis >= self.alone_millis()
+    }
+
     /// Whether this member has doubted for as long as it may.
     pub(super) fn has_doubted(&self, now: Now) -> bool {
         now.monotonic_millis >= self.started_millis + DOUBT_MILLIS_MAX

@@ -90,6 +90,10 @@ impl Replica {
         if !clock.is_unsure() {
             return Ok(());
         }
+        // Who is alone believes its wall clock from then on: that is nobody's word, and nobody answers what it asks.
+        if clock.has_been_alone(now) {
+            return self.end_doubt_now(now);
+        }
         if !cluster.asks_for_own_runs() {
             let is_late = now.monotonic_millis >= clock.alone_millis();
             return if is_late { self.end_doubt_now(now) } else { Ok(()) };

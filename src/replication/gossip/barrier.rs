@@ -162,6 +162,48 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_alive_is_asked_at_once() {
+        let none = Timestamp::default();
+        let frontier = Frontier::new(MemberId(1), none, none);
+        let mut gossip = Gossip::new(origin(1), Options::default(), 1, &[], frontier, NOW);
+        let voters = vec![MemberId(2), MemberId(3)];
+        let of = Some(MemberId(1));
+        gossip.step(NOW, Input::Barrier { id: READ, voters, needed: 2, of, deadline_millis: 1000 });
+        let asked = |outputs: Vec<Output>| {
+            let asks = outputs.into_iter().filter_map(|output| match output {
+                Output::Send(peer, Message::Ask(READ)) => Some(peer.0),
+                _ => None,
+            });
+            asks.collect::<Vec<_>>()
+        };
+        let mut lives = |live: &[u64]| {
+            asked(gossip.step(NOW, Input::Live(live.iter().copied().map(MemberId).collect())))
+        };
+        assert_eq!(lives(&[2, 4]), [2], "the other one's answer does not count");
+        assert_eq!(lives(&[2, 3, 4]), [3]);
+        assert_eq!(lives(&[2, 3]), [0; 0], "they have been asked");
+    }
+
+    /// A member waits for what it wrote itself, and not for what others did.
+    #[test]
+    fn only_entries_that_are_asked_about_are_waited_for() {
+        for (of, is_passed) in
+            [(None, false), (Some(MemberId(1)), true), (Some(MemberId(2)), false)]
+        {
+            let none = Timestamp::default();
+            let frontier = Frontier::new(MemberId(1), none, none);
+            let mut gossip = Gossip::new(origin(1), Options::default(), 1, &[], frontier, NOW);
+            let voters = vec![MemberId(2)];
+            let barrier = Input::Barrier { id: READ, voters, needed: 1, of, deadline_millis: 1000 };
+            assert!(!passes(&mut gossip, barrier));
+            let moved = vec![Head { origin: origin(2), seq: 1 }];
+            let digest = Digest { arrivals: 1, until: 1, moved, ..Digest::default() };
+            let answer = Input::Receive(MemberId(2), Message::Answer(READ, digest));
+            assert_eq!(passes(&mut gossip, answer), is_passed, "{of:?}");
+        }
+    }
+
+    #[test]
     fn what_is_on_its_way_to_the_disk_is_waited_for() {
         let options = Options::default();
         let none = Timestamp::default();
