@@ -336,9 +336,12 @@ pub struct Gossip {
     frontier: Frontier,
     /// A hash of the members and their runs.
     table: u64,
+    /// Those we have had to do with. In large clusters that is a few of them.
     peers: BTreeMap<MemberId, Peer>,
     /// Who seems alive, in order.
     live: Vec<MemberId>,
+    /// Since when the others do not, as was seen when we promised.
+    dead_since: BTreeMap<MemberId, u64>,
     /// Those of them who are in the own zone.
     near: Vec<MemberId>,
     /// Whether anybody waits for own entries to be acknowledged.
@@ -407,6 +410,7 @@ impl Gossip {
             table: 0,
             peers: BTreeMap::new(),
             live: Vec::new(),
+            dead_since: BTreeMap::new(),
             near: Vec::new(),
             is_awaited: true,
             unacknowledged: BTreeSet::new(),

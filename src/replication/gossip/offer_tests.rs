@@ -120,3 +120,22 @@ fn what_would_not_be_taken_is_not_asked_for() {
     let outputs = gossip.step(at(2001), Input::Receive(OTHER, Message::Segments(news)));
     assert_eq!(pulled(&outputs), [asked]);
 }
+
+/// Ten thousand simulated members took more than 22 GB: each had something on record about all others as soon as it promised.
+#[test]
+fn only_those_are_on_record_with_whom_there_was_something() {
+    let others: Vec<_> = (100..1100).map(MemberId).collect();
+    let mut gossip = gossip(&others, Options::default());
+    for millis in 1..20 {
+        let promised = Input::Promised { time: Timestamp(millis), seq: 1, is_log_long: true };
+        gossip.step(at(millis), promised);
+    }
+    assert!(gossip.peers.len() < 100, "{} peers", gossip.peers.len());
+    assert!(gossip.dead_since.is_empty());
+    gossip.step(at(20), Input::Live(others[1..].to_vec()));
+    gossip.step(at(30), Input::Promised { time: Timestamp(30), seq: 1, is_log_long: false });
+    assert_eq!(gossip.dead_since, BTreeMap::from([(others[0], 30)]));
+    gossip.step(at(40), Input::Live(others));
+    gossip.step(at(50), Input::Promised { time: Timestamp(50), seq: 1, is_log_long: false });
+    assert!(gossip.dead_since.is_empty());
+}

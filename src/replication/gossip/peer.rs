@@ -23,8 +23,6 @@ pub(super) struct Peer {
     pub(super) in_flight: VecDeque<(u64, usize)>,
     /// The bytes of all that.
     pub(super) in_flight_bytes: usize,
-    /// Since when it seems dead, if it does.
-    pub(super) dead_since: Option<u64>,
     /// Nobody there waits for what it sends to be acknowledged.
     pub(super) is_patient: bool,
     /// Its revisions, and ours.

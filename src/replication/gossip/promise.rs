@@ -19,8 +19,8 @@ impl Gossip {
     pub(super) fn promised(&mut self, time: Timestamp, seq: u64, is_log_long: bool, now: Now) {
         let complete = coarse(self.frontier.complete());
         let current = coarse(self.current_when_pledged);
-        let held = self.held_by_all_present(now).min(seq);
-        let held = if is_log_long { held } else { 0 };
+        self.note_dead(now.monotonic_millis);
+        let held = if is_log_long { self.held_by_all_present(now).min(seq) } else { 0 };
         let Origin { member, run } = self.me;
         let promise = Promise { member, run, time: coarse(time), seq, complete, current, held };
         if let Some(number) = self.membership.number(member) {
@@ -33,21 +33,32 @@ impl Gossip {
         }
     }
 
-    /// How far all members hold our entries that are not away.
-    fn held_by_all_present(&mut self, now: Now) -> u64 {
-        let (millis, away) = (now.monotonic_millis, self.options.away_millis);
-        let me = self.me.member;
-        let mut held = self.heads.seq(self.me);
-        for member in self.membership.numbers().iter().filter(|member| **member != me) {
-            let peer = self.peers.entry(*member).or_default();
-            let is_live = self.live.binary_search(member).is_ok();
-            peer.dead_since = peer.dead_since.or(Some(millis)).filter(|_| !is_live);
-            let is_away = peer.dead_since.is_some_and(|since| millis.saturating_sub(since) >= away);
-            if !is_away {
-                held = held.min(peer.acknowledged);
+    /// Takes note of who seems dead, and since when.
+    fn note_dead(&mut self, millis: u64) {
+        let (membership, live) = (&self.membership, &self.live);
+        self.dead_since.retain(|member, _| {
+            membership.members.contains_key(member) && live.binary_search(member).is_err()
+        });
+        for member in membership.numbers() {
+            if *member != self.me.member && live.binary_search(member).is_err() {
+                self.dead_since.entry(*member).or_insert(millis);
             }
         }
-        held
+    }
+
+    /// How far all members hold our entries that are not away.
+    fn held_by_all_present(&self, now: Now) -> u64 {
+        let is_away = |member: &MemberId| {
+            let since = self.dead_since.get(member);
+            since.is_some_and(|since| {
+                now.monotonic_millis.saturating_sub(*since) >= self.options.away_millis
+            })
+        };
+        let others = self.membership.numbers().iter().filter(|member| **member != self.me.member);
+        others
+            .filter(|member| !is_away(member))
+            .map(|member| self.acknowledged(*member))
+            .fold(self.heads.seq(self.me), u64::min)
     }
 
     /// Draws the conclusions of all promises.
