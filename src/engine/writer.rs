@@ -53,6 +53,9 @@ const QUOTA_CLEAR_FRACTION: u64 = 100;
 const DISK_RESERVE_BYTES: u64 = 64 << 20;
 /// On a small disk the reserve is only this part of it.
 const DISK_RESERVE_FRACTION: u64 = 4;
+/// NOSPACE ends when at least this fraction of the reserve is free above it, and what did not fit does: room comes and goes
+/// while logs are flushed, and an alarm that does so too helps nobody.
+const DISK_CLEAR_FRACTION: u64 = 8;
 
 /// How long tombstones stay at least, if there are peers.
 const GC_AGE_MILLIS: u64 = 10 * 60 * 1000;
@@ -123,7 +126,10 @@ enum Room {
         clear_below: u64,
     },
     /// The disk is full.
-    DiskFull,
+    DiskFull {
+        /// What did not fit, in bytes.
+        refused: u64,
+    },
 }
 
 /// What a put writes.
@@ -979,18 +985,29 @@ impl Writer {
     }
 
     pub(super) fn look_at_disk(&mut self) -> Result<(), StoreError> {
-        self.disk_room_bytes = match self.store().disk_space()? {
+        let (room, reserve) = match self.store().disk_space()? {
             Some(DiskSpace { free, total }) => {
-                free.saturating_sub(self.disk_reserve_bytes.min(total / DISK_RESERVE_FRACTION))
+                let reserve = self.disk_reserve_bytes.min(total / DISK_RESERVE_FRACTION);
+                (free.saturating_sub(reserve), reserve)
             }
-            None => u64::MAX,
+            None => (u64::MAX, 0),
         };
-        if self.disk_room_bytes == 0 {
-            self.room = Room::DiskFull;
-        } else if self.room == Room::DiskFull {
+        self.disk_room_bytes = room;
+        if room == 0 {
+            self.disk_is_full(0);
+        } else if let Room::DiskFull { refused } = self.room
+            && room >= refused.max(reserve / DISK_CLEAR_FRACTION)
+        {
             self.room = Room::Enough;
         }
         Ok(())
+    }
+
+    /// There is no room on the disk for `bytes` more.
+    fn disk_is_full(&mut self, bytes: u64) {
+        if !matches!(self.room, Room::DiskFull { .. }) {
+            self.room = Room::DiskFull { refused: bytes };
+        }
     }
 
     /// Whether the store could rewrite what lives without running out of disk.
@@ -1008,9 +1025,10 @@ impl Writer {
     /// by itself when there is room again.
     pub(super) fn check_quota(&mut self, cost: u64) -> bool {
         if cost > 0 && self.open_bytes().saturating_add(cost) > self.disk_room_bytes {
-            self.room = Room::DiskFull;
+            self.disk_is_full(cost);
         }
-        let (Some(quota), false) = (self.quota_bytes, self.room == Room::DiskFull) else {
+        let is_disk_full = matches!(self.room, Room::DiskFull { .. });
+        let (Some(quota), false) = (self.quota_bytes, is_disk_full) else {
             return self.room == Room::Enough;
         };
         let used = self.mvcc.live_bytes();

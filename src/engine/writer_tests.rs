@@ -315,6 +315,33 @@ fn a_full_disk_is_seen_and_forgotten() {
     member.all([put("a", "")]);
 }
 
+/// Seen as an alarm that was gone before anybody could list it: a flushed log had made room for a moment.
+#[test]
+fn a_full_disk_is_not_forgotten_for_a_little_room() {
+    const RESERVE: u64 = 64 << 20;
+    let memory = Memory::new();
+    let mut member = Member::on(&memory, None);
+    let mut is_full_with = |room: u64| {
+        memory.inject(Fault::FreeBytes(RESERVE + room));
+        member.writer.check_space().unwrap();
+        member.writer.is_out_of_space()
+    };
+    assert!(!is_full_with(1), "a little is enough as long as it lasts");
+    assert!(is_full_with(0));
+    assert!(is_full_with((8 << 20) - 1));
+    assert!(!is_full_with(8 << 20));
+    // What did not fit has to.
+    assert!(!is_full_with(9 << 20));
+    let large = "x".repeat(9 << 20);
+    assert_eq!(member.execute(put("a", &large)), Err(Error::NoSpace));
+    memory.inject(Fault::FreeBytes(RESERVE + (9 << 20)));
+    member.writer.check_space().unwrap();
+    assert!(member.writer.is_out_of_space());
+    memory.inject(Fault::FreeBytes(RESERVE + (10 << 20)));
+    member.writer.check_space().unwrap();
+    member.all([put("a", &large)]);
+}
+
 /// An old version must not come back to life, whichever rows are gone: see the module `compact`.
 #[test]
 fn swept_rows_do_not_resurrect_what_was_deleted() {
