@@ -8,11 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::command::{Command, DeleteRange, Put, Range, Txn, TxnOp};
-use super::mvcc::StateHash;
+use super::mvcc::{Claims, Onward, StateHash};
 use super::staged::GroupApplied;
 use super::{Applied, Options, Outcome, Writer};
 use crate::replication::entry::{Entry, EntryOp, Segment};
-use crate::replication::message::Head;
+use crate::replication::message::{CatchUp, Head};
 use crate::storage::schema::auth::{AuthKey, AuthValue};
 use crate::storage::schema::{Identity, Table};
 use crate::storage::{Memory, Space, Store};
@@ -486,6 +486,41 @@ fn catch_up(
     }
     to.writer.finish_catch_up(&heads.unwrap());
     to.commit();
+}
+
+/// While its clients are busy a member gives its data away by parts for which they do not wait long. No part is so small that it
+/// seems an excuse: whoever asks counts half of a small one for each.
+#[test]
+fn parts_of_a_catch_up_are_small_while_others_use_the_link() {
+    const VALUE: usize = 1000;
+    let mut from = Member::new(1);
+    from.writer.become_peered(Timestamp(1));
+    for i in 0..4000 {
+        let (key, value) = (format!("key{i}").into(), vec![b'x'; VALUE].into());
+        from.writer.execute(Command::Put(Put { key, value, ..Put::default() }), at(0)).unwrap();
+    }
+    from.commit();
+    let (complete, collected) = (Timestamp::default(), Timestamp::default());
+    let claims = Claims { heads: from.writer.heads(), complete, collected };
+    let request = CatchUp { heads: Vec::new(), cursor: None, end: None, bytes_max: 8 << 20 };
+    let serve = |onward: &[Onward]| {
+        let mut parts = Vec::new();
+        let mut onward = onward.iter().copied();
+        let served = from.writer.mvcc().serve_catch_up(&request, &claims, |part| {
+            parts.push(part.entries.bytes());
+            onward.next().unwrap_or(Onward::Stop)
+        });
+        served.unwrap();
+        parts
+    };
+    let (small, large) = (256 << 10, 1 << 20);
+    let is = |bytes: usize, part: usize| (part..part + 2 * VALUE).contains(&bytes);
+    let parts = serve(&[Onward::Small, Onward::Large, Onward::Small, Onward::Stop]);
+    let [first, second, third, fourth] = parts[..] else { panic!("{parts:?}") };
+    assert!(is(first, small) && is(second, small), "{parts:?}");
+    assert!(is(third, large) && is(fourth, small), "{parts:?}");
+    let parts = serve(&[Onward::Small; 100]);
+    assert!((16..=20).contains(&parts.len()), "all of it: {parts:?}");
 }
 
 /// Every pair that readers get to see can be read.

@@ -25,7 +25,7 @@ use crate::engine::command::{Command, CommandReply};
 use crate::engine::conflicts::{Conflicts, Noted};
 use crate::engine::former::LostWrite;
 use crate::engine::lease_owner::LeaseLook;
-use crate::engine::mvcc::{Claims, Mvcc, Sweep};
+use crate::engine::mvcc::{Claims, Mvcc, Onward, Sweep};
 use crate::engine::replica::{Admission, ClockNews, Effect, Refusal, Replica};
 use crate::error::{Error, Result, StoreError};
 use crate::metrics::ApplyMetrics;
@@ -56,7 +56,7 @@ const SWEEP_NICE: i32 = 19;
 const SWEEP_RETRY_MILLIS: u64 = 60_000;
 
 /// Between two parts of a catch-up that is served while clients write, there is a pause of so many times what a part takes ...
-const PAUSE_FACTOR: u32 = 3;
+const PAUSE_FACTOR: f64 = 1.5;
 /// ... up to this.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
@@ -750,9 +750,12 @@ impl Driver {
         let read = move |mvcc: &Mvcc, send: SendTo<'_>| {
             let mut pace = Pace::new(&shared);
             mvcc.serve_catch_up(&request, &claims, |part| {
-                let sent = send(to, Message::CatchUpPart(Box::new(part)));
-                pace.keep();
-                sent
+                let is_sent = send(to, Message::CatchUpPart(Box::new(part)));
+                match (is_sent, pace.keep()) {
+                    (false, _) => Onward::Stop,
+                    (true, false) => Onward::Large,
+                    (true, true) => Onward::Small,
+                }
             })
         };
         self.read_for_peer(read, Some(to), Urgency::Background);
@@ -906,7 +909,7 @@ fn reach(send: impl Fn() -> Result<(), Refused>, patience: Duration) -> bool {
     }
 }
 
-/// Leaves processor and disk to the clients of this member while they write, most of the time.
+/// Leaves processor, disk and network to the clients of this member while they write, most of the time.
 struct Pace<'a> {
     shared: &'a Shared,
     /// What this member had accepted by then.
@@ -919,13 +922,16 @@ impl<'a> Pace<'a> {
         Self { shared, entries: shared.entries(), since: Instant::now() }
     }
 
-    /// Pauses if anybody has written anything since the last time, for a multiple of the time that has gone by.
-    fn keep(&mut self) {
+    /// Pauses if anybody has written anything since the last time, for a multiple of the time that has gone by. Answers
+    /// whether it did.
+    fn keep(&mut self) -> bool {
         let entries = self.shared.entries();
-        if entries != self.entries {
-            std::thread::sleep((self.since.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX));
+        let is_busy = entries != self.entries;
+        if is_busy {
+            std::thread::sleep(self.since.elapsed().mul_f64(PAUSE_FACTOR).min(PAUSE_MAX));
         }
         (self.entries, self.since) = (entries, Instant::now());
+        is_busy
     }
 }
 

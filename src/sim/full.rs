@@ -6,7 +6,7 @@ use super::world::{Actor, now_at};
 use crate::engine::command::{Command, CommandReply, Reply};
 use crate::engine::former::LostWrite;
 use crate::engine::lease::KeepAlive;
-use crate::engine::mvcc::Claims;
+use crate::engine::mvcc::{Claims, Onward};
 use crate::engine::replica::{Admission, ClockNews, ClusterOptions, Effect, Refusal, Replica};
 use crate::engine::{Failure, Options};
 use crate::replication::message::{Message, Segments};
@@ -239,7 +239,7 @@ impl Full {
                 let claims = Claims { heads, complete, collected };
                 let served = replica.writer().mvcc().serve_catch_up(&request, &claims, |part| {
                     self.sent.push((to, Message::CatchUpPart(Box::new(part))));
-                    true
+                    Onward::Large
                 });
                 served.expect("no fault");
                 replica.loaded(to, now).expect("no fault");

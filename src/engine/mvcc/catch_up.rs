@@ -19,6 +19,8 @@ use crate::types::Revision;
 
 /// A part: small enough that neither side does anything else for long.
 const PART_BYTES_MAX: usize = 1 << 20;
+/// A part while others use the same link: on one of 1 Gbit/s they wait 2 ms for it.
+const SMALL_PART_BYTES: usize = 256 << 10;
 /// Room for the op that is one too many, mostly.
 const PART_BYTES_MORE: usize = 4 << 10;
 /// In how many parts a request is answered.
@@ -50,16 +52,29 @@ pub struct Claims {
     pub collected: Timestamp,
 }
 
+/// What is to come after a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onward {
+    /// A part that nobody minds.
+    Large,
+    /// A part for which others do not wait long.
+    Small,
+    /// Nothing: the last one was not taken.
+    Stop,
+}
+
 impl Mvcc {
-    /// Answers a request for the data, in parts; stops when one of them is not taken.
+    /// Answers a request for the data, in parts, of which the first is a small one.
     pub fn serve_catch_up(
         &self,
         request: &CatchUp,
         claims: &Claims,
-        mut take: impl FnMut(CatchUpPart) -> bool,
+        mut take: impl FnMut(CatchUpPart) -> Onward,
     ) -> Result<(), StoreError> {
         let mut left = usize::try_from(request.bytes_max).unwrap_or(usize::MAX);
-        let part_bytes = (left / PARTS).clamp(1, PART_BYTES_MAX);
+        let large = (left / PARTS).clamp(1, PART_BYTES_MAX);
+        let small = large.min(SMALL_PART_BYTES);
+        let mut part_bytes = small;
         // What is not there yet is not covered by what is claimed: it comes as entries.
         let newest = Place { revision: self.revision(), n: u32::MAX };
         let durable = self.marks.read().durable.unwrap_or(newest);
@@ -87,7 +102,12 @@ impl Mvcc {
                 progress,
                 floors,
             };
-            if !take(part) || !more {
+            part_bytes = match take(part) {
+                Onward::Large => large,
+                Onward::Small => small,
+                Onward::Stop => return Ok(()),
+            };
+            if !more {
                 return Ok(());
             }
             after = next;

@@ -58,7 +58,7 @@ use crate::storage::{Space, Store};
 use crate::time::Timestamp;
 use crate::types::{KeyRange, KeyValue, LeaseId, Revision};
 
-pub use catch_up::{Claims, StatePart};
+pub use catch_up::{Claims, Onward, StatePart};
 pub use compact::Sweep;
 pub(super) use compact::{Reclaim, SLICE_KEYS, SLICE_KEYS_BUSY};
 use dead::DeadBytes;

@@ -20,9 +20,9 @@ const FIRST_PART_PATIENCE_MILLIS: u64 = 1000;
 const PART_PATIENCE_MILLIS: u64 = 10_000;
 /// Who has sent nothing for so long, or nothing but that it is busy, is left for somebody else.
 const SILENCE_MAX_MILLIS: u64 = 30_000;
-/// A part that is not the last one counts as so much of what was asked for at once at least: half a part. What brings less
-/// is the work of many rows that are of no use here.
-const PARTS_ASKED_FOR: u64 = 16;
+/// A part that is not the last one counts as so much of what was asked for at once at least: half a part of the smallest kind.
+/// What brings less is the work of many rows that are of no use here.
+const PARTS_ASKED_FOR: u64 = 64;
 /// No log is as long as that: the keys of every row in it have to be in memory.
 const LOG_BYTES_MAX: u64 = 1 << 40;
 /// What comes may be so many times what the log takes, which is an estimate ...

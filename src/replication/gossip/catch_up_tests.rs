@@ -73,10 +73,10 @@ fn parts_without_end_are_left() {
             if is_left(&outputs) {
                 break outputs;
             }
-            assert!(parts < 1000, "{parts} parts of {bytes} bytes are taken");
+            assert!(parts < 10_000, "{parts} parts of {bytes} bytes are taken");
         };
-        // Twice the log and 64 MiB, by the bytes, or by half a megabyte each.
-        let bound = (2 * LOG_BYTES + (64 << 20)) / (bytes as u64).max(1 << 19) + 1;
+        // Twice the log and 64 MiB, by the bytes, or by 128 KiB each.
+        let bound = (2 * LOG_BYTES + (64 << 20)) / (bytes as u64).max(128 << 10) + 1;
         assert!(parts <= bound, "{parts} parts of {bytes} bytes");
         assert_eq!(starts_over_with(&outputs), Some(OTHER));
         assert_eq!(gossip.counts().misanswers, 1);
