@@ -750,12 +750,10 @@ impl Driver {
         let read = move |mvcc: &Mvcc, send: SendTo<'_>| {
             let mut pace = Pace::new(&shared);
             mvcc.serve_catch_up(&request, &claims, |part| {
-                let is_sent = send(to, Message::CatchUpPart(Box::new(part)));
-                match (is_sent, pace.keep()) {
-                    (false, _) => Onward::Stop,
-                    (true, false) => Onward::Large,
-                    (true, true) => Onward::Small,
+                if !send(to, Message::CatchUpPart(Box::new(part))) {
+                    return Onward::Stop;
                 }
+                if pace.keep() { Onward::Small } else { Onward::Large }
             })
         };
         self.read_for_peer(read, Some(to), Urgency::Background);

@@ -84,8 +84,9 @@ impl Mvcc {
         loop {
             let part = self.catch_up(&request.heads, (after, Some(end)), part_bytes)?;
             let StatePart { entries, next, progress } = part;
-            // However little it has: who asks for the next part has time for others in between.
-            left = left.saturating_sub(entries.bytes().max(part_bytes / 2).max(1));
+            // However little it has, since many rows were looked at: who asks for the next part has time for others in between.
+            let least = if entries.bytes() < part_bytes { large / 2 } else { 0 };
+            left = left.saturating_sub(entries.bytes().max(least).max(1));
             let more = left > 0 && next.is_some();
             let Claims { heads, complete, collected } = claims.clone();
             let floors = if next.is_none() { self.origin_floors() } else { Vec::new() };

@@ -340,10 +340,10 @@ pub struct Gossip {
     peers: BTreeMap<MemberId, Peer>,
     /// Who seems alive, in order.
     live: Vec<MemberId>,
-    /// Since when the others do not, as was seen when we promised.
-    dead_since: BTreeMap<MemberId, u64>,
     /// Those of them who are in the own zone.
     near: Vec<MemberId>,
+    /// Since when the other members seem dead, as was seen when we promised.
+    dead_since: BTreeMap<MemberId, u64>,
     /// Whether anybody waits for own entries to be acknowledged.
     is_awaited: bool,
     /// Origins whose moves are to be acknowledged, in their own time.
@@ -410,8 +410,8 @@ impl Gossip {
             table: 0,
             peers: BTreeMap::new(),
             live: Vec::new(),
-            dead_since: BTreeMap::new(),
             near: Vec::new(),
+            dead_since: BTreeMap::new(),
             is_awaited: true,
             unacknowledged: BTreeSet::new(),
             next_acknowledge: None,
