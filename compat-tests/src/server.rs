@@ -3,8 +3,10 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -316,11 +318,26 @@ fn flags(kind: Kind, data: &TempDir, place: &Place) -> Vec<String> {
 ///
 /// When there is no free port.
 pub fn free_ports() -> (u16, u16) {
-    let bind = || TcpListener::bind("127.0.0.1:0").expect("the loopback interface has free ports");
-    let port =
-        |socket: &TcpListener| socket.local_addr().expect("a bound socket has an address").port();
-    let (client, peer) = (bind(), bind());
-    (port(&client), port(&peer))
+    (free_port(), free_port())
+}
+
+/// Below those that the system gives to outgoing connections: one of these could take a port before the server does that it is
+/// meant for.
+fn free_port() -> u16 {
+    const PORTS: Range<u16> = 16_384..32_768;
+    /// Some tests use those next to it as well.
+    const APART: u16 = 8;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    // Other test programs may run at the same time.
+    let start = std::process::id() % u32::from(PORTS.end - PORTS.start);
+    let start = u16::try_from(start).expect("there are fewer ports");
+    let next = || {
+        let number = TAKEN.fetch_add(APART, Ordering::Relaxed).wrapping_add(start);
+        PORTS.start + number % (PORTS.end - PORTS.start)
+    };
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = PORTS.map(|_| next());
+    ports.find(is_free).expect("the loopback interface has free ports")
 }
 
 /// A program that runs beside a test; dropping it kills it.
@@ -393,11 +410,25 @@ pub fn until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Sends a signal; a process that has ended already is no error.
+/// Sends a signal; a process that has ended already is no error. One that is to stand still does so from then on: until one of
+/// its threads comes to handle the signal, the others go on.
 pub fn signal(child: &Child, signal: Signal) {
     let pid =
         i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
-    let _ = kill_process(pid, signal);
+    let is_sent = kill_process(pid, signal).is_ok();
+    if is_sent && signal == Signal::STOP {
+        until("all threads stand still", START_DEADLINE, || stands_still(child.id()));
+    }
+}
+
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // Behind the name, which may have anything in it. A thread that has ended goes on no more, either.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        state.is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
+    })
 }
 
 /// Waits for the end of a process and returns its exit code; kills it at the deadline.
