@@ -810,14 +810,14 @@ impl Driver {
     fn answer(&mut self) {
         self.shared.observe(self.replica.writer());
         self.answers.send();
-        for (reply, admission) in self.admissions.drain(..) {
-            let _ = reply.send(admission);
-        }
         // Whoever asked for a change sees it, from the answer on. And a member that was restarted while it caught up may be ready by
         // what it hears, without a word of the replica's.
         let is_late = self.replica.is_ready() && !self.shared.has_data();
-        if is_late || !self.membership_changes.is_empty() {
+        if is_late || !self.admissions.is_empty() || !self.membership_changes.is_empty() {
             self.shared.observe_cluster(&self.replica);
+        }
+        for (reply, admission) in self.admissions.drain(..) {
+            let _ = reply.send(admission);
         }
         for done in self.membership_changes.drain(..) {
             let _ = done.send(());

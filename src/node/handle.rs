@@ -176,6 +176,9 @@ pub(super) struct Shared {
     adopted: AtomicBool,
     /// Held while this process asks somebody to be admitted, until it is on record here what came of it.
     asks: tokio::sync::Mutex<()>,
+    /// Shared by those that this member admits, until they are on record here. Held alone while this member goes to others, or
+    /// leaves some: nobody is admitted by one that is about to go.
+    door: tokio::sync::RwLock<()>,
     removed: watch::Sender<Option<Removed>>,
     /// Where wishes to join go, if there can be peers.
     pub(super) calls: OnceLock<mpsc::Sender<Call>>,
@@ -236,6 +239,7 @@ impl Shared {
             failed: Notify::new(),
             adopted: AtomicBool::new(false),
             asks: tokio::sync::Mutex::new(()),
+            door: tokio::sync::RwLock::new(()),
             removed: watch::Sender::new(None),
             calls: OnceLock::new(),
             contacts,
@@ -416,6 +420,17 @@ impl Shared {
     /// Waits until nobody is being asked to admit this member; nobody is until the guard is dropped.
     pub(super) async fn asks(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.asks.lock().await
+    }
+
+    /// Lets somebody in: until the guard is dropped this member stays where it is. `None` if it is about to go.
+    pub(super) fn opens_door(&self) -> Option<tokio::sync::RwLockReadGuard<'_, ()>> {
+        let open = self.door.try_read().ok()?;
+        (!self.starts_anew()).then_some(open)
+    }
+
+    /// Waits until all are in whom this member has let in; nobody else is until the guard is dropped.
+    pub(super) async fn shuts_door(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.door.write().await
     }
 
     /// Whether somebody is a member, as far as this one knows.

@@ -194,11 +194,18 @@ impl Handle {
     }
 
     /// Leaves the cluster. After [`Leaving::Left`] this member starts anew, alone, with all of its data. One that was told to join
-    /// others, and has not been admitted yet, does so no more.
+    /// others, and has not been admitted yet, does so no more. It leaves also if nobody waits for that any more.
     pub async fn leave(&self) -> Result<Leaving, JoinError> {
+        let handle = self.clone();
+        let left = tokio::spawn(async move { handle.leave_now().await }).await;
+        left.unwrap_or(Err(JoinError::Failed(Error::Stopped)))
+    }
+
+    async fn leave_now(&self) -> Result<Leaving, JoinError> {
         let shared = &self.shared;
         // Whoever is asked just now may admit this member, and would be left with one that never comes.
         let asks = shared.asks().await;
+        let _shut = shared.shuts_door().await;
         if shared.starts_anew() || shared.is_joining() {
             return Err(Error::NotReady.into());
         }
@@ -318,8 +325,14 @@ impl Search {
         Err(JoinError::Unreachable(format!("{}: {why}", candidate.url)))
     }
 
-    /// Joins somebody, who may still refuse that: then nothing has changed.
+    /// Joins somebody, who may still refuse that: then nothing has changed. Of two that would go to each other at the same time
+    /// neither does.
     pub(super) async fn go_to_if_admitted(&self, candidate: &Candidate) -> Result<(), JoinError> {
+        let _shut = self.shared.shuts_door().await;
+        // Whoever has come meanwhile would be left behind.
+        if !self.shared.is_alone() {
+            return Err(JoinError::BothHavePeers);
+        }
         self.ask_first(candidate).await?;
         self.go_to(candidate).await
     }

@@ -184,6 +184,9 @@ impl PeerHandler for Gate {
         if !self.shared.is_ready() {
             return refuse("this member has not joined yet itself");
         }
+        let Some(_open) = self.shared.opens_door() else {
+            return refuse("this member is about to join or leave others itself");
+        };
         if self.shared.is_unsure() {
             return refuse("this member has just started");
         }
