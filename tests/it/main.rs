@@ -15,6 +15,7 @@ mod floods;
 mod forwarding;
 mod gateway;
 mod hostile;
+mod joining;
 mod leases;
 mod member;
 mod process;
