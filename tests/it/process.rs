@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -128,7 +130,19 @@ impl Drop for Process {
     }
 }
 
+/// Below those that the system gives to outgoing connections: one of these could take a port before the server does that it is
+/// meant for.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
-    listener.local_addr().expect("it is bound").port()
+    const PORTS: Range<u16> = 16_384..32_768;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    // Other test programs may run at the same time.
+    let start = std::process::id() % u32::from(PORTS.end - PORTS.start);
+    let start = u16::try_from(start).expect("there are fewer ports");
+    let next = || {
+        let number = TAKEN.fetch_add(1, Ordering::Relaxed).wrapping_add(start);
+        PORTS.start + number % (PORTS.end - PORTS.start)
+    };
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = PORTS.map(|_| next());
+    ports.find(is_free).expect("the loopback interface has free ports")
 }
