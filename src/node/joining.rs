@@ -27,6 +27,9 @@ use crate::types::{ClusterId, MemberId};
 
 /// How long somebody who is to be joined may take to answer, the connection included.
 const CONTACT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a member that leaves waits for somebody who could hear of it. One that has just joined knows what the others have before
+/// it takes them for alive.
+const HEARING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a wish to join waits for its turn, names and the answers of others included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Wishes to join that wait.
@@ -226,7 +229,9 @@ impl Handle {
         if shared.is_fenced() {
             return Err(Error::ClockSkew.into());
         }
-        if shared.live().is_empty() {
+        let mut live = shared.follow_live();
+        let somebody = async { live.wait_for(|live| !live.is_empty()).await.is_ok() };
+        if timeout(HEARING_TIMEOUT, somebody).await != Ok(true) {
             return Err(JoinError::NobodyHears);
         }
         shared.keep_contacts(Vec::new()).await?;
