@@ -14,7 +14,7 @@ use super::origins::Origins;
 use super::records;
 use crate::error::StoreError;
 use crate::storage::schema::{Identity, Meta, Op, OriginIndex, Place, Row, RowStamp};
-use crate::storage::{Space, Store};
+use crate::storage::{Space, Store, read_ahead};
 use crate::time::Timestamp;
 use crate::types::{LeaseId, Origin, Revision, TAG_MAX};
 
@@ -284,11 +284,12 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
         mvcc.marks().write().keep();
     }
     let mut current = None;
-    for item in mvcc.store().rows(Space::Log, Bound::Unbounded, Bound::Unbounded) {
-        let (key, value) = item?;
+    let rows = mvcc.store().passing_rows(Space::Log, Bound::Unbounded, Bound::Unbounded);
+    read_ahead(rows, |key, value| {
         let place = Place::decode(&key, meta.tag)?;
-        let row = Row::decode(place, value)?;
+        let mut row = Row::decode(place, value)?;
         check_row(place, &row, &meta.origins)?;
+        detach_record(&mut row.op);
         end.newest = place;
         end.is_empty = false;
         end.time = end.time.max(row.stamp.time);
@@ -297,11 +298,11 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
         }
         if meta.removed || meta.former.is_some_and(|former| place.with_tag(0) <= former) {
             end.note_former(&row);
-            continue;
+            return Ok(());
         }
         if meta.is_of_former_cluster(place, &row) {
             end.hidden_bytes += u64::from(row_bytes(&row.op));
-            continue;
+            return Ok(());
         }
         let entry = (row.stamp.origin, row.seq);
         if meta.peered.is_some() && current.replace(entry) != Some(entry) {
@@ -310,7 +311,7 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
         if row.hidden {
             restore_hidden(mvcc, place, &row);
             end.hidden_bytes += u64::from(row_bytes(&row.op));
-            continue;
+            return Ok(());
         }
         match &row.op {
             Op::Put(kv) => {
@@ -326,8 +327,21 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
                 mvcc.records().write().apply(place, &row, &meta.origins);
             }
         }
-    }
+        Ok(())
+    })?;
     Ok(end)
+}
+
+/// Records are kept as they are. All else goes soon, and may share memory with the block that it was read from.
+fn detach_record(op: &mut Op) {
+    match op {
+        Op::InternalPut { key, value, .. } => {
+            *key = Bytes::copy_from_slice(key);
+            *value = Bytes::copy_from_slice(value);
+        }
+        Op::InternalDelete { key, .. } => *key = Bytes::copy_from_slice(key),
+        Op::Put(_) | Op::Delete { .. } => {}
+    }
 }
 
 /// A hidden delete may count, for what is on its way.

@@ -18,10 +18,11 @@
 //! * Rows of the log are written once and never changed; they may be deleted.
 //! * After an error of `commit` the store is unusable: what it holds is unknown until it is opened again.
 //!
-//! Nothing here knows etcd, a clock or a thread of its own (fjall has some).
+//! Nothing here knows etcd or a clock. Threads end with the call that begins them, or with the [`Ingest`] (fjall has some of its own).
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod ahead;
 pub(crate) mod codec;
 mod disk;
 mod ingest;
@@ -40,6 +41,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::MemfdFlags;
 
+pub use ahead::read_ahead;
 pub use disk::{Disk, DiskOptions};
 pub use ingest::{EncodedRows, Ingest};
 pub use memory::{Fault, Memory};
