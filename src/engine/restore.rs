@@ -14,7 +14,7 @@ use super::origins::Origins;
 use super::records;
 use crate::error::StoreError;
 use crate::storage::schema::{Identity, Meta, Op, OriginIndex, Place, Row, RowStamp};
-use crate::storage::{Space, Store, read_ahead};
+use crate::storage::{Space, Store};
 use crate::time::Timestamp;
 use crate::types::{LeaseId, Origin, Revision, TAG_MAX};
 
@@ -284,8 +284,7 @@ fn read_log(mvcc: &Mvcc, lessor: &Lessor, meta: &StoreMeta) -> Result<LogEnd, St
         mvcc.marks().write().keep();
     }
     let mut current = None;
-    let rows = mvcc.store().passing_rows(Space::Log, Bound::Unbounded, Bound::Unbounded);
-    read_ahead(rows, |key, value| {
+    mvcc.store().for_each_row(Space::Log, |key, value| {
         let place = Place::decode(&key, meta.tag)?;
         let mut row = Row::decode(place, value)?;
         check_row(place, &row, &meta.origins)?;

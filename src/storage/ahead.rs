@@ -1,7 +1,8 @@
 //! Reads rows on a thread of its own, ahead of whoever takes them: reading a store, and building what is kept of it in memory, cost
 //! about the same.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::iter::Peekable;
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use bytes::Bytes;
@@ -15,54 +16,42 @@ const PARCEL_BYTES: usize = 1 << 20;
 /// Parcels that wait to be taken.
 const PARCELS_AHEAD: usize = 4;
 
-/// Some rows.
-struct Parcel {
-    rows: Vec<(Bytes, Bytes)>,
-    /// Whether there may be more.
-    goes_on: bool,
-}
-
 /// Hands rows on in order, and ends with the first error of either side. Few of them are read by the caller itself.
-pub fn read_ahead(mut rows: Rows, mut take: impl FnMut(Bytes, Bytes) -> Result<()>) -> Result<()> {
+pub(super) fn read_ahead(
+    rows: Rows,
+    mut take: impl FnMut(Bytes, Bytes) -> Result<()>,
+) -> Result<()> {
+    let mut rows = rows.peekable();
     let mut take_all = |parcel: Vec<(Bytes, Bytes)>| {
         parcel.into_iter().try_for_each(|(key, value)| take(key, value))
     };
-    let first = parcel(&mut rows)?;
-    if !first.goes_on {
-        return take_all(first.rows);
+    let first = next_parcel(&mut rows)?;
+    if rows.peek().is_none() {
+        return take_all(first);
     }
     thread::scope(|scope| {
         let (sender, parcels) = sync_channel(PARCELS_AHEAD);
-        let read = move || send_parcels(&mut rows, &sender);
+        // An error of either side drops the receiver, and then the next parcel is not sent.
+        let read =
+            move || while rows.peek().is_some() && sender.send(next_parcel(&mut rows)).is_ok() {};
         thread::Builder::new().name("read-ahead".to_owned()).spawn_scoped(scope, read)?;
-        take_all(first.rows)?;
-        // An error drops the receiver, and the other thread ends with its next parcel.
-        parcels.into_iter().try_for_each(|rows| take_all(rows?))
+        take_all(first)?;
+        parcels.into_iter().try_for_each(|parcel| take_all(parcel?))
     })
 }
 
-fn send_parcels(rows: &mut Rows, sender: &SyncSender<Result<Vec<(Bytes, Bytes)>>>) {
-    loop {
-        let (parcel, goes_on) = match parcel(rows) {
-            Ok(Parcel { rows, goes_on }) => (Ok(rows), goes_on),
-            Err(error) => (Err(error), false),
-        };
-        if sender.send(parcel).is_err() || !goes_on {
-            return;
-        }
-    }
-}
-
-fn parcel(rows: &mut Rows) -> Result<Parcel> {
-    let mut taken = Vec::new();
+fn next_parcel(rows: &mut Peekable<Rows>) -> Result<Vec<(Bytes, Bytes)>> {
+    let mut parcel = Vec::new();
     let mut bytes = 0;
-    while taken.len() < PARCEL_ROWS && bytes < PARCEL_BYTES {
-        let Some(row) = rows.next() else { return Ok(Parcel { rows: taken, goes_on: false }) };
+    while parcel.len() < PARCEL_ROWS
+        && bytes < PARCEL_BYTES
+        && let Some(row) = rows.next()
+    {
         let (key, value) = row?;
         bytes += key.len() + value.len();
-        taken.push((key, value));
+        parcel.push((key, value));
     }
-    Ok(Parcel { rows: taken, goes_on: true })
+    Ok(parcel)
 }
 
 #[cfg(test)]

@@ -41,7 +41,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::MemfdFlags;
 
-pub use ahead::read_ahead;
 pub use disk::{Disk, DiskOptions};
 pub use ingest::{EncodedRows, Ingest};
 pub use memory::{Fault, Memory};
@@ -200,6 +199,22 @@ impl Store {
         match self {
             Self::Disk(disk) => disk.passing_rows(space, from, to),
             Self::Memory(memory) => memory.rows(space, from, to),
+        }
+    }
+
+    /// Hands all rows of a space on, in key order, as of now; they may share memory as [`Self::passing_rows`] do. Ends with the first
+    /// error, also of `take`. Those of a disk are read by another thread meanwhile.
+    pub fn for_each_row(
+        &self,
+        space: Space,
+        mut take: impl FnMut(Bytes, Bytes) -> Result<()>,
+    ) -> Result<()> {
+        let mut rows = self.passing_rows(space, Bound::Unbounded, Bound::Unbounded);
+        match self {
+            Self::Disk(_) => ahead::read_ahead(rows, take),
+            Self::Memory(_) => {
+                rows.try_for_each(|row| row.and_then(|(key, value)| take(key, value)))
+            }
         }
     }
 
