@@ -176,7 +176,7 @@ pub(super) struct Shared {
     adopted: AtomicBool,
     /// Held while this process asks somebody to be admitted, until it is on record here what came of it.
     asks: tokio::sync::Mutex<()>,
-    /// Shared by those that this member admits, until they are on record here. Held alone while this member goes to others, or
+    /// Shared by those that this member admits or adds, until they are on record here. Held alone while this member goes to others, or
     /// leaves some: nobody is admitted by one that is about to go.
     door: tokio::sync::RwLock<()>,
     removed: watch::Sender<Option<Removed>>,
@@ -716,6 +716,8 @@ impl Handle {
         if self.shared.is_fenced() {
             return Err(Error::ClockSkew);
         }
+        // Who goes to others, or leaves some, leaves the records of its members behind.
+        let _open = self.shared.opens_door().ok_or(Error::NotReady)?;
         let (done, wait) = oneshot::channel();
         self.send(Task::Members(changes, done))?;
         match tokio::time::timeout(self.shared.options.timeout, wait).await {
