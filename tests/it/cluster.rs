@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request};
 
 use crate::member::in_time;
-use crate::process::{Process, free_port};
+use crate::process::{Process, free_port, peer_flags};
 
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -30,15 +30,10 @@ impl Member {
     fn start(name: &str, contact: Option<&Self>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let peer_port = free_port();
-        let url = format!("http://127.0.0.1:{peer_port}");
-        let mut flags = vec![
-            format!("--name={name}"),
-            format!("--listen-peer-urls={url}"),
-            format!("--initial-advertise-peer-urls={url}"),
-        ];
+        let mut flags = peer_flags(name, peer_port).to_vec();
         flags.push(match contact {
             Some(contact) => format!("--join=127.0.0.1:{}", contact.peer_port),
-            None => format!("--initial-cluster={name}={url}"),
+            None => format!("--initial-cluster={name}=http://127.0.0.1:{peer_port}"),
         });
         let flags: Vec<_> = flags.iter().map(String::as_str).collect();
         Self { process: Process::start(dir.path(), &flags), peer_port, _dir: dir }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::member::{Member, eventually, in_time};
-use crate::process::{Process, free_port};
+use crate::process::{Process, free_port, peer_flags};
 
 const MIB: usize = 1 << 20;
 
@@ -585,12 +585,7 @@ struct Running {
 impl Running {
     fn start(name: &str, peer_port: u16, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let url = format!("http://127.0.0.1:{peer_port}");
-        let own = [
-            format!("--name={name}"),
-            format!("--listen-peer-urls={url}"),
-            format!("--initial-advertise-peer-urls={url}"),
-        ];
+        let own = peer_flags(name, peer_port);
         let flags: Vec<_> = own.iter().map(String::as_str).chain(more.iter().copied()).collect();
         Self { process: Process::start(dir.path(), &flags), peer_port, _dir: dir }
     }

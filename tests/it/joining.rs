@@ -1,20 +1,24 @@
 //! A member that is about to join others, and those that come to it meanwhile. The other is played by the test.
 
+use std::time::Duration;
+
+use starling::transport::wire::PROTOCOL;
+use starling_proto::etcdserverpb as etcd;
+use starling_proto::etcdserverpb::cluster_client::ClusterClient as EtcdClient;
 use starling_proto::starling::admin::v1 as admin;
 use starling_proto::starling::admin::v1::cluster_client::ClusterClient;
 use starling_proto::starling::peer::v1 as pb;
 use starling_proto::starling::peer::v1::peer_client::PeerClient;
 use starling_proto::starling::peer::v1::peer_server::{Peer, PeerServer};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::member::in_time;
-use crate::process::{Process, free_port};
+use crate::member::{Member, eventually, in_time};
+use crate::process::{Process, free_port, peer_flags};
 
-/// The protocol version that members speak.
-const PROTOCOL: u32 = 1;
 /// Less than the id of anybody who is told to go to the least.
 const LEAST: u64 = 1;
 /// What the test leaves waiting.
@@ -35,10 +39,10 @@ impl Played {
         &self,
         question: impl FnOnce(oneshot::Sender<T>) -> Question,
     ) -> Result<Response<T>, Status> {
-        let over = |()| Status::unavailable("the test is over");
+        let over = Status::unavailable("the test is over");
         let (reply, wait) = oneshot::channel();
-        self.0.send(question(reply)).await.map_err(|_| over(()))?;
-        wait.await.map(Response::new).map_err(|_| over(()))
+        let Ok(()) = self.0.send(question(reply)).await else { return Err(over) };
+        wait.await.map(Response::new).map_err(|_| over)
     }
 }
 
@@ -122,11 +126,10 @@ struct Real {
 impl Real {
     fn start(flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let url = format!("http://127.0.0.1:{}", free_port());
-        let (listen, advertise) =
-            (format!("--listen-peer-urls={url}"), format!("--initial-advertise-peer-urls={url}"));
-        let own = ["--name=real", &listen, &advertise];
-        let flags: Vec<_> = own.iter().chain(flags).copied().collect();
+        let peer_port = free_port();
+        let own = peer_flags("real", peer_port);
+        let flags: Vec<_> = own.iter().map(String::as_str).chain(flags.iter().copied()).collect();
+        let url = format!("http://127.0.0.1:{peer_port}");
         Self { process: Process::start(dir.path(), &flags), url, _dir: dir }
     }
 
@@ -144,6 +147,15 @@ impl Real {
         };
         let refusal = client.join(request).await.expect("an answer").into_inner().refusal;
         if refusal.is_empty() { Ok(()) } else { Err(refusal) }
+    }
+
+    /// Somebody wants to have a member added. Answers why not, if so.
+    async fn adds(&self) -> Result<(), (Code, String)> {
+        let mut client = EtcdClient::new(self.process.channel().await);
+        let peer_ur_ls = vec!["http://127.0.0.1:10".to_owned()];
+        let request = etcd::MemberAddRequest { peer_ur_ls, ..Default::default() };
+        let answer = client.member_add(request).await;
+        answer.map(drop).map_err(|status| (status.code(), status.message().to_owned()))
     }
 
     async fn told_to_join(&self, address: &str) -> Result<admin::JoinReply, Status> {
@@ -172,6 +184,7 @@ async fn who_is_about_to_go_admits_nobody() {
             "of two that would go to each other neither does"
         );
         assert_eq!(real.admits(false).await, busy);
+        assert_eq!(real.adds().await.map_err(|(code, _)| code), Err(Code::Unavailable));
         let refusal = "no".to_owned();
         let _ = answer.send(pb::JoinReply { refusal, ..pb::JoinReply::default() });
     };
@@ -179,6 +192,7 @@ async fn who_is_about_to_go_admits_nobody() {
     let status = outcome.expect_err("it is refused");
     assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "not admitted: no"));
     assert_eq!(real.admits(false).await, Ok(()), "it stays, and admits others");
+    assert_eq!(real.adds().await, Ok(()));
 }
 
 #[tokio::test]
@@ -201,4 +215,18 @@ async fn who_has_admitted_somebody_does_not_go_away() {
     };
     let (outcome, ()) = tokio::join!(told, meanwhile);
     assert_eq!(outcome.expect("the other one comes").outcome(), admin::join_reply::Outcome::Called);
+}
+
+#[tokio::test]
+async fn a_leave_is_finished_though_nobody_waits_for_it() {
+    let members = Member::found(2);
+    for member in &members {
+        eventually("both are alive", || member.handle().live_members().len() == 2).await;
+    }
+    let handle = members[1].handle();
+    // Asked for once, and given up.
+    let given_up = timeout(Duration::ZERO, handle.leave()).await;
+    assert!(given_up.is_err(), "{given_up:?} at once");
+    let anew = in_time("it leaves", members[1].anew()).await;
+    assert!(anew.has_left && anew.contacts.is_empty(), "{anew:?}");
 }

@@ -8,7 +8,7 @@ use starling::engine::Options;
 use starling::http::{FaceOptions, Listener, Server, ServerOptions, forwarded};
 use starling::metrics::Metrics;
 use starling::node::{
-    AuthOptions, ClusterOptions, Handle, MemberRecord, Node, NodeOptions, PeerOptions,
+    Anew, AuthOptions, ClusterOptions, Handle, MemberRecord, Node, NodeOptions, PeerOptions,
     RequestOptions, Retention, Services, founding_cluster,
 };
 use starling::storage::schema::Identity;
@@ -97,6 +97,11 @@ impl Member {
 
     pub(crate) fn handle(&self) -> Handle {
         self.node.as_ref().expect("it runs until it is dropped").handle()
+    }
+
+    /// Waits until it is to start anew.
+    pub(crate) async fn anew(&self) -> Anew {
+        self.node.as_ref().expect("it runs until it is dropped").anew().await
     }
 
     /// A connection of its own.

@@ -130,6 +130,16 @@ impl Drop for Process {
     }
 }
 
+/// What a member is given so that others reach it at this port.
+pub(crate) fn peer_flags(name: &str, peer_port: u16) -> [String; 3] {
+    let url = format!("http://127.0.0.1:{peer_port}");
+    [
+        format!("--name={name}"),
+        format!("--listen-peer-urls={url}"),
+        format!("--initial-advertise-peer-urls={url}"),
+    ]
+}
+
 /// Below those that the system gives to outgoing connections: one of these could take a port before the server does that it is
 /// meant for.
 pub(crate) fn free_port() -> u16 {

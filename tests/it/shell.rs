@@ -6,22 +6,13 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::process::{Process, free_port};
+use crate::process::{Process, free_port, peer_flags};
 
 /// A member that peers can reach, alone at first.
 struct Member {
     process: Process,
     peer_port: u16,
     dir: TempDir,
-}
-
-fn peer_flags(name: &str, peer_port: u16) -> Vec<String> {
-    let url = format!("http://127.0.0.1:{peer_port}");
-    vec![
-        format!("--name={name}"),
-        format!("--listen-peer-urls={url}"),
-        format!("--initial-advertise-peer-urls={url}"),
-    ]
 }
 
 fn strs(flags: &[String]) -> Vec<&str> {
