@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use starling_compat_tests::server::Kind;
+use starling_compat_tests::server::{Kind, until};
 use starling_compat_tests::{Server, tools};
 
 use crate::differences;
@@ -118,7 +118,11 @@ fn health_under_an_alarm_is_that_of_etcd() {
 #[test]
 fn etcd_has_a_version() {
     if tools::etcd().is_some() {
-        has_a_version(&Server::etcd());
+        let etcd = Server::etcd();
+        // It serves before it has settled on one.
+        let is_settled = || !ask(&etcd, "GET /version").body.contains("not_decided");
+        until("etcd has settled on a version", Duration::from_secs(60), is_settled);
+        has_a_version(&etcd);
     }
 }
 
